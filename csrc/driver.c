@@ -1,0 +1,147 @@
+/* Tasks to threads: the only OpenMP in the project.
+ *
+ * All tasks of a step are laid end to end and measured in cache lines of parameters, so a float64 element counts
+ * twice a float32 one. Each thread takes one contiguous share of equal length: a thousand small arrays cost one
+ * parallel region, and one large array is cut evenly. */
+#include "fastadam.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#include <pthread.h>
+#endif
+
+/* A region whose workers sleep costs some 30 us to open: two threads break even at 2048 lines each (64 Ki float32
+ * in all), and gain a quarter at this many. */
+enum { LINES_PER_THREAD = 4096 };
+
+static int64_t lay_end_to_end(fa_task *tasks, int64_t count)
+{
+    int64_t lines = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t line = tasks[i].kernel->line;
+        tasks[i].first = lines;
+        lines += tasks[i].n / line + (tasks[i].n % line != 0);
+    }
+    return lines;
+}
+
+/* The last task that begins at or before the given line. */
+static int64_t task_at(const fa_task *tasks, int64_t count, int64_t line)
+{
+    int64_t low = 0, high = count;
+    while (high - low > 1) {
+        int64_t middle = low + (high - low) / 2;
+        if (tasks[middle].first <= line)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void run_share(const fa_task *tasks, int64_t count, int64_t lines, int part, int parts)
+{
+    int64_t each = lines / parts, rest = lines % parts;
+    int64_t from = each * part + (part < rest ? part : rest);
+    int64_t to = from + each + (part < rest);
+
+    fa_fp_state saved;
+    fa_fp_default(&saved);
+    for (int64_t i = task_at(tasks, count, from); i < count && tasks[i].first < to; i++) {
+        const fa_task *t = &tasks[i];
+        int64_t line = t->kernel->line;
+        int64_t begin = from > t->first ? (from - t->first) * line : 0;
+        int64_t end = t->n / line < to - t->first ? t->n : (to - t->first) * line;
+        if (begin < end)
+            t->kernel->run(t, begin, end);
+    }
+    fa_fp_restore(&saved);
+}
+
+#ifdef _OPENMP
+
+static int forked; /* libgomp's team does not survive fork: a region with more than one thread would hang */
+
+static void mark_forked(void)
+{
+    forked = 1;
+}
+
+void fa_watch_forks(void)
+{
+    pthread_atfork(0, 0, mark_forked);
+}
+
+int fa_has_openmp(void)
+{
+    return 1;
+}
+
+int fa_max_threads(void)
+{
+    if (forked || omp_in_parallel())
+        return 1;
+    int threads = omp_get_max_threads(), cpus = omp_get_num_procs();
+    return threads < cpus ? threads : cpus;
+}
+
+static int team_size(int64_t lines, int threads, int bound)
+{
+    if (forked || omp_in_parallel())
+        return 1;
+    int64_t most = threads;
+    if (threads == 0) {
+        if (lines < 2 * LINES_PER_THREAD)
+            return 1;
+        most = fa_max_threads();
+        if (most > bound)
+            most = bound;
+        lines /= LINES_PER_THREAD;
+    }
+    if (most > lines)
+        most = lines;
+    return most > 1 ? (int)most : 1;
+}
+
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound)
+{
+    int64_t lines = lay_end_to_end(tasks, count);
+    int team = team_size(lines, threads, bound);
+    if (team == 1) {
+        run_share(tasks, count, lines, 0, 1);
+        return 1;
+    }
+#pragma omp parallel num_threads(team)
+    {
+#pragma omp single nowait
+        team = omp_get_num_threads(); /* the runtime may give fewer than asked for */
+        run_share(tasks, count, lines, omp_get_thread_num(), omp_get_num_threads());
+    }
+    return team;
+}
+
+#else
+
+void fa_watch_forks(void)
+{
+}
+
+int fa_has_openmp(void)
+{
+    return 0;
+}
+
+int fa_max_threads(void)
+{
+    return 1;
+}
+
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound)
+{
+    (void)threads;
+    (void)bound;
+    run_share(tasks, count, lay_end_to_end(tasks, count), 0, 1);
+    return 1;
+}
+
+#endif

@@ -1,0 +1,95 @@
+/* The whole C interface of fastadam.
+ *
+ * The caller (fastadam/_core.pyx) has validated everything before it comes here. For every task:
+ *   - array[FA_PARAM] and the state arrays hold n elements of the kernel's type, aligned, and overlap nothing
+ *     but themselves; array[FA_GRAD] holds n elements, is only read, and overlaps nothing that is written;
+ *   - kernel and factors belong to the same rule.
+ * In return nothing here allocates, fails, calls Python or keeps state, except the chosen instruction set and
+ * the mark that this process is a forked child.
+ */
+#ifndef FASTADAM_H
+#define FASTADAM_H
+
+#include <stdint.h>
+
+/* ---- rules (rules.inc) ---------------------------------------------------------------------------------- */
+
+/* One entry for each loop that is compiled: a rule and the flags that are constant in it. */
+typedef enum {
+    FA_ADAM,
+    FA_ADAM_L2,
+    FA_ADAM_DECOUPLED,
+    FA_ADAM_AMSGRAD,
+    FA_ADAM_L2_AMSGRAD,
+    FA_ADAM_DECOUPLED_AMSGRAD,
+    FA_RULES
+} fa_rule;
+
+typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
+
+/* The order of a task's arrays; the state of a rule follows the gradient. */
+enum { FA_PARAM, FA_GRAD, FA_STATE, FA_EXP_AVG = FA_STATE, FA_EXP_AVG_SQ, FA_MAX_EXP_AVG_SQ, FA_ARRAYS };
+
+/* ---- factors (factors.c) -------------------------------------------------------------------------------- */
+
+/* What the user chose for Adam. */
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay, eps_root;
+    int decoupled, amsgrad, maximize, bias_correction, eps_hat;
+} fa_adam_options;
+
+/* What the Adam loops read: the same for all elements of one group at one step. Kernels round each to their
+ * element type, once. */
+typedef struct {
+    double s;                    /* multiplies the gradient */
+    double wd, d;                /* L2: g += wd*p; decoupled: p *= d */
+    double b1, c1, b2, c2;       /* moments: m = b1*m + c1*g, v = b2*v + c2*g*g */
+    double step_size, inv_bc2;   /* bias corrections, and where eps is put */
+    double eps_root, eps;
+} fa_adam_factors;
+
+fa_rule fa_adam_rule(const fa_adam_options *options);
+void fa_adam_factors_at(int64_t step, const fa_adam_options *options, double grad_scale, fa_adam_factors *out);
+
+/* ---- kernels and instruction sets (kernels.c, cpu.c) ---------------------------------------------------- */
+
+typedef struct fa_task fa_task;
+
+typedef struct {
+    void (*run)(const fa_task *task, int64_t begin, int64_t end); /* updates elements [begin, end) */
+    int64_t line;                                                 /* elements in a cache line of parameters */
+} fa_kernel;
+
+typedef enum { FA_BASELINE, FA_AVX2, FA_AVX512, FA_ISAS } fa_isa;
+
+const fa_kernel *fa_kernel_of(fa_isa isa, fa_rule rule, fa_real real);
+
+const char *fa_isa_name(fa_isa isa);
+int fa_isa_available(fa_isa isa); /* compiled in, and this CPU and operating system have it */
+
+/* ---- the driver (driver.c) ------------------------------------------------------------------------------ */
+
+struct fa_task {
+    const fa_kernel *kernel;
+    void *array[FA_ARRAYS];
+    int64_t n;
+    const void *factors;
+    int64_t first; /* the driver's own: cache lines in the tasks before this one */
+};
+
+/* Run all tasks, in one parallel region, and return the number of threads it was given.
+ * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: serial for little work, else at
+ * most bound threads. Inside a parallel region, and in a forked child, it is always 1. */
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound);
+
+int fa_has_openmp(void);
+int fa_max_threads(void);       /* what the OpenMP runtime would give the calling thread; 1 without OpenMP */
+void fa_watch_forks(void);      /* call once */
+
+/* The floating-point control state of the calling thread: round to nearest, subnormals kept, no traps.
+ * Restoring brings back everything, sticky exception flags included. */
+typedef struct { unsigned char opaque[64]; } fa_fp_state;
+void fa_fp_default(fa_fp_state *saved);
+void fa_fp_restore(const fa_fp_state *saved);
+
+#endif

@@ -1,0 +1,82 @@
+"""Build of the one extension. Everything else about the package is in pyproject.toml."""
+
+import os
+import sys
+import tempfile
+from glob import glob
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FLAGS = [
+    "-O3",  # vectorise the loops
+    "-fno-math-errno",  # sqrt may be one instruction: nobody reads errno
+    "-fno-trapping-math",  # both sides of ?: may be computed: traps are masked while a kernel runs
+    "-ffp-contract=off",  # no fused multiply-add, which rounds once where the specification rounds twice
+    "-std=c11",  # static assertions, for loops with declarations
+]
+
+# The ways compilers spell OpenMP: (compile, link).
+OPENMP = [
+    (["-fopenmp"], ["-fopenmp"]),  # gcc, and clang with libomp
+    (["-Xpreprocessor", "-fopenmp"], ["-lomp"]),  # Apple's clang with libomp installed
+]
+
+PROBE = """
+#include <omp.h>
+int main(void) {
+    int n = 0;
+    #pragma omp parallel reduction(+:n)
+    n += omp_get_thread_num() >= 0;
+    return n < 1;
+}
+"""
+
+
+class BuildExt(build_ext):
+    """Adds OpenMP where a small program that uses it compiles and links, unless FASTADAM_OPENMP=0."""
+
+    def build_extensions(self):
+        flags = self.openmp_flags()
+        for extension in self.extensions:
+            extension.extra_compile_args += flags[0]
+            extension.extra_link_args += flags[1]
+        super().build_extensions()
+
+    def openmp_flags(self):
+        if os.environ.get("FASTADAM_OPENMP") == "0":
+            print("fastadam: OpenMP switched off by FASTADAM_OPENMP=0; the build is serial")
+            return [], []
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(PROBE)
+            for compile_flags, link_flags in OPENMP:
+                try:
+                    objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=compile_flags)
+                    self.compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=link_flags)
+                except Exception as error:  # each compiler class raises its own
+                    print(f"fastadam: no OpenMP with {' '.join(compile_flags)}: {error}", file=sys.stderr)
+                else:
+                    return compile_flags, link_flags
+        print("fastadam: this compiler has no OpenMP; the build is serial", file=sys.stderr)
+        return [], []
+
+
+setup(
+    cmdclass={"build_ext": BuildExt},
+    ext_modules=cythonize(
+        [
+            Extension(
+                "fastadam._core",
+                ["fastadam/_core.pyx", "csrc/cpu.c", "csrc/driver.c", "csrc/factors.c", "csrc/kernels.c"],
+                depends=[*glob("fastadam/*.px[di]"), "csrc/fastadam.h", "csrc/reals.inc", "csrc/rules.inc"],
+                include_dirs=["csrc", numpy.get_include()],
+                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+                extra_compile_args=list(FLAGS),
+            )
+        ]
+    ),
+)
