@@ -1,0 +1,31 @@
+"""The fastest and most trustworthy Adam for NumPy arrays on CPUs.
+
+>>> import numpy as np, fastadam
+>>> weights = [np.ones((3, 2), np.float32), np.zeros(2, np.float32)]
+>>> opt = fastadam.Adam(weights, lr=0.1)
+>>> opt.step([np.full((3, 2), 0.5, np.float32), np.ones(2, np.float32)])
+>>> weights[1]
+array([-0.1, -0.1], dtype=float32)
+"""
+
+from fastadam import _load
+
+_wait_policy = _load.load()
+
+from fastadam import reference
+from fastadam._config import __version__, config, show_config
+from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
+from fastadam.optimizers import Adam, AdamW
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "PerformanceWarning",
+    "__version__",
+    "adam_update",
+    "config",
+    "get_num_threads",
+    "reference",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,116 @@
+# Arrays: quick tests on borrowed pointers, which run no Python code, and the errors that explain what they refused.
+
+cdef bint same_layout(Array *a, Array *b) noexcept nogil:
+    """Same shape, and elements in the same order in memory without gaps."""
+    cdef int ndim = ndim_of(a)
+    return (ndim == ndim_of(b)
+            and memcmp(shape_of(a), shape_of(b), ndim * sizeof(np.npy_intp)) == 0
+            and (flags_of(a) & flags_of(b) & CONTIGUOUS) != 0)
+
+
+cdef bint is_usable(Array *array, int type) noexcept nogil:
+    """May be read and written by a kernel of that element type."""
+    return (flags_of(array) & USABLE) == USABLE and type_of(array) == type and is_native(array)
+
+
+cdef bint overlaps(Array *a, Array *b) noexcept nogil:
+    """For arrays without gaps."""
+    cdef char *a0 = data_of(a)
+    cdef char *b0 = data_of(b)
+    return a0 < b0 + nbytes_of(b) and b0 < a0 + nbytes_of(a) and nbytes_of(a) > 0 and nbytes_of(b) > 0
+
+
+cdef describe(object x):
+    if isinstance(x, numpy.ma.MaskedArray):
+        return "a masked array"
+    if isinstance(x, numpy.ndarray):
+        return f"an array of {x.dtype}, shape {x.shape}"
+    return f"a {type(x).__name__}"
+
+
+cdef check_is_array(object array, str name):
+    if not isinstance(array, numpy.ndarray) or isinstance(array, numpy.ma.MaskedArray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {describe(array)}; convert it with np.asarray first")
+
+
+cpdef check_writable(object array, str name):
+    """Raise unless the array may be updated in place."""
+    check_is_array(array, name)
+    if array.dtype.type not in (numpy.float32, numpy.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use .astype(np.float32)")
+    if not array.dtype.isnative:
+        raise ValueError(f"{name} must have native byte order, got {array.dtype.str}; "
+                         f"use .astype({array.dtype.newbyteorder('=').str!r})")
+    if not array.flags.aligned:
+        raise ValueError(f"{name} must be aligned in memory; use .copy()")
+    if not array.flags.writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array; use .copy() or .flags.writeable = True")
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        raise ValueError(f"{name} must be C- or F-contiguous, got strides {array.strides} for shape {array.shape}; "
+                         "use np.ascontiguousarray")
+
+
+cdef check_like(object array, str name, object param, str param_name):
+    """Raise unless a state array matches its parameter."""
+    check_writable(array, name)
+    if array.dtype != param.dtype:
+        raise TypeError(f"{name} must have the dtype of {param_name}, {param.dtype}, got {array.dtype}")
+    if array.shape != param.shape:
+        raise ValueError(f"{name} must have the shape of {param_name}, {param.shape}, got {array.shape}")
+    if not same_layout(<Array *>array, <Array *>param):
+        raise ValueError(f"{name} must have the memory order of {param_name}; use np.copy(..., order='K') or "
+                         "np.zeros_like")
+
+
+cdef object as_gradient(object grad, object param, str name, str param_name):
+    """The gradient as an array that can be used, if need be after a conversion; else raise."""
+    if isinstance(grad, numpy.floating) and param.ndim == 0:
+        grad = numpy.asarray(grad)
+    check_is_array(grad, name)
+    if grad.dtype.type not in (numpy.float16, numpy.float32, numpy.float64, numpy.longdouble):
+        raise TypeError(f"{name} must be of a real floating type, got {grad.dtype}; "
+                        f"use .astype({param.dtype.name!r})")
+    if grad.shape != param.shape:
+        raise ValueError(f"{name} must have the shape of {param_name}, {param.shape}, got {grad.shape}")
+    return grad
+
+
+cdef bint is_plain_array(Array *array):
+    return is_exactly_array(array) or (
+        is_array(array) and not isinstance(<object><PyObject *>array, numpy.ma.MaskedArray))
+
+
+cdef bint is_float(Array *array) noexcept nogil:
+    return type_of(array) == np.NPY_FLOAT or type_of(array) == np.NPY_DOUBLE
+
+
+cdef bint is_ready(Array *grad, Array *param) noexcept nogil:
+    """The kernel can read this gradient where it is."""
+    return (type_of(grad) == type_of(param) and is_native(grad) and (flags_of(grad) & NPY_ARRAY_ALIGNED) != 0
+            and same_layout(grad, param))
+
+
+cdef object converted(object grad, object param, str name, bint warn, int stacklevel):
+    """The gradient rounded to the parameter's type, in the parameter's memory order."""
+    cdef fa_fp_state saved
+    if warn:
+        warnings.warn(
+            f"{name} is copied at every step: it is {describe(grad)}, strides {grad.strides}, and its parameter is "
+            f"{describe(param)}, strides {param.strides}; make it with that dtype and order to save the copy",
+            PerformanceWarning, stacklevel=stacklevel)
+    copy = numpy.empty_like(param, subok=False)
+    with numpy.errstate(all="ignore"):      # what overflows becomes Inf, as IEEE rounding has it
+        fa_fp_default(&saved)
+        try:
+            numpy.copyto(copy, grad, casting="same_kind")
+        finally:
+            fa_fp_restore(&saved)
+    return copy
+
+
+cdef fa_real real_of(Array *array) noexcept nogil:
+    return FA_FLOAT64 if type_of(array) == np.NPY_DOUBLE else FA_FLOAT32
+
+
+cdef overlap_error(str name, str other):
+    return ValueError(f"{name} and {other} overlap in memory; give each its own memory with .copy()")

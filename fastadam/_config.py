@@ -1,0 +1,44 @@
+"""What this installation is and how it runs."""
+
+import platform
+from importlib.metadata import version
+
+import numpy
+
+import fastadam
+from fastadam import _core
+
+__version__ = version("fastadam")
+
+
+def config():
+    """What this installation is and how it runs, as a dict.
+
+    Keys: version, python, numpy, machine (str); isa, the kernel path in use, and isa_available, all paths of this
+    build and CPU; openmp (bool), False for a serial build; threads (int), the most that a step would take now;
+    openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they sleep),
+    "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME) or "loaded before fastadam" (another package).
+
+    Examples
+    --------
+    >>> import fastadam
+    >>> fastadam.config()["isa"] in fastadam.config()["isa_available"]
+    True
+    """
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "machine": platform.machine(),
+        "isa": _core.isa(),
+        "isa_available": _core.isas_available(),
+        "openmp": _core.has_openmp(),
+        "threads": _core.get_num_threads(),
+        "openmp_waits": fastadam._wait_policy,
+    }
+
+
+def show_config():
+    """Print `config`, one line each, for bug reports."""
+    for name, value in config().items():
+        print(f"{name + ':':15}{value}")

@@ -1,0 +1,282 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, autotestdict=False
+"""The boundary: validate everything, fill tasks, release the GIL, call C once.
+
+`adam_update` is the stateless form. `Engine` is the stateful one: it owns the step counters and remembers which
+memory it writes. The last thing either does before the C call is one pass that runs no Python code, so nothing
+(a schedule, a warning filter, a finalizer) can change an array between its check and its use.
+"""
+cimport cython
+cimport numpy as np
+from cpython.number cimport PyNumber_Index
+from cpython.object cimport PyObject
+from libc.math cimport isfinite
+from libc.stdint cimport int64_t
+from libc.stdlib cimport qsort
+from libc.string cimport memcmp, memset
+
+import os
+import warnings
+from threading import RLock
+
+import numpy
+from numpy.lib.array_utils import byte_bounds
+
+np.import_array()
+
+cdef extern from "numpy/arrayobject.h" nogil:
+    # NumPy's macros on borrowed pointers: no reference counting in the loop over the arrays.
+    ctypedef struct Array "PyArrayObject":
+        pass
+    int CONTIGUOUS "(NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS)"
+    int USABLE "(NPY_ARRAY_ALIGNED | NPY_ARRAY_WRITEABLE)"
+    int NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE
+    int flags_of "PyArray_FLAGS" (Array *)
+    int type_of "PyArray_TYPE" (Array *)
+    int ndim_of "PyArray_NDIM" (Array *)
+    np.npy_intp *shape_of "PyArray_DIMS" (Array *)
+    np.npy_intp size_of "PyArray_SIZE" (Array *)
+    np.npy_intp nbytes_of "PyArray_NBYTES" (Array *)
+    char *data_of "PyArray_BYTES" (Array *)
+    bint is_native "PyArray_ISNOTSWAPPED" (Array *)
+    bint is_array "PyArray_Check" (Array *)
+    bint is_exactly_array "PyArray_CheckExact" (Array *)
+
+cdef extern from "Python.h":
+    void *PyMem_Realloc(void *, size_t)
+    void PyMem_Free(void *)
+
+UPDATE_NAMES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")     # adam_update's arguments, in a task's order
+STATE_NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+SCHEDULABLE = ("lr", "eps", "weight_decay", "eps_root")     # and betas, as a whole or each
+MAX_THREADS = 1024      # OpenMP runtimes end the process when the system has no more threads to give
+
+
+class PerformanceWarning(UserWarning):
+    """A gradient had to be copied before the step; the message says how to avoid it."""
+
+
+# ---- instruction set and threads ------------------------------------------------------------------------------
+
+cdef fa_isa chosen_isa = FA_BASELINE
+cdef object thread_bound = None
+
+
+def isas_available():
+    """Names of the instruction-set paths that this build has and this CPU can run, narrowest first."""
+    return [fa_isa_name(<fa_isa>i).decode() for i in range(FA_ISAS) if fa_isa_available(<fa_isa>i)]
+
+
+def select_isa(name):
+    """Use the named path from now on; the empty name stands for the widest that this CPU can run."""
+    global chosen_isa
+    available = isas_available()
+    name = name or available[len(available) - 1]
+    if name not in available:
+        raise ImportError(
+            f"FASTADAM_ISA={name!r}: choose one of {', '.join(available)} (what this build and CPU have), or unset it")
+    for i in range(FA_ISAS):
+        if fa_isa_name(<fa_isa>i).decode() == name:
+            chosen_isa = <fa_isa>i
+
+
+def isa():
+    """The path in use."""
+    return fa_isa_name(chosen_isa).decode()
+
+
+def has_openmp():
+    return bool(fa_has_openmp())
+
+
+cpdef int as_threads(object threads) except -1:
+    """`threads` as a number for the driver: 0 stands for None, the automatic choice."""
+    if threads is None:
+        return 0
+    if isinstance(threads, (bool, numpy.bool_)) or not hasattr(threads, "__index__"):
+        raise TypeError(f"threads must be an int or None, got {threads!r}")
+    n = PyNumber_Index(threads)
+    if not 1 <= n <= MAX_THREADS:
+        raise ValueError(f"threads must be from 1 to {MAX_THREADS}, got {n}; None lets fastadam choose")
+    return n
+
+
+def set_num_threads(n):
+    """Bound the threads of every step that does not order its own with ``threads=``.
+
+    Parameters
+    ----------
+    n : int, 1 to 1024, or None
+        The most threads that a step may take. None removes the bound.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not such a number.
+
+    Examples
+    --------
+    >>> import fastadam
+    >>> fastadam.set_num_threads(1)
+    >>> fastadam.get_num_threads()
+    1
+    >>> fastadam.set_num_threads(None)
+    """
+    global thread_bound
+    thread_bound = as_threads(n) or None
+
+
+def get_num_threads():
+    """The most threads that a step started here and now would take.
+
+    The smallest of `set_num_threads`, what the OpenMP runtime grants the calling thread (``OMP_NUM_THREADS``,
+    threadpoolctl) and the CPUs that the process may run on. Steps with little work take fewer.
+
+    Examples
+    --------
+    >>> import fastadam
+    >>> fastadam.get_num_threads() >= 1
+    True
+    """
+    return min(fa_max_threads(), bound_of_threads())
+
+
+cdef int bound_of_threads():
+    return MAX_THREADS if thread_bound is None else thread_bound
+
+
+include "_values.pxi"
+include "_arrays.pxi"
+
+
+# ---- the stateless step; the stateful one is in _engine.pxi ---------------------------------------------------
+
+def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
+                decoupled_weight_decay=False, amsgrad=False, max_exp_avg_sq=None, maximize=False, bias_correction=True,
+                eps_root=0.0, eps_hat=False, grad_scale=1.0, threads=None):
+    """Apply one step of Adam to an array, in place, with state that you keep.
+
+    .. math::
+        m = \\beta_1 m + (1-\\beta_1) g, \\quad v = \\beta_2 v + (1-\\beta_2) g^2, \\quad
+        p = p - \\frac{lr}{1-\\beta_1^t} \\frac{m}{\\sqrt{v/(1-\\beta_2^t) + eps_{root}} + eps}
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        p, updated in place. Native byte order, aligned, writeable, C- or F-contiguous.
+    grad : ndarray of a real floating type
+        g, of the same shape, only read. Another dtype or memory order than `param`'s costs a copy and a
+        `PerformanceWarning`. For a 0-d `param` also a NumPy floating scalar.
+    exp_avg, exp_avg_sq : ndarray
+        m and v, updated in place, with the shape, dtype and memory order of `param`. Zeros at the start.
+    step : int, >= 1
+        t, the number of this step, counted from 1.
+    lr : float, default 1e-3, finite, >= 0
+        Learning rate.
+    betas : pair of float, default (0.9, 0.999), each in [0, 1)
+        Decay of the two averages per step.
+    eps : float, default 1e-8, finite, >= 0
+        Added to the root.
+    weight_decay : float, default 0, finite, >= 0
+        L2 penalty: g += weight_decay * p.
+    decoupled_weight_decay : bool, default False
+        AdamW instead: p *= 1 - lr * weight_decay, and the gradient is left alone.
+    amsgrad : bool, default False
+        Divide by the largest v so far, kept in `max_exp_avg_sq`.
+    max_exp_avg_sq : ndarray, with `amsgrad` only
+        Like `exp_avg_sq`.
+    maximize : bool, default False
+        Ascend: the gradient is negated.
+    bias_correction : bool, default True
+        False leaves out the two denominators 1 - beta**t.
+    eps_root : float, default 0, finite, >= 0
+        Added under the root (optax).
+    eps_hat : bool, default False
+        Add eps before the bias correction of v (Keras, thinc, scikit-learn): lr becomes
+        lr * sqrt(1 - beta2**t) and v is not corrected.
+    grad_scale : float, default 1, finite
+        Multiplies the gradient.
+    threads : int, 1 to 1024, or None
+        An order for exactly that many threads (at most one per cache line); None chooses.
+
+    Raises
+    ------
+    TypeError
+        Wrong kind of argument or dtype.
+    ValueError
+        Wrong value, shape, byte order, alignment or memory order; a read-only array; arrays that overlap. Whatever
+        is raised, nothing has changed.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> p, m, v = np.ones(3), np.zeros(3), np.zeros(3)
+    >>> for step in 1, 2:
+    ...     fastadam.adam_update(p, 2 * p, m, v, step, lr=0.1)
+    >>> p
+    array([0.80041223, 0.80041223, 0.80041223])
+
+    References
+    ----------
+    Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015. The placement of eps is torch's.
+    """
+    cdef fa_adam_options options
+    cdef fa_adam_factors factors
+    cdef fa_task task
+    cdef Array *array[4]
+    cdef int64_t t
+    cdef int i, j, count = 3, order = as_threads(threads), bound = bound_of_threads()
+    cdef double scale = as_grad_scale(grad_scale)
+
+    set_options(&options, lr, betas, eps, weight_decay, eps_root, decoupled_weight_decay, amsgrad, maximize,
+                bias_correction, eps_hat)
+    if options.amsgrad != (max_exp_avg_sq is not None):
+        raise ValueError("amsgrad=True needs max_exp_avg_sq, and max_exp_avg_sq needs amsgrad=True")
+    t = as_step(step)
+
+    array[0], array[1], array[2] = <Array *>param, <Array *>exp_avg, <Array *>exp_avg_sq
+    if options.amsgrad:
+        array[3] = <Array *>max_exp_avg_sq
+        count = 4
+
+    if not (is_exactly_array(<Array *>grad) and is_exactly_array(array[0])
+            and is_ready(<Array *>grad, array[0])):
+        check_writable(param, "param")
+        grad = as_gradient(grad, param, "grad", "param")
+        if not is_ready(<Array *>grad, array[0]):
+            for i in range(count):
+                if isinstance(<object><PyObject *>array[i], numpy.ndarray) and numpy.shares_memory(grad, <object><PyObject *>array[i]):
+                    raise overlap_error("grad", UPDATE_NAMES[i])
+            grad = converted(grad, param, "grad", True, 1)
+
+    # From here to the C call no Python code runs, unless to raise.
+    if not (is_exactly_array(array[0]) and is_usable(array[0], type_of(array[0])) and is_float(array[0])
+            and same_layout(array[0], array[0])):
+        check_writable(param, "param")
+    for i in range(1, count):
+        if not (is_exactly_array(array[i]) and is_usable(array[i], type_of(array[0]))
+                and same_layout(array[i], array[0])):
+            check_like(<object><PyObject *>array[i], UPDATE_NAMES[i], param, "param")
+    for i in range(count):
+        if overlaps(<Array *>grad, array[i]):
+            raise overlap_error("grad", UPDATE_NAMES[i])
+        for j in range(i):
+            if overlaps(array[i], array[j]):
+                raise overlap_error(UPDATE_NAMES[j], UPDATE_NAMES[i])
+
+    fa_adam_factors_at(t, &options, scale, &factors)
+    task.kernel = fa_kernel_of(chosen_isa, fa_adam_rule(&options), real_of(array[0]))
+    task.array[FA_PARAM], task.array[FA_GRAD] = data_of(array[0]), data_of(<Array *>grad)
+    for i in range(1, count):
+        task.array[FA_STATE + i - 1] = data_of(array[i])
+    task.n = size_of(array[0])
+    task.factors = &factors
+    with nogil:
+        fa_run(&task, 1, order, bound)
+
+
+include "_engine.pxi"
+
+
+assert ARRAYS == FA_ARRAYS
+select_isa(os.environ.get("FASTADAM_ISA"))
+fa_watch_forks()

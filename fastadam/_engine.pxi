@@ -1,0 +1,343 @@
+# Engine, the stateful step: parameters, their state and counters, and the memory that is written.
+
+cdef enum:
+    ARRAYS = 5              # FA_ARRAYS, which Cython does not know as a constant
+
+cdef struct Slot:           # one parameter
+    Array *array[ARRAYS]     # in a task's order, [FA_GRAD] unused, NULL where there is none; owned by Engine.arrays
+    char *data[ARRAYS]          # where each was when last looked at; [FA_GRAD]: the last gradient found to be apart
+    int64_t n
+    int64_t step
+    int group
+    bint active                 # has a gradient in this step
+    bint convert                # whose gradient has to be copied first
+    bint warned
+
+cdef struct Group:
+    fa_adam_options options
+    bint amsgrad                # what its state was made for
+    int64_t count               # its largest step counter
+    fa_adam_factors *factors    # the last made, for the counter below
+    int64_t step
+
+cdef struct Range:          # memory that is written
+    char *begin
+    char *end
+    Py_ssize_t slot
+    int array
+
+
+cdef int by_begin(const void *a, const void *b) noexcept nogil:
+    cdef char *x = (<const Range *>a).begin
+    cdef char *y = (<const Range *>b).begin
+    return (x > y) - (x < y)
+
+
+cdef int grow(void **memory, Py_ssize_t size) except -1:
+    cdef void *larger = PyMem_Realloc(memory[0], size)
+    if larger == NULL:
+        raise MemoryError()
+    memory[0] = larger
+    return 0
+
+
+@cython.final
+cdef class Engine:
+    """Parameters with their state and step counters, and the one call that updates them all.
+
+    Parameters are numbered in the order in which they were added. `lock` serialises everything that reads or
+    writes the state.
+    """
+    cdef readonly object lock
+    cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, exp_avg, exp_avg_sq, ...)
+    cdef dict index                     # key -> number
+    cdef list group_params
+    cdef Slot *slots
+    cdef Group *groups
+    cdef fa_task *tasks
+    cdef fa_adam_factors *factors
+    cdef Range *ranges                  # sorted, disjoint
+    cdef Py_ssize_t count, group_count, task_count, range_count
+    cdef bint stepping
+
+    def __cinit__(self):
+        self.lock = RLock()
+        self.keys, self.arrays, self.index, self.group_params = [], [], {}, []
+
+    def __dealloc__(self):
+        PyMem_Free(self.slots)
+        PyMem_Free(self.groups)
+        PyMem_Free(self.tasks)
+        PyMem_Free(self.factors)
+        PyMem_Free(self.ranges)
+
+    # -- what Python asks
+
+    def index_of(self, key):
+        return self.index[key]
+
+    def steps(self):
+        return [self.slots[i].step for i in range(self.count)]
+
+    def step_of(self, Py_ssize_t i):
+        return self.slots[i].step
+
+    # -- adding and loading
+
+    def add_group(self, list keys, tuple params, bint amsgrad, states=None, steps=None):
+        """Take over parameters as one more group, with fresh state or the given arrays and counters."""
+        cdef Py_ssize_t i, count = self.count, total = count + len(params)
+        cdef int a, state_count = 3 if amsgrad else 2
+        self.refuse_reentry("add_param_group")
+        for key, param in zip(keys, params):
+            check_writable(param, f"parameter {key!r}")
+        if states is None:
+            states = [[numpy.zeros_like(param, subok=False) for _ in range(state_count)] for param in params]
+        for key, param, state in zip(keys, params, states, strict=True):
+            for name, array in zip(STATE_NAMES[:state_count], state, strict=True):
+                check_like(array, f"{name} of parameter {key!r}", param, f"parameter {key!r}")
+        grow(<void **>&self.slots, total * sizeof(Slot))
+        grow(<void **>&self.tasks, total * sizeof(fa_task))
+        grow(<void **>&self.factors, total * sizeof(fa_adam_factors))
+        grow(<void **>&self.ranges, total * (ARRAYS - 1) * sizeof(Range))
+        grow(<void **>&self.groups, (self.group_count + 1) * sizeof(Group))
+
+        self.keys += keys
+        self.arrays += [(param, *state) for param, state in zip(params, states)]
+        for i in range(count, total):
+            memset(&self.slots[i], 0, sizeof(Slot))
+            self.slots[i].group = self.group_count
+            self.slots[i].n = self.arrays[i][0].size
+            self.slots[i].step = 0 if steps is None else steps[i - count]
+            for a, array in enumerate(self.arrays[i]):
+                self.slots[i].array[FA_PARAM if a == 0 else FA_STATE + a - 1] = <Array *>array
+        self.count = total
+        try:
+            self.locate()
+        except BaseException:
+            self.count = count
+            del self.keys[count:], self.arrays[count:]
+            self.locate()
+            raise
+        memset(&self.groups[self.group_count], 0, sizeof(Group))
+        self.groups[self.group_count].amsgrad = amsgrad
+        self.index = {key: i for i, key in enumerate(self.keys)}
+        self.group_params.append(params)
+        self.group_count += 1
+
+    def load(self, list groups, list new_groups, list new_arrays, list steps):
+        """Copy validated state in. Compiled, so that Ctrl-C waits until all of it is in."""
+        cdef Py_ssize_t i
+        self.refuse_reentry("load_state_dict")
+        for mine in self.arrays:
+            for array in mine[1:]:
+                if not array.flags.writeable:
+                    raise ValueError("the state is read-only; set .flags.writeable = True on the arrays in opt.state")
+        # A source that is also a destination of another could be overwritten before its turn.
+        new_arrays = [[numpy.array(new) if self.written_by(new) is not None else new for new in news]
+                      for news in new_arrays]
+        for mine, news in zip(self.arrays, new_arrays):
+            for old, new in zip(mine[1:], news):
+                np.PyArray_CopyInto(old, new)
+        for i in range(self.count):
+            self.slots[i].step = steps[i]
+        for group, new_group in zip(groups, new_groups):
+            group.update(new_group)
+
+    # -- memory that is written
+
+    cdef str name_of(self, Py_ssize_t i, int a):
+        key = self.keys[i]
+        return f"parameter {key!r}" if a == FA_PARAM else f"{STATE_NAMES[a - FA_STATE]} of parameter {key!r}"
+
+    cdef int locate(self) except -1:
+        """Find out where the arrays are, and that no two overlap."""
+        cdef Py_ssize_t i, k = 0
+        cdef int a
+        cdef Slot *slot
+        cdef Range *r
+        for i in range(self.count):
+            slot = &self.slots[i]
+            slot.data[FA_GRAD] = NULL
+            for a in range(ARRAYS):
+                if slot.array[a] == NULL:
+                    continue
+                slot.data[a] = data_of(slot.array[a])
+                if nbytes_of(slot.array[a]) > 0:
+                    r = &self.ranges[k]
+                    r.begin, r.end = slot.data[a], slot.data[a] + nbytes_of(slot.array[a])
+                    r.slot, r.array = i, a
+                    k += 1
+        self.range_count = k
+        qsort(self.ranges, k, sizeof(Range), by_begin)
+        for i in range(1, k):
+            if self.ranges[i].begin < self.ranges[i - 1].end:
+                self.slots[0].data[FA_PARAM] = NULL     # look again at the next step
+                r = &self.ranges[i - 1]
+                raise overlap_error(self.name_of(r.slot, r.array), self.name_of(r[1].slot, r[1].array))
+        return 0
+
+    cdef Range *touched(self, char *begin, char *end) noexcept nogil:
+        """A range that shares a byte with [begin, end), or NULL."""
+        cdef Py_ssize_t low = 0, high = self.range_count, middle
+        while low < high:
+            middle = low + (high - low) // 2
+            if self.ranges[middle].end <= begin:
+                low = middle + 1
+            else:
+                high = middle
+        if low < self.range_count and self.ranges[low].begin < end and begin < end:
+            return &self.ranges[low]
+        return NULL
+
+    cdef object written_by(self, object array):
+        """The name of an array of ours that shares memory with any array, or None."""
+        low, high = byte_bounds(array)
+        if self.touched(<char *><size_t>low, <char *><size_t>high) == NULL:
+            return None
+        for i, mine in enumerate(self.arrays):
+            for a, own in enumerate(mine):
+                if numpy.shares_memory(own, array):
+                    return self.name_of(i, FA_PARAM if a == 0 else FA_STATE + a - 1)
+        return None
+
+    # -- the step
+
+    def step(self, list grads, list groups, grad_scale, threads):
+        """Update every parameter whose gradient is not None, and its counter; `grads` is a list of our own."""
+        cdef double scale = as_grad_scale(grad_scale)
+        cdef int order = as_threads(threads), bound = bound_of_threads()
+        cdef Py_ssize_t i
+        with self.lock:
+            self.refuse_reentry("step")
+            self.stepping = True
+            try:
+                self.read_groups(list(groups))
+                if len(grads) != self.count:
+                    raise ValueError(f"expected {self.count} gradients, got {len(grads)}")
+                while self.fill(grads, scale):
+                    self.convert(grads)
+                with nogil:
+                    fa_run(self.tasks, self.task_count, order, bound)
+                    for i in range(self.count):
+                        self.slots[i].step += self.slots[i].active
+            finally:
+                self.stepping = False
+
+    cdef int refuse_reentry(self, str what) except -1:
+        """Schedules and warning filters run in the middle of a step and must leave the engine alone."""
+        if self.stepping:
+            raise RuntimeError(f"{what} was called from inside the same optimizer's step (by a schedule?)")
+        return 0
+
+    cdef int read_groups(self, list groups) except -1:
+        cdef Py_ssize_t i
+        cdef Group *group
+        if len(groups) != self.group_count:
+            raise ValueError("param_groups grew or shrank; use add_param_group")
+        for i in range(self.group_count):
+            self.groups[i].count = 0
+        for i in range(self.count):
+            group = &self.groups[self.slots[i].group]
+            group.count = max(group.count, self.slots[i].step)
+        for i in range(self.group_count):
+            group = &self.groups[i]
+            try:
+                if groups[i]["params"] is not self.group_params[i]:
+                    raise ValueError("params was replaced; make a new optimizer or use add_param_group")
+                read_group(groups[i], group.count, &group.options)
+                if group.options.amsgrad != group.amsgrad:
+                    raise ValueError(
+                        f"amsgrad was {bool(group.amsgrad)} when the group was added; make a new optimizer")
+            except Exception as error:
+                error.add_note(f"in param_groups[{i}]")
+                raise
+        return 0
+
+    cdef Py_ssize_t fill(self, list grads, double scale) except -1:
+        """Make the tasks. If gradients must be converted first, return their number, and do it again after that.
+
+        Runs no Python code on the way to success."""
+        cdef Py_ssize_t i, k = 0, conversions = 0
+        cdef int a
+        cdef Slot *slot
+        cdef Group *group
+        cdef fa_task *task
+        cdef Array *param
+        cdef Array *grad
+        cdef bint good, moved = False
+
+        for i in range(self.group_count):
+            self.groups[i].factors = NULL
+        for i in range(self.count):     # those that are left alone too: else their old places would count as taken
+            slot = &self.slots[i]
+            for a in range(ARRAYS):
+                if a != FA_GRAD and slot.array[a] != NULL and data_of(slot.array[a]) != slot.data[a]:
+                    moved = True
+        if moved:
+            self.locate()
+
+        for i in range(self.count):
+            slot = &self.slots[i]
+            grad = <Array *>grads[i]
+            slot.convert = False
+            slot.active = grads[i] is not None
+            if not slot.active:
+                continue
+            param = slot.array[FA_PARAM]
+            good = is_usable(param, type_of(slot.array[FA_STATE])) and size_of(param) == slot.n
+            for a in range(FA_STATE, ARRAYS):
+                if slot.array[a] != NULL:
+                    good = good and is_usable(slot.array[a], type_of(param)) and same_layout(slot.array[a], param)
+            if not good:
+                self.refuse(i)
+            if not (is_exactly_array(grad) and is_ready(grad, param)):
+                if not is_plain_array(grad) or not is_ready(grad, param):
+                    slot.convert = True
+                    conversions += 1
+                    continue
+            if data_of(grad) != slot.data[FA_GRAD]:
+                if self.touched(data_of(grad), data_of(grad) + nbytes_of(grad)) != NULL:
+                    raise overlap_error(f"gradient of parameter {self.keys[i]!r}", self.written_by(<object><PyObject *>grad))
+                slot.data[FA_GRAD] = data_of(grad)
+
+            group = &self.groups[slot.group]
+            if group.factors == NULL or group.step != slot.step + 1:
+                group.step = slot.step + 1
+                group.factors = &self.factors[k]
+                fa_adam_factors_at(group.step, &group.options, scale, group.factors)
+            task = &self.tasks[k]
+            task.kernel = fa_kernel_of(chosen_isa, fa_adam_rule(&group.options), real_of(param))
+            for a in range(ARRAYS):
+                task.array[a] = slot.data[a]
+            task.n = slot.n
+            task.factors = group.factors
+            k += 1
+        self.task_count = k
+        return conversions
+
+    cdef int refuse(self, Py_ssize_t i) except -1:
+        """Say what is wrong with an array that was good when it was added."""
+        cdef int a
+        param = self.arrays[i][0]
+        check_writable(param, self.name_of(i, FA_PARAM))
+        for a, array in enumerate(self.arrays[i][1:], FA_STATE):
+            check_like(array, self.name_of(i, a), param, self.name_of(i, FA_PARAM))
+        raise ValueError(f"{self.name_of(i, FA_PARAM)} changed since it was added; make a new optimizer")
+
+    cdef int convert(self, list grads) except -1:
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if not self.slots[i].convert:
+                continue
+            param = self.arrays[i][0]
+            name = f"gradient of {self.name_of(i, FA_PARAM)}"
+            grad = as_gradient(grads[i], param, name, self.name_of(i, FA_PARAM))
+            if not is_ready(<Array *>grad, <Array *>param):
+                written = self.written_by(grad)
+                if written is not None:
+                    raise overlap_error(name, written)
+                grad = converted(grad, param, name, not self.slots[i].warned, 2)
+                self.slots[i].warned = True
+            grads[i] = grad
+        return 0

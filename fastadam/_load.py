@@ -1,0 +1,49 @@
+"""Load the compiled part, with workers that sleep between steps, or an ImportError that says what to do."""
+
+import importlib
+import os
+from pathlib import Path
+
+# What a user may have chosen: any of these is left alone.
+WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def openmp_runtimes():
+    """The OpenMP libraries in this process; packages bring their own copies, so there can be several."""
+    try:
+        mapped = Path("/proc/self/maps").read_text().split()
+    except OSError:  # not Linux
+        return set()
+    return {path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))}
+
+
+def load():
+    """Import fastadam._core; returns who decided how the workers of its OpenMP runtime wait.
+
+    Runtimes read their wait policy once, when they are loaded. By default workers spin between parallel regions, and
+    so do those of NumPy's OpenBLAS: the two then fight for the same cores, and a training loop gets up to ten times
+    slower (docs/design.md). So ours are asked to sleep, unless the user has decided otherwise.
+    """
+    if any(name in os.environ for name in WAIT_SETTINGS):
+        import_core()
+        return "environment"
+    before = openmp_runtimes()
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        import_core()
+    finally:
+        del os.environ["OMP_WAIT_POLICY"]
+    return "loaded before fastadam" if before and openmp_runtimes() == before else "passive"
+
+
+def import_core():
+    try:
+        importlib.import_module("fastadam._core")
+    except ImportError as error:
+        if "FASTADAM_ISA" in str(error):
+            raise
+        raise ImportError(
+            f"fastadam's compiled part cannot be loaded ({error}). It belongs to one Python version, operating system "
+            "and processor: reinstall it here with 'python -m pip install --force-reinstall fastadam'. In a source "
+            "checkout run 'python -m pip install -e .' first."
+        ) from error

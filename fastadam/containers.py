@@ -1,0 +1,86 @@
+"""Containers of arrays: what an optimizer is given, and the gradients that mirror it.
+
+A container is one array, an iterable, a mapping of names, or these nested. `Tree.of` reads one, once, and
+remembers its shape; `Tree.match` takes a container of gradients apart in the same order.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+
+def is_container(x):
+    """Neither an array of any library nor a string."""
+    return isinstance(x, Mapping | Iterable) and not (
+        isinstance(x, np.ndarray | np.generic | str | bytes) or hasattr(x, "__array__")
+    )
+
+
+class Tree:
+    """The shape of one container: an array (no children), a sequence (names is None) or a mapping."""
+
+    def __init__(self, path, names, children):
+        self.path = path
+        self.names = names
+        self.children = children
+        self.is_flat = children is not None and all(child.children is None for child in children)
+
+    @classmethod
+    def of(cls, container, leaves, path=None, start=0):
+        """Read a container, and append (key, array) to leaves. Sequences at the top count from `start`."""
+        if isinstance(container, Mapping):
+            names = list(container)
+            children = [cls.of(container[name], leaves, join(path, name)) for name in names]
+            return cls(path, names, children)
+        if is_container(container):
+            children = [cls.of(x, leaves, join(path, i)) for i, x in enumerate(container, start)]
+            return cls(path, None, children)
+        leaves.append((start if path is None else path, container))
+        return cls(path, None, None)
+
+    def match(self, grads, out):
+        """Append the gradients to out; raise if their container is another than that of the parameters."""
+        if self.children is None:
+            out.append(grads)
+            return
+        if self.names is None:
+            items = self.match_sequence(grads)
+        else:
+            items = self.match_mapping(grads)
+        if self.is_flat:
+            out.extend(items)
+        else:
+            for child, item in zip(self.children, items, strict=True):
+                child.match(item, out)
+
+    def match_sequence(self, grads):
+        if isinstance(grads, Mapping) or not is_container(grads):
+            raise TypeError(f"grads{self.where} must be a sequence, as params is, got a {type(grads).__name__}")
+        items = grads if type(grads) in (list, tuple) else list(grads)
+        if len(items) != len(self.children):
+            raise ValueError(
+                f"grads{self.where} must have {len(self.children)} items, one for each of params, got {len(items)}; "
+                "use None for an array to leave alone"
+            )
+        return items
+
+    def match_mapping(self, grads):
+        if not isinstance(grads, Mapping):
+            raise TypeError(f"grads{self.where} must be a mapping, as params is, got a {type(grads).__name__}")
+        if len(grads) != len(self.names) or any(name not in grads for name in self.names):
+            missing = [name for name in self.names if name not in grads]
+            extra = [name for name in grads if name not in self.names]
+            raise ValueError(
+                f"grads{self.where} must have the names of params: missing {missing}, unknown {extra}; "
+                "use None for an array to leave alone"
+            )
+        return [grads[name] for name in self.names]
+
+    @property
+    def where(self):
+        return f" at {self.path!r}" if self.path is not None else ""
+
+
+def join(path, name):
+    """The key of a part: its name or index alone at the top, else joined to the path by a dot."""
+    return name if path is None else f"{path}.{name}"

@@ -1,0 +1,535 @@
+"""The optimizers: groups, hyper-parameters, state. No arithmetic on arrays happens here: `_core.Engine` does it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastadam import _core
+from fastadam.containers import Tree, is_container
+
+Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
+Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
+Number: TypeAlias = float | Callable[[int], Any]
+Betas: TypeAlias = tuple[Number, Number] | Callable[[int], Any]
+
+# Keys of torch's param_groups that say how it computes, not what; its schedulers leave the last.
+TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr"}
+
+
+class Adam:
+    r"""Adam over any number of NumPy arrays, in place, all of them in one parallel pass per step.
+
+    .. math::
+        m = \beta_1 m + (1-\beta_1) g, \quad v = \beta_2 v + (1-\beta_2) g^2, \quad
+        p = p - \frac{lr}{1-\beta_1^t} \frac{m}{\sqrt{v/(1-\beta_2^t) + eps_{root}} + eps}
+
+    Parameters
+    ----------
+    params : ndarray, iterable, mapping, these nested, or a list of groups
+        p, float32 or float64 of any shape: native byte order, aligned, writeable, C- or F-contiguous, not
+        overlapping. Groups are dicts with the key "params" and the hyper-parameters that differ from those below.
+    lr : float or callable, default 1e-3, finite, >= 0
+        Learning rate. Every hyper-parameter that is a number may be a callable instead: it is given the number of
+        steps that the group has taken (0 first) and returns the value for the next.
+    betas : pair of float, default (0.9, 0.999), each in [0, 1)
+        Decay per step of the averages m of the gradient and v of its square.
+    eps : float, default 1e-8, finite, >= 0
+        Added to the root.
+    weight_decay : float, default 0, finite, >= 0
+        L2 penalty: g += weight_decay * p.
+    decoupled_weight_decay : bool, default False
+        AdamW instead: p *= 1 - lr * weight_decay, and the gradient is left alone.
+    amsgrad : bool, default False
+        Divide by the largest v so far (a third state array).
+    maximize : bool, default False
+        Ascend: the gradient is negated.
+    bias_correction : bool, default True
+        False leaves out the two denominators 1 - beta**t.
+    eps_root : float, default 0, finite, >= 0
+        Added under the root (optax).
+    eps_hat : bool, default False
+        Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
+        lr * sqrt(1 - beta2**t), and v is not corrected.
+    max_norm : None
+        Not available yet.
+    nonfinite : "propagate"
+        NaN and Inf in gradients go into the parameters. The other modes are not available yet.
+    threads : int, 1 to 1024, or None
+        An order for exactly that many threads (at most one per cache line); None chooses. The bits of the result
+        never depend on it. May be set later.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        Like torch's. Hyper-parameters may be changed between steps; "params" and "amsgrad" may not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+
+    Notes
+    -----
+    Memory: two arrays of the size of the parameters (three with amsgrad). Subnormal moments are flushed to zero.
+    As in ``torch.optim.Adam``, eps is added after the bias correction; optax computes the same in another order of
+    rounding.
+
+    Examples
+    --------
+    Minimise x**2 from 5:
+
+    >>> import numpy as np, fastadam
+    >>> x = np.array([5.0])
+    >>> opt = fastadam.Adam(x, lr=0.1)
+    >>> for _ in range(200):
+    ...     opt.step(2 * x)
+    >>> bool(abs(x[0]) < 0.01)
+    True
+
+    References
+    ----------
+    Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015; Reddi et al., "On the Convergence of Adam
+    and Beyond", ICLR 2018 (amsgrad).
+    """
+
+    param_groups: list[dict[str, Any]]
+    threads: int | None
+
+    def __init__(
+        self,
+        params: Container,
+        lr: Number = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        bias_correction: bool = True,
+        eps_root: Number = 0.0,
+        eps_hat: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+        threads: int | None = None,
+    ) -> None:
+        refuse_what_is_not_there_yet(max_norm, nonfinite)
+        _core.as_threads(threads)
+        self._defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "bias_correction": bias_correction,
+            "eps_root": eps_root,
+            "eps_hat": eps_hat,
+        }
+        _core.check_group(self._defaults)
+        self.threads = threads
+        self.param_groups = []
+        self._engine = _core.Engine()
+        self._trees: list[Tree] = []
+        self._next_index = 0
+        groups, self._is_grouped = as_groups(params)
+        for group in groups:
+            self._add(group)
+        if not self._engine.keys:
+            raise ValueError("params holds no arrays; there is nothing to optimize")
+
+    def _add(self, group: Mapping[str, Any]) -> None:
+        if not isinstance(group, Mapping):
+            raise TypeError(f"a parameter group must be a dict, got a {type(group).__name__}")
+        if "params" not in group:
+            raise ValueError("a parameter group needs the key 'params'")
+        unknown = [name for name in group if name not in self._defaults and name != "params"]
+        if unknown:
+            raise ValueError(f"unknown hyper-parameters {unknown} in a group; known are {list(self._defaults)}")
+        leaves: list[tuple[Any, np.ndarray]] = []
+        tree = Tree.of(group["params"], leaves, start=self._next_index)
+        keys = [key for key, _ in leaves]
+        full = {"params": tuple(array for _, array in leaves), **self._defaults, **group}
+        full["params"] = tuple(array for _, array in leaves)
+        _core.check_group(full)
+        taken = set(self._engine.keys)
+        for key in keys:
+            if key in taken:
+                raise ValueError(f"two parameters have the key {key!r}; rename one")
+            taken.add(key)
+        with self._engine.lock:
+            self._engine.add_group(keys, full["params"], bool(full["amsgrad"]))
+            self._append(full, tree)
+
+    def _append(self, group: dict[str, Any], tree: Tree) -> None:
+        self.param_groups.append(group)
+        self._trees.append(tree)
+        if tree.names is None:
+            self._next_index += 1 if tree.children is None else len(tree.children)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add parameters, with fresh state, and hyper-parameters of their own.
+
+        From then on `step` takes a list with one entry per group.
+
+        Parameters
+        ----------
+        group : dict
+            "params" and, where they differ from the constructor's, hyper-parameters.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor; nothing has been added then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> opt = fastadam.AdamW({"W": np.ones((2, 2))}, lr=0.1)
+        >>> opt.add_param_group({"params": {"b": np.ones(2)}, "weight_decay": 0.0})
+        >>> opt.step([{"W": np.ones((2, 2))}, {"b": np.ones(2)}])
+        """
+        self._add(group)
+        self._is_grouped = True
+
+    def step(self, grads: Gradients, *, grad_scale: float = 1.0) -> None:
+        """Update the parameters in place.
+
+        Parameters
+        ----------
+        grads : the container of the parameters, with gradients in it
+            Arrays with the shape of their parameters; only read. None for an array leaves it and its counter alone.
+            Another dtype or memory order than the parameter's costs a copy and a `PerformanceWarning`.
+        grad_scale : float, default 1, finite
+            Multiplies the gradients. (torch's fused optimizers divide by theirs.)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor. Whatever is raised, nothing has changed.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> weights = {"W": np.ones((2, 2)), "b": np.ones(2)}
+        >>> opt = fastadam.Adam(weights, lr=0.5)
+        >>> opt.step({"W": np.ones((2, 2)), "b": None})
+        >>> opt.state["W"]["step"], opt.state["b"]["step"]
+        (1, 0)
+        """
+        if grads is None:
+            raise TypeError("grads must not be None; to leave one array alone, put None in its place in the container")
+        tree = Tree(None, None, self._trees) if self._is_grouped else self._trees[0]
+        flat: list[Any] = []
+        tree.match(grads, flat)
+        self._engine.step(flat, self.param_groups, grad_scale, self.threads)
+
+    @property
+    def lr(self) -> Any:
+        """The learning rate (or schedule) of all groups; setting it sets all groups.
+
+        Raises ValueError when groups differ: read `param_groups` then.
+        """
+        first = self.param_groups[0]["lr"]
+        if any(group["lr"] != first for group in self.param_groups):
+            raise ValueError("the groups have different learning rates; read opt.param_groups[i]['lr']")
+        return first
+
+    @lr.setter
+    def lr(self, value: Number) -> None:
+        _core.check_group({**self._defaults, "lr": value})
+        for group in self.param_groups:
+            group["lr"] = value
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Any]]:
+        """For each key {"step": int, "exp_avg": ndarray, "exp_avg_sq": ndarray, ["max_exp_avg_sq": ndarray]}.
+
+        Keys are the running index in a sequence and the name in a mapping, joined by dots when nested. The arrays
+        are live; the mapping is read-only (`load_state_dict` sets counters).
+        """
+        return State(self._engine)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and hyper-parameters in the layout of ``torch.optim.Optimizer.state_dict``.
+
+        State is keyed by running index; keys of ours are in ``["param_groups"][i]["param_names"]``. The arrays are
+        live, not copies: copy.deepcopy keeps a moment. Schedules are code and are left out.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> fastadam.Adam(np.ones(2)).state_dict()["state"]
+        {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
+        """
+        with self._engine.lock:
+            state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
+            groups: list[dict[str, Any]] = []
+            start = 0
+            for group in self.param_groups:
+                stop = start + len(group["params"])
+                plain = {k: v for k, v in group.items() if k != "params" and not has_schedule(v)}
+                groups.append(
+                    {**plain, "params": list(range(start, stop)), "param_names": self._engine.keys[start:stop]}
+                )
+                start = stop
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Copy state and hyper-parameters in, from a fastadam or torch (CPU) state_dict of the same groups.
+
+        Parameters
+        ----------
+        state_dict : dict
+            As from `state_dict`. Parameters without an entry start fresh, as in torch.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Something does not match in number, name, shape or dtype (nothing is ever cast); nothing has changed.
+
+        Examples
+        --------
+        >>> import copy, numpy as np, fastadam
+        >>> w = np.ones(2)
+        >>> opt = fastadam.Adam(w)
+        >>> opt.step(np.ones(2))
+        >>> saved = copy.deepcopy(opt.state_dict())
+        >>> new = fastadam.Adam(w)
+        >>> new.load_state_dict(saved)
+        >>> new.state[0]["step"]
+        1
+        """
+        with self._engine.lock:
+            groups, indices = self._match_groups(state_dict)
+            arrays, steps = self._match_state(state_dict, indices)
+            self._engine.load(self.param_groups, groups, arrays, steps)
+
+    def _match_groups(self, state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
+        """The hyper-parameters to set in each group, and the saved index of each of our parameters."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict, got a {type(state_dict).__name__}")
+        if not {"state", "param_groups"} <= set(state_dict):
+            raise ValueError(f"state_dict needs the keys 'state' and 'param_groups', got {list(state_dict)}")
+        saved_groups = state_dict["param_groups"]
+        if len(saved_groups) != len(self.param_groups):
+            raise ValueError(f"state_dict has {len(saved_groups)} groups, the optimizer {len(self.param_groups)}")
+        changes: list[dict[str, Any]] = []
+        indices: list[Any] = []
+        for i, (ours, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
+            where = f"state_dict['param_groups'][{i}]"
+            count = len(ours["params"])
+            if len(saved["params"]) != count:
+                raise ValueError(f"{where} has {len(saved['params'])} parameters, the optimizer's group {count}")
+            names = self._engine.keys[len(indices) : len(indices) + count]
+            if list(saved.get("param_names", names)) != names:
+                raise ValueError(
+                    f"{where} has the param_names {saved['param_names']}, the optimizer {names}; to go by position "
+                    "instead, delete 'param_names' from it"
+                )
+            change = {k: v for k, v in saved.items() if k not in TORCH_ONLY | {"params", "param_names"}}
+            unknown = [name for name in change if name not in self._defaults]
+            if unknown:
+                raise ValueError(f"{where} has unknown keys {unknown}; known are {list(self._defaults)}")
+            _core.check_group({**ours, **change})
+            if change.get("amsgrad", ours["amsgrad"]) != ours["amsgrad"]:
+                raise ValueError(f"{where} has amsgrad={change['amsgrad']}, the optimizer {ours['amsgrad']}")
+            changes.append(change)
+            indices += saved["params"]
+        return changes, indices
+
+    def _match_state(
+        self, state_dict: Mapping[str, Any], indices: list[Any]
+    ) -> tuple[list[list[np.ndarray]], list[int]]:
+        """The arrays and the counter to set for each of our parameters."""
+        saved_state = state_dict["state"]
+        unknown = [index for index in saved_state if index not in indices]
+        if unknown:
+            raise ValueError(f"state_dict['state'] has entries {unknown} that none of its groups lists in 'params'")
+        arrays, steps = [], []
+        for index, (key, entry) in zip(indices, self.state.items(), strict=True):
+            where = f"state_dict['state'][{index!r}] (parameter {key!r})"
+            saved = saved_state.get(index) or {"step": 0}
+            names = [name for name in entry if name != "step"]
+            fresh = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
+            if saved.keys() != entry.keys() and saved.keys() != {"step"}:
+                raise ValueError(f"{where} has the keys {list(saved)}, expected {list(entry)}")
+            arrays.append([as_state(saved.get(n, fresh[n]), entry[n], f"{where}[{n!r}]") for n in names])
+            steps.append(as_counter(saved["step"], f"{where}['step']"))
+        return arrays, steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._engine.lock:
+            return {
+                "defaults": self._defaults,
+                "threads": self.threads,
+                "is_grouped": self._is_grouped,
+                "groups": [dict(group) for group in self.param_groups],
+                "trees": self._trees,
+                "keys": list(self._engine.keys),
+                "states": [arrays[1:] for arrays in self._engine.arrays],
+                "steps": self._engine.steps(),
+            }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self._defaults, self.threads = saved["defaults"], saved["threads"]
+        self._is_grouped = saved["is_grouped"]
+        self.param_groups, self._trees, self._next_index = [], [], 0
+        self._engine = _core.Engine()
+        start = 0
+        for group, tree in zip(saved["groups"], saved["trees"], strict=True):
+            part = slice(start, start + len(group["params"]))
+            keys, states, steps = saved["keys"][part], saved["states"][part], saved["steps"][part]
+            self._engine.add_group(keys, group["params"], bool(group["amsgrad"]), states, steps)
+            self._append(group, tree)
+            start = part.stop
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}("]
+        for i, group in enumerate(self.param_groups):
+            options = ", ".join(f"{name}={value!r}" for name, value in group.items() if name != "params")
+            elements = sum(array.size for array in group["params"])
+            lines.append(f"  group {i}: {len(group['params'])} arrays, {elements} elements, {options}")
+        return "\n".join([*lines, ")"])
+
+
+class AdamW(Adam):
+    r"""Adam with decoupled weight decay: `Adam` with ``decoupled_weight_decay=True``.
+
+    .. math:: p = p (1 - lr \cdot weight\_decay), \quad \text{then Adam's step}
+
+    Parameters
+    ----------
+    params, lr, betas, eps, amsgrad, maximize, bias_correction, eps_root, eps_hat, max_norm, nonfinite, threads
+        As for `Adam`.
+    weight_decay : float or callable, default 1e-2, finite, >= 0
+        Decay of the parameters per step, in units of lr.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `Adam`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> w = np.ones(2)
+    >>> fastadam.AdamW(w, lr=0.1, weight_decay=0.5).step(np.zeros(2))
+    >>> w
+    array([0.95, 0.95])
+
+    References
+    ----------
+    Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019. As in torch, the decay comes first.
+    """
+
+    def __init__(
+        self,
+        params: Container,
+        lr: Number = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 1e-2,
+        *,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        bias_correction: bool = True,
+        eps_root: Number = 0.0,
+        eps_hat: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            decoupled_weight_decay=True,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            bias_correction=bias_correction,
+            eps_root=eps_root,
+            eps_hat=eps_hat,
+            max_norm=max_norm,
+            nonfinite=nonfinite,
+            threads=threads,
+        )
+
+
+class State(Mapping[Any, Mapping[str, Any]]):
+    """A read-only view of an engine's state, by key."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        self._engine = engine
+
+    def __getitem__(self, key: Any) -> Mapping[str, Any]:
+        try:
+            i = self._engine.index_of(key)
+        except KeyError:
+            raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
+        names = dict(zip(_core.STATE_NAMES, self._engine.arrays[i][1:], strict=False))
+        return MappingProxyType({"step": self._engine.step_of(i), **names})
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._engine.keys))
+
+    def __len__(self) -> int:
+        return len(self._engine.keys)
+
+    def __repr__(self) -> str:
+        return repr({key: dict(entry) for key, entry in self.items()})
+
+
+def as_groups(params: Any) -> tuple[list[Any], bool]:
+    """The groups that `params` stands for, and whether it was given as groups."""
+    if not is_container(params) or isinstance(params, Mapping):
+        return [{"params": params}], False
+    items = list(params)
+    are_groups = [isinstance(item, Mapping) and "params" in item for item in items]
+    if items and all(are_groups):
+        return items, True
+    if any(are_groups):
+        raise ValueError("params mixes groups (dicts with the key 'params') with other items; make all of them groups")
+    return [{"params": items}], False
+
+
+def has_schedule(value: Any) -> bool:
+    return callable(value) or (isinstance(value, tuple | list) and any(map(callable, value)))
+
+
+def as_state(saved: Any, ours: np.ndarray, where: str) -> np.ndarray:
+    """A saved state array that can be copied into ours without a cast, or an error."""
+    array = saved if isinstance(saved, np.ndarray) or not hasattr(saved, "__array__") else np.asarray(saved)
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{where} must be an array, got a {type(saved).__name__}")
+    if array.dtype != ours.dtype:
+        raise TypeError(f"{where} must be {ours.dtype}, got {array.dtype}; state is never cast")
+    if array.shape != ours.shape:
+        raise ValueError(f"{where} must have the shape {ours.shape}, got {array.shape}")
+    return array
+
+
+def as_counter(step: Any, where: str) -> int:
+    """A step counter, which torch keeps as a float tensor."""
+    number = _core.as_number(step, where)
+    if not (number >= 0 and number.is_integer() and number < 2**63):
+        raise ValueError(f"{where} must be an integer >= 0, got {step!r}")
+    return int(step)
+
+
+def refuse_what_is_not_there_yet(max_norm: Any, nonfinite: Any) -> None:
+    if max_norm is not None:
+        if not _core.as_number(max_norm, "max_norm") > 0:
+            raise ValueError(f"max_norm must be > 0 or None, got {max_norm!r}")
+        raise ValueError(f"max_norm={max_norm!r} is not available yet; clip the gradients yourself, with grad_scale")
+    if not isinstance(nonfinite, str):
+        raise TypeError(f"nonfinite must be a str, got {nonfinite!r}")
+    if nonfinite not in ("propagate", "raise", "skip"):
+        raise ValueError(f"nonfinite must be 'propagate', 'raise' or 'skip', got {nonfinite!r}")
+    if nonfinite != "propagate":
+        raise ValueError(f"nonfinite={nonfinite!r} is not available yet; 'propagate' is")
