@@ -1,0 +1,95 @@
+"""What several test files need."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+
+from fastadam import _core
+
+ISAS = _core.isas_available()
+DTYPES = [np.float32, np.float64]
+DECAYS = ["none", "l2", "decoupled"]
+
+
+def assert_same_bits(ours, theirs, what=""):
+    """Equal to the last bit; every NaN counts as one value."""
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape, what
+    nan = np.isnan(ours)
+    assert np.array_equal(nan, np.isnan(theirs)), f"NaN in other places {what}"
+    integers = f"u{ours.dtype.itemsize}"
+    a, b = np.where(nan, 0, ours).view(integers), np.where(nan, 0, theirs).view(integers)
+    different = np.flatnonzero(a.ravel() != b.ravel())
+    assert different.size == 0, (
+        f"{different.size} of {a.size} differ {what}; first at {different[0]}: "
+        f"{ours.ravel()[different[0]]!r} != {theirs.ravel()[different[0]]!r}"
+    )
+
+
+def wild(rng, n, dtype):
+    """Numbers of every magnitude from subnormal to 1e30, both signs, zeros, infinities and NaN among them."""
+    tiny = np.finfo(dtype).tiny
+    x = (10.0 ** rng.uniform(-38, 30, n)) * rng.choice([-1.0, 1.0], n)
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, tiny, -tiny, tiny / 2, tiny * 1e-3, 1.0]
+    where = rng.random(n) < 0.2
+    x[where] = rng.choice(special, where.sum())
+    with np.errstate(over="ignore"):
+        return x.astype(dtype)
+
+
+def tame(rng, n, dtype):
+    return rng.standard_normal(n).astype(dtype)
+
+
+def at_offset(array, offset):
+    """A copy that begins `offset` elements after the start of its memory."""
+    memory = np.empty(array.size + offset, array.dtype)
+    view = memory[offset:]
+    view[...] = array
+    return view
+
+
+def snapshot(opt):
+    """Everything that a refused call must leave as it was."""
+    return (
+        [(key, {k: v if k == "step" else v.tobytes() for k, v in entry.items()}) for key, entry in opt.state.items()],
+        [[p.tobytes() for p in group["params"]] for group in opt.param_groups],
+        [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups],
+    )
+
+
+def run_python(code, timeout=120, check=True, **env):
+    """Run code in a fresh interpreter, on the installed package; anything that could hang is tested this way."""
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check:
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+class FloatingPointState:
+    """glibc's fenv_t on x86-64: the control register of SSE and AVX is its last word."""
+
+    def __init__(self):
+        assert (platform.machine(), sys.platform) == ("x86_64", "linux")
+        self.libm = ctypes.CDLL("libm.so.6")
+
+    def get(self):
+        env = (ctypes.c_uint32 * 8)()
+        self.libm.fegetenv(env)
+        return env[7]
+
+    def set(self, mxcsr):
+        env = (ctypes.c_uint32 * 8)()
+        self.libm.fegetenv(env)
+        env[7] = mxcsr
+        self.libm.fesetenv(env)

@@ -1,0 +1,400 @@
+"""Promise 4: refuse, never corrupt. What arrays may be, and proof that a refusal changes nothing."""
+
+import warnings
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, snapshot
+
+import fastadam
+from fastadam import reference
+
+N = 6
+
+
+def ones(n=N, dtype=np.float32):
+    return np.ones(n, dtype)
+
+
+def misaligned(n=N, dtype=np.float32):
+    return np.zeros(n * np.dtype(dtype).itemsize + 1, np.uint8)[1:].view(dtype)
+
+
+def read_only():
+    a = ones()
+    a.flags.writeable = False
+    return a
+
+
+def strided():
+    return ones(2 * N)[::2]
+
+
+def swapped():
+    return ones(N, np.dtype(np.float32).newbyteorder())
+
+
+NOT_ARRAYS = [
+    ("text", "must be a numpy.ndarray, got a str"),
+    (b"bytes", "must be a numpy.ndarray, got a bytes"),
+    (1.5, "must be a numpy.ndarray, got a float"),
+    (np.float32(1), "must be a numpy.ndarray, got a float32"),
+    (np.ma.masked_array(ones()), "must be a numpy.ndarray, got a masked array"),
+]
+WRONG_DTYPES = [np.int32, np.bool_, np.complex64, object]
+BAD_LAYOUTS = [
+    (read_only, "writeable"),
+    (strided, "C- or F-contiguous"),
+    (swapped, "native byte order"),
+    (misaligned, "aligned"),
+]
+
+
+def adam_update_arguments():
+    return {"param": ones(), "grad": ones(), "exp_avg": ones(), "exp_avg_sq": ones(), "max_exp_avg_sq": ones()}
+
+
+def assert_update_refused(arguments, error, match, **options):
+    arrays = [a for a in arguments.values() if isinstance(a, np.ndarray)]
+    before = [a.tobytes() for a in arrays]
+    options = {"amsgrad": True, **options}
+    with pytest.raises(error, match=match):
+        fastadam.adam_update(
+            **{k: v for k, v in arguments.items() if k != "step"}, step=arguments.get("step", 1), **options
+        )
+    assert [a.tobytes() for a in arrays] == before
+
+
+# ---- parameters at construction
+
+
+@pytest.mark.parametrize(("bad", "match"), [*NOT_ARRAYS, (None, "got a NoneType")])
+def test_parameter_of_the_wrong_kind_is_a_type_error(bad, match):
+    with pytest.raises(TypeError, match=rf"parameter 'w' {match}|parameter 'w' .*{match}"):
+        fastadam.Adam({"v": ones(), "w": bad})
+
+
+@pytest.mark.parametrize("dtype", [*WRONG_DTYPES, np.float16, np.longdouble])
+def test_parameter_of_the_wrong_dtype_is_a_type_error(dtype):
+    with pytest.raises(TypeError, match=r"parameter 0 must be float32 or float64, got .*astype"):
+        fastadam.Adam([np.zeros(N, dtype)])
+
+
+@pytest.mark.parametrize(("make", "match"), BAD_LAYOUTS)
+def test_parameter_that_cannot_be_updated_in_place_is_a_value_error(make, match):
+    with pytest.raises(ValueError, match=rf"parameter 0 must .*{match}.*use"):
+        fastadam.Adam(make())
+
+
+def test_parameters_that_overlap_are_refused():
+    memory = ones(20)
+    for other in memory[5:15], memory[9:10], memory.view(np.float64)[:1]:
+        with pytest.raises(
+            ValueError, match=r"parameter 0 and parameter 1 overlap|parameter 1 and parameter 0 overlap"
+        ):
+            fastadam.Adam([memory[:10], other])
+    fastadam.Adam([memory[:10], memory[10:]])
+
+
+def test_overlap_by_one_byte_is_refused():
+    memory = np.zeros(64, np.uint8)
+    a, b = memory[:16].view(np.float64), memory[12:20].view(np.float32)
+    with pytest.raises(ValueError, match="overlap"):
+        fastadam.Adam([a, b])
+
+
+def test_empty_and_zero_dimensional_arrays_are_fine():
+    params = [ones(0), np.zeros((3, 0), np.float32), np.array(1.0), np.ones((1, 1), np.float32)]
+    opt = fastadam.Adam(params, lr=0.1)
+    opt.step([ones(0), np.zeros((3, 0), np.float32), np.float64(2.0), np.ones((1, 1), np.float32)])
+    assert params[2] == pytest.approx(0.9)
+    assert [entry["step"] for entry in opt.state.values()] == [1, 1, 1, 1]
+
+
+def test_subclasses_other_than_masked_arrays_are_fine(tmp_path):
+    param = np.memmap(tmp_path / "p", np.float32, "w+", shape=(N,))
+    opt = fastadam.Adam(param, lr=0.1)
+    opt.step(ones().view(np.recarray))
+    assert np.allclose(param, -0.1)
+    assert type(opt.state[0]["exp_avg"]) is np.ndarray
+
+
+# ---- parameters and state are looked at again in every step
+
+
+def change_after_construction(change, match, error=ValueError):
+    params = {"v": ones(), "w": np.ones((2, 3), np.float32)}
+    opt = fastadam.Adam(params)
+    opt.step({"v": ones(), "w": np.ones((2, 3), np.float32)})
+    change(params["w"], opt.state["w"])
+    before = snapshot(opt)
+    with pytest.raises(error, match=match):
+        opt.step({"v": ones(), "w": np.ones((2, 3), np.float32)})
+    assert snapshot(opt) == before
+    return opt
+
+
+@pytest.mark.parametrize("role", ["param", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda a: a.setflags(write=False), "must be writeable"),
+        (lambda a: a.resize((9, 9), refcheck=False), "must have the shape"),
+    ],
+)
+def test_array_changed_between_steps_is_refused(role, change, match):
+    change_after_construction(lambda param, state: change(param if role == "param" else state[role]), match)
+
+
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
+@pytest.mark.parametrize("role", ["param", "exp_avg"])
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [("dtype", np.int32, TypeError), ("shape", (3, 2), ValueError), ("strides", (4, 8), ValueError)],
+)
+def test_array_whose_metadata_changed_is_refused(role, name, value, error):
+    def change(param, state):
+        setattr(param if role == "param" else state[role], name, value)
+
+    change_after_construction(change, "'w'", error)
+
+
+def test_parameter_that_moved_in_memory_is_followed():
+    a, b = ones(4), ones(4)
+    opt = fastadam.Adam([a, b], lr=0.1)
+    opt.step([ones(4), ones(4)])
+    a.resize(1 << 20, refcheck=False)
+    a.resize(4, refcheck=False)
+    opt.step([ones(4), ones(4)])
+    assert np.array_equal(a, b)
+
+
+def test_frozen_parameter_may_be_left_alone():
+    a, b = ones(), ones()
+    opt = fastadam.Adam([a, b])
+    b.flags.writeable = False
+    opt.step([ones(), None])
+    assert opt.state[0]["step"] == 1 and opt.state[1]["step"] == 0
+
+
+# ---- gradients
+
+
+def gradient_refused(grad, error, match, param=None):
+    first, last = ones(), ones()
+    params = [first, ones() if param is None else param, last]
+    opt = fastadam.Adam(params)
+    opt.step([ones(), ones(), ones()] if param is None else [ones(), None, ones()])
+    before = snapshot(opt)
+    with pytest.raises(error, match=match):
+        opt.step([ones(), grad, ones()])
+    assert snapshot(opt) == before
+
+
+@pytest.mark.parametrize(("bad", "match"), [*NOT_ARRAYS, ([1.0] * N, "got a list"), ({}, "got a dict")])
+def test_gradient_of_the_wrong_kind_is_a_type_error(bad, match):
+    gradient_refused(bad, TypeError, f"gradient of parameter 1 must be a numpy.ndarray, .*{match}|{match}")
+
+
+@pytest.mark.parametrize("dtype", WRONG_DTYPES)
+def test_gradient_that_is_not_real_is_a_type_error(dtype):
+    gradient_refused(np.zeros(N, dtype), TypeError, "gradient of parameter 1 must be of a real floating type")
+
+
+@pytest.mark.parametrize("shape", [(N + 1,), (N, 1), (1, N), (), (0,)])
+def test_gradient_of_another_shape_is_a_value_error(shape):
+    gradient_refused(np.zeros(shape, np.float32), ValueError, r"gradient of parameter 1 must have the shape .*\(6,\)")
+
+
+def test_only_zero_dimensional_parameters_take_scalars():
+    gradient_refused(np.float32(1), TypeError, "gradient of parameter 1 must be a numpy.ndarray")
+    gradient_refused(1.0, TypeError, "gradient of parameter 1", param=np.array(1.0))
+    gradient_refused(np.int64(1), TypeError, "gradient of parameter 1", param=np.array(1.0))
+
+
+def test_gradient_in_memory_that_is_written_is_refused():
+    memory = ones(3 * N)
+    params = [memory[:N], ones()]
+    opt = fastadam.Adam(params)
+    moments = opt.state[1]["exp_avg"]
+    for grad in memory[1 : N + 1], memory[:N], memory[N - 1 : 2 * N - 1], moments, params[0][::-1], moments[::-1]:
+        before = snapshot(opt)
+        with pytest.raises(
+            ValueError, match=r"gradient of parameter 1 and (parameter 0|exp_avg of parameter 1) overlap"
+        ):
+            opt.step([None, grad])
+        assert snapshot(opt) == before
+    opt.step([None, memory[N : 2 * N]])
+
+
+def test_gradient_between_the_written_elements_is_fine():
+    memory = np.ones((2, N), np.float64)
+    opt = fastadam.Adam(memory[0])
+    with pytest.warns(fastadam.PerformanceWarning):
+        opt.step(np.ones((N, 3))[:, 1])
+
+
+def test_gradients_may_share_memory_with_one_another():
+    params, grad = [ones(), ones()], ones()
+    fastadam.Adam(params, lr=0.5).step([grad, grad])
+    assert np.array_equal(*params) and np.array_equal(grad, ones())
+
+
+GRADIENTS = {
+    "strided": lambda g: np.repeat(g, 2, axis=0)[::2],
+    "reversed": lambda g: g[::-1].copy()[::-1],
+    "other order": np.asfortranarray,
+    "other precision": lambda g: g.astype(np.float32 if g.dtype == np.float64 else np.float64),
+    "half": lambda g: g.astype(np.float16),
+    "long double": lambda g: g.astype(np.longdouble),
+    "swapped": lambda g: g.astype(g.dtype.newbyteorder()),
+    "misaligned": lambda g: np.frombuffer(b"\0" + g.tobytes(), np.uint8)[1:].view(g.dtype).reshape(g.shape),
+    "broadcast": lambda g: np.broadcast_to(g[0], g.shape),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_any_real_gradient_is_correct_and_warned_about_once(kind, dtype):
+    rng = np.random.default_rng(0)
+    p = rng.standard_normal((6, 5)).astype(dtype)
+    twin, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
+    opt = fastadam.Adam({"w": p}, lr=0.1)
+    for step in 1, 2, 3:
+        grad = GRADIENTS[kind](rng.standard_normal((6, 5)).astype(dtype))
+        before = grad.tobytes()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            opt.step({"w": grad})
+        assert [w.category for w in caught] == [fastadam.PerformanceWarning] * (step == 1)
+        if caught:
+            assert "gradient of parameter 'w'" in str(caught[0].message) and caught[0].filename == __file__
+        assert grad.tobytes() == before
+        reference.adam_update(twin, grad, m, v, step, lr=0.1)
+    assert_same_bits(p, twin)
+
+
+@pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
+def test_converted_gradients_do_not_mix_up_groups():
+    """Tasks are made again after a conversion; each group must keep its own factors."""
+    rng = np.random.default_rng(0)
+    params = [rng.standard_normal(N) for _ in range(4)]
+    twins = [(p.copy(), np.zeros(N), np.zeros(N)) for p in params]
+    rates = [0.1, 0.2, 0.3, 0.4]
+    opt = fastadam.Adam([{"params": p, "lr": lr} for p, lr in zip(params, rates, strict=True)])
+    for step in range(1, 4):
+        grads = [rng.standard_normal(2 * N)[::2] if (i + step) % 2 else rng.standard_normal(N) for i in range(4)]
+        opt.step(grads)
+        for twin, grad, lr in zip(twins, grads, rates, strict=True):
+            reference.adam_update(twin[0], grad, *twin[1:], step, lr=lr)
+    for p, twin in zip(params, twins, strict=True):
+        assert_same_bits(p, twin[0])
+
+
+def test_gradient_too_large_for_the_type_becomes_infinite():
+    p, q = ones(1), ones(1)
+    grad, m, v = np.array([1e300]), np.zeros(1, np.float32), np.zeros(1, np.float32)
+    with pytest.warns(fastadam.PerformanceWarning) as caught:
+        fastadam.Adam(p).step(grad)
+    assert len(caught) == 1
+    reference.adam_update(q, grad, m, v, 1)
+    assert_same_bits(p, q)
+
+
+def test_warning_turned_into_an_error_changes_nothing_and_is_repeated():
+    params = [ones(), ones()]
+    opt = fastadam.Adam(params)
+    before = snapshot(opt)
+    for _ in range(2):
+        with pytest.raises(fastadam.PerformanceWarning):  # the suite runs with -W error
+            opt.step([ones(), strided()])
+        assert snapshot(opt) == before
+
+
+def test_array_changed_by_a_warning_filter_is_noticed(monkeypatch):
+    params = [ones(), ones()]
+    opt = fastadam.Adam(params)
+
+    def showwarning(*args, **kwargs):
+        params[0].flags.writeable = False
+
+    before = snapshot(opt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", showwarning)
+        with pytest.raises(ValueError, match="parameter 0 must be writeable"):
+            opt.step([ones(), strided()])
+    assert snapshot(opt) == before
+
+
+# ---- adam_update
+
+
+def test_adam_update_refuses_bad_arrays_in_every_place():
+    for name in adam_update_arguments():
+        for bad, _ in [*NOT_ARRAYS, (None, "")]:
+            if name == "max_exp_avg_sq" and bad is None:
+                continue
+            assert_update_refused({**adam_update_arguments(), name: bad}, TypeError, f"^{name} must be a numpy.ndarray")
+        for dtype in WRONG_DTYPES:
+            assert_update_refused({**adam_update_arguments(), name: np.zeros(N, dtype)}, TypeError, f"^{name} must be")
+        assert_update_refused(
+            {**adam_update_arguments(), name: ones(N + 1)}, ValueError, "must have the shape of param"
+        )
+        if name == "grad":
+            continue
+        for make, match in BAD_LAYOUTS:
+            assert_update_refused({**adam_update_arguments(), name: make()}, ValueError, f"^{name} must .*{match}")
+        if name != "param":
+            wrong = {**adam_update_arguments(), name: ones(N, np.float64)}
+            assert_update_refused(wrong, TypeError, f"^{name} must have the dtype of param")
+
+
+def test_adam_update_refuses_state_in_another_memory_order():
+    arguments = {name: np.ones((2, 3), np.float32) for name in adam_update_arguments()}
+    arguments["exp_avg_sq"] = np.asfortranarray(arguments["exp_avg_sq"])
+    assert_update_refused(arguments, ValueError, "^exp_avg_sq must have the memory order of param")
+
+
+def test_adam_update_refuses_arrays_that_overlap():
+    names = list(adam_update_arguments())
+    for i, first in enumerate(names):
+        for second in names[:i]:
+            memory = ones(2 * N)
+            arguments = {**adam_update_arguments(), first: memory[:N], second: memory[N - 1 : 2 * N - 1]}
+            assert_update_refused(arguments, ValueError, "overlap in memory")
+            if "grad" in (first, second):
+                arguments["grad"] = arguments["grad"][::-1]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    assert_update_refused(arguments, ValueError, "overlap in memory")
+
+
+def test_adam_update_converts_gradients_too():
+    p, q = ones(), ones()
+    state, twin_state = [ones(), ones()], [ones(), ones()]
+    grad = np.linspace(0, 1, N).astype(np.float64)[::-1]
+    with pytest.warns(fastadam.PerformanceWarning) as caught:
+        fastadam.adam_update(p, grad, *state, 1)
+    assert caught[0].filename == __file__
+    reference.adam_update(q, grad, *twin_state, 1)
+    assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize(
+    ("step", "error"), [(0, ValueError), (-1, ValueError), (2**63, ValueError), (1.0, TypeError), ("1", TypeError)]
+)
+def test_adam_update_refuses_bad_steps(step, error):
+    assert_update_refused({**adam_update_arguments(), "step": step}, error, "^step ")
+
+
+def test_adam_update_takes_numpy_integers_as_steps():
+    arguments = adam_update_arguments()
+    fastadam.adam_update(**arguments, step=np.int8(3), amsgrad=True)
+
+
+def test_amsgrad_and_its_state_come_together():
+    arguments = adam_update_arguments()
+    assert_update_refused(arguments, ValueError, "amsgrad=True needs max_exp_avg_sq", amsgrad=False)
+    del arguments["max_exp_avg_sq"]
+    assert_update_refused(arguments, ValueError, "amsgrad=True needs max_exp_avg_sq", amsgrad=True)

@@ -1,0 +1,32 @@
+"""Every example in the documentation runs."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import fastadam
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_examples_in_the_readme():
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert result.failed == 0 and result.attempted > 0
+
+
+@pytest.mark.parametrize("name", fastadam.__all__)
+def test_every_public_function_and_class_has_an_example(name):
+    thing = getattr(fastadam, name)
+    if not callable(thing) or name in ("PerformanceWarning", "show_config"):
+        assert name in ("PerformanceWarning", "show_config", "reference", "__version__")
+        return
+    assert doctest.DocTestFinder(recurse=False).find(thing, name)[0].examples

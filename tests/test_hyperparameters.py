@@ -1,0 +1,239 @@
+"""Ranges of hyper-parameters, schedules, and groups that are changed between steps."""
+
+import numpy as np
+import pytest
+from helpers import snapshot
+
+import fastadam
+
+NAN, INF = float("nan"), float("inf")
+BAD_VALUES = [
+    *[(name, value, ValueError) for name in ("lr", "eps", "weight_decay", "eps_root") for value in (-1e-9, NAN, INF)],
+    *[
+        (name, value, TypeError)
+        for name in ("lr", "eps", "weight_decay", "eps_root")
+        for value in ("1", None, True, 1j, [1.0], np.ones(1))
+    ],
+    ("lr", 10**400, ValueError),
+    ("betas", (1.0, 0.9), ValueError),
+    ("betas", (0.9, 1.0), ValueError),
+    ("betas", (-0.1, 0.9), ValueError),
+    ("betas", (0.9, NAN), ValueError),
+    ("betas", (0.9,), TypeError),
+    ("betas", 0.9, TypeError),
+    ("betas", (0.9, "0.99"), TypeError),
+    *[
+        (name, value, TypeError)
+        for name in ("decoupled_weight_decay", "amsgrad", "maximize", "bias_correction", "eps_hat")
+        for value in (1, None, "yes")
+    ],
+]
+
+
+def ones():
+    return np.ones(4)
+
+
+@pytest.mark.parametrize(("name", "value", "error"), BAD_VALUES)
+def test_values_out_of_range_are_refused_everywhere(name, value, error):
+    """By the constructor, in a group, set between steps, and by adam_update; the message names the argument."""
+    with pytest.raises(error, match=rf"^{name}"):
+        fastadam.Adam(ones(), **{name: value})
+    with pytest.raises(error, match=rf"^{name}"):
+        fastadam.Adam([{"params": ones(), name: value}])
+    arrays = [ones() for _ in range(4)]
+    with pytest.raises(error, match=rf"^{name}"):
+        fastadam.adam_update(*arrays, 1, **{name: value})
+    assert all(np.array_equal(a, ones()) for a in arrays)
+
+    opt = fastadam.Adam([ones(), ones()])
+    opt.add_param_group({"params": [ones()]})
+    opt.param_groups[1][name] = value
+    state = [(e["step"], e["exp_avg"].tobytes()) for e in opt.state.values()]
+    with pytest.raises(error, match=rf"^{name}") as caught:
+        opt.step([[ones(), ones()], [ones()]])
+    assert caught.value.__notes__ == ["in param_groups[1]"]
+    assert state == [(e["step"], e["exp_avg"].tobytes()) for e in opt.state.values()]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("threads", 0, ValueError),
+        ("threads", -1, ValueError),
+        ("threads", 1025, ValueError),
+        ("threads", 2.0, TypeError),
+        ("threads", True, TypeError),
+        ("threads", "2", TypeError),
+        ("max_norm", 0.0, ValueError),
+        ("max_norm", -1.0, ValueError),
+        ("max_norm", "1", TypeError),
+        ("nonfinite", "ignore", ValueError),
+        ("nonfinite", None, TypeError),
+    ],
+)
+def test_options_of_the_optimizer_out_of_range_are_refused(name, value, error):
+    with pytest.raises(error, match=rf"^{name} "):
+        fastadam.Adam(ones(), **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_norm", 1.0), ("nonfinite", "raise"), ("nonfinite", "skip")])
+def test_options_of_the_future_say_so(name, value):
+    with pytest.raises(ValueError, match="not available yet"):
+        fastadam.Adam(ones(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(NAN, ValueError), (INF, ValueError), ("1", TypeError), (None, TypeError), (True, TypeError)]
+)
+def test_bad_grad_scale_is_refused(value, error):
+    opt = fastadam.Adam(ones())
+    before = snapshot(opt)
+    with pytest.raises(error, match="^grad_scale"):
+        opt.step(ones(), grad_scale=value)
+    with pytest.raises(error, match="^grad_scale"):
+        fastadam.adam_update(ones(), ones(), ones(), ones(), 1, grad_scale=value)
+    assert snapshot(opt) == before
+
+
+def test_numbers_may_be_of_any_kind_that_is_a_number():
+    opt = fastadam.Adam(ones(), lr=np.float32(0.5), betas=[0, np.array(0.5)], eps=0, weight_decay=np.int64(1))
+    opt.step(ones())
+    assert fastadam.Adam(ones(), amsgrad=np.True_).param_groups[0]["amsgrad"]
+
+
+def test_schedules_are_called_once_per_group_and_step_with_the_count_before_it():
+    calls = []
+
+    def schedule(group):
+        def lr(count):
+            calls.append((group, count))
+            return np.float32(0.1)
+
+        return lr
+
+    a, b, c = ones(), ones(), ones()
+    opt = fastadam.Adam([{"params": [a, b], "lr": schedule(0)}, {"params": c, "lr": schedule(1)}])
+    assert calls == []
+    opt.step([[ones(), None], ones()])
+    opt.step([[None, ones()], None])
+    opt.step([[ones(), ones()], ones()])
+    assert calls == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": lambda t: 0.1 / (t + 1)},
+        {"betas": lambda t: (0.5, 0.9)},
+        {"betas": (lambda t: 0.5 + t / 10, 0.9)},
+        {"eps": lambda t: 1e-3},
+        {"weight_decay": lambda t: 0.1 * t},
+        {"eps_root": lambda t: 1e-3 * t},
+    ],
+)
+def test_any_number_may_be_a_schedule(options):
+    def value(x, t):
+        return tuple(value(y, t) for y in x) if isinstance(x, tuple) else x(t) if callable(x) else x
+
+    a, b = ones(), ones()
+    scheduled, by_hand = fastadam.Adam(a, **options), fastadam.Adam(b)
+    for t in range(4):
+        by_hand.param_groups[0].update({k: value(v, t) for k, v in options.items()})
+        scheduled.step(ones() * t)
+        by_hand.step(ones() * t)
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(("value", "error"), [(-1.0, ValueError), (NAN, ValueError), ("x", TypeError)])
+def test_schedule_that_returns_nonsense_changes_nothing(value, error):
+    opt = fastadam.Adam([{"params": ones()}, {"params": ones(), "lr": lambda t: value}])
+    before = snapshot(opt)
+    with pytest.raises(error, match="^lr"):
+        opt.step([ones(), ones()])
+    assert snapshot(opt) == before
+
+
+def test_schedule_that_raises_changes_nothing():
+    def lr(count):
+        raise KeyboardInterrupt
+
+    opt = fastadam.Adam([{"params": ones()}, {"params": ones(), "lr": lr}])
+    before = snapshot(opt)
+    with pytest.raises(KeyboardInterrupt):
+        opt.step([ones(), ones()])
+    opt.param_groups[1]["lr"] = 0.1
+    assert snapshot(opt)[:2] == before[:2]
+    opt.step([ones(), ones()])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda opt: opt.step(ones()),
+        lambda opt: opt.add_param_group({"params": [ones() for _ in range(1000)]}),
+        lambda opt: opt.load_state_dict(opt.state_dict()),
+    ],
+)
+def test_schedule_that_changes_its_own_optimizer_is_an_error(call):
+    opt = fastadam.Adam(ones(), lr=lambda count: call(opt))
+    before = snapshot(opt)
+    with pytest.raises(RuntimeError, match="was called from inside the same optimizer's step"):
+        opt.step(ones())
+    assert snapshot(opt) == before
+
+
+def test_schedule_that_empties_the_groups_does_no_harm():
+    a, b = ones(), ones()
+    opt = fastadam.Adam([{"params": a, "lr": lambda count: opt.param_groups.clear() or 0.5}, {"params": b}], lr=0.25)
+    opt.step([ones(), ones()])
+    assert (a[0], b[0]) == pytest.approx((0.5, 0.75))
+    with pytest.raises(ValueError, match="use add_param_group"):
+        opt.step([ones(), ones()])
+
+
+def test_lr_reads_and_sets_all_groups():
+    opt = fastadam.Adam([{"params": ones()}, {"params": ones()}], lr=0.1)
+    assert opt.lr == 0.1
+    opt.lr = 0.2
+    assert [g["lr"] for g in opt.param_groups] == [0.2, 0.2]
+    opt.param_groups[0]["lr"] = 0.3
+    with pytest.raises(ValueError, match="different learning rates"):
+        opt.lr  # noqa: B018
+    with pytest.raises(ValueError, match="^lr must be finite"):
+        opt.lr = -1.0
+    assert [g["lr"] for g in opt.param_groups] == [0.3, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda groups: groups[0].update(params=(ones(),)), "params was replaced"),
+        (lambda groups: groups[0].update(amsgrad=True), "amsgrad was False when the group was added"),
+        (lambda groups: groups.append(dict(groups[0])), "use add_param_group"),
+        (lambda groups: groups.pop(), "use add_param_group"),
+    ],
+)
+def test_groups_may_not_be_rebuilt_by_hand(change, match):
+    opt = fastadam.Adam([{"params": ones()}, {"params": ones()}])
+    change(opt.param_groups)
+    with pytest.raises(ValueError, match=match):
+        opt.step([ones(), ones()])
+    assert [e["step"] for e in opt.state.values()] == [0, 0]
+
+
+def test_hyper_parameter_deleted_from_a_group_is_named():
+    opt = fastadam.Adam(ones())
+    del opt.param_groups[0]["eps"]
+    with pytest.raises(KeyError, match="eps"):
+        opt.step(ones())
+
+
+def test_adamw_is_adam_with_decoupled_decay():
+    a, b = ones(), ones()
+    one, two = fastadam.AdamW(a), fastadam.Adam(b, weight_decay=1e-2, decoupled_weight_decay=True)
+    assert one.param_groups[0].keys() == two.param_groups[0].keys()
+    for _ in range(3):
+        one.step(a.copy())
+        two.step(b.copy())
+    assert np.array_equal(a, b)

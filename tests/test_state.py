@@ -1,0 +1,296 @@
+"""State, groups that are added, saving and loading: nothing lost, nothing half done."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, snapshot
+
+import fastadam
+
+
+def model(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"W": np.asfortranarray(rng.standard_normal((4, 3)).astype(np.float32)), "b": rng.standard_normal(3)}
+
+
+def gradients(step):
+    rng = np.random.default_rng(100 + step)
+    return {"W": rng.standard_normal((4, 3)).astype(np.float32).copy("F"), "b": rng.standard_normal(3)}
+
+
+def train(opt, steps):
+    for step in steps:
+        opt.step(gradients(step) if step % 3 else {**gradients(step), "b": None})
+
+
+def make(params, **options):
+    return fastadam.AdamW(params, lr=0.05, amsgrad=True, **options)
+
+
+@pytest.fixture
+def trained():
+    params = model()
+    opt = make(params)
+    train(opt, range(5))
+    return params, opt
+
+
+def assert_same_training(params, opt, other_params, other):
+    """Also when both go on."""
+    train(opt, range(5, 9))
+    train(other, range(5, 9))
+    for key in params:
+        assert_same_bits(params[key], other_params[key])
+    assert snapshot(opt) == snapshot(other)
+
+
+# ---- the view of the state
+
+
+def test_state_exists_from_construction_and_is_live():
+    params = model()
+    opt = make(params)
+    assert list(opt.state) == ["W", "b"] and len(opt.state) == 2
+    entry = opt.state["W"]
+    assert list(entry) == ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    assert entry["step"] == 0 and type(entry["step"]) is int
+    assert entry["exp_avg"].dtype == np.float32 and entry["exp_avg"].shape == (4, 3)
+    opt.step(gradients(1))
+    assert entry["exp_avg"].all() and opt.state["W"]["step"] == 1
+    assert opt.state["W"]["exp_avg"] is entry["exp_avg"]
+    entry["exp_avg"][...] = 7
+    assert opt.state["W"]["exp_avg"][0, 0] == 7
+    assert "max_exp_avg_sq" not in fastadam.Adam(np.ones(1)).state[0]
+
+
+def test_state_cannot_be_rebound_by_mistake(trained):
+    with pytest.raises(TypeError):
+        trained[1].state["W"]["step"] = 0
+    with pytest.raises(TypeError):
+        trained[1].state["W"] = {}
+    with pytest.raises(KeyError, match="no parameter 'V'; there are"):
+        trained[1].state["V"]
+
+
+def test_repr_tells_groups_and_sizes(trained):
+    text = repr(trained[1])
+    assert text.startswith("AdamW(") and "2 arrays, 15 elements" in text and "lr=0.05" in text
+
+
+# ---- groups
+
+
+def test_group_added_in_the_middle_starts_fresh():
+    a, b = np.ones(2), np.ones(2)
+    opt = fastadam.Adam([a], lr=0.1)
+    opt.step([np.ones(2)])
+    opt.add_param_group({"params": b, "lr": 0.5})
+    opt.step([[np.ones(2)], np.ones(2)])
+    assert [e["step"] for e in opt.state.values()] == [2, 1]
+    assert b == pytest.approx(0.5)
+    assert [g["lr"] for g in opt.param_groups] == [0.1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "match"),
+    [
+        ([np.ones(2)], TypeError, "must be a dict"),
+        ({"lr": 0.1}, ValueError, "needs the key 'params'"),
+        ({"params": np.ones(2), "weight_decy": 0.1}, ValueError, r"unknown hyper-parameters \['weight_decy'\]"),
+        ({"params": np.ones(2), "lr": -1.0}, ValueError, "^lr"),
+        ({"params": {"W": np.ones(2)}}, ValueError, "two parameters have the key 'W'"),
+        ({"params": {"V": np.ones(2, int)}}, TypeError, "parameter 'V' must be float32"),
+        ({"params": "V"}, TypeError, "parameter 0 must be a numpy.ndarray, got a str"),
+    ],
+)
+def test_bad_group_is_refused_whole(trained, group, error, match):
+    opt = trained[1]
+    before = snapshot(opt)
+    with pytest.raises(error, match=match):
+        opt.add_param_group(group)
+    assert snapshot(opt) == before
+    train(opt, [5])
+
+
+def test_group_that_overlaps_is_refused_whole():
+    params, other = model(), model()
+    opt, twin = make(params), make(other)
+    for bad in params["b"], opt.state["b"]["exp_avg"]:
+        before = snapshot(opt)
+        with pytest.raises(ValueError, match="overlap"):
+            opt.add_param_group({"params": {"c": np.ones(3), "d": bad}})
+        assert snapshot(opt) == before
+    assert_same_training(params, opt, other, twin)
+
+
+# ---- state_dict
+
+
+def test_state_dict_has_torchs_layout(trained):
+    _, opt = trained
+    saved = opt.state_dict()
+    assert saved.keys() == {"state", "param_groups"}
+    assert list(saved["state"]) == [0, 1]
+    assert saved["state"][1]["step"] == opt.state["b"]["step"] == 3
+    assert saved["state"][0]["exp_avg"] is opt.state["W"]["exp_avg"]
+    (group,) = saved["param_groups"]
+    assert group["params"] == [0, 1] and group["param_names"] == ["W", "b"]
+    assert group["lr"] == 0.05 and group["decoupled_weight_decay"] and group["amsgrad"]
+
+
+def test_state_dict_numbers_run_over_groups():
+    opt = fastadam.Adam([{"params": [np.ones(1), np.ones(2)]}, {"params": {"x": np.ones(3)}}])
+    groups = opt.state_dict()["param_groups"]
+    assert [g["params"] for g in groups] == [[0, 1], [2]]
+    assert [g["param_names"] for g in groups] == [[0, 1], ["x"]]
+
+
+@pytest.mark.parametrize("way", ["state_dict", "pickled state_dict", "pickle", "deepcopy"])
+def test_stopping_and_resuming_is_the_same_as_going_on(trained, way):
+    params, opt = trained
+    if "state_dict" in way:
+        other_params = copy.deepcopy(params)
+        other = make(other_params)
+        train(other, range(2))  # to be overwritten
+        for key in params:
+            other_params[key][...] = params[key]
+        saved = opt.state_dict()
+        other.load_state_dict(pickle.loads(pickle.dumps(saved)) if "pickled" in way else saved)
+    elif way == "pickle":
+        other_params, other = pickle.loads(pickle.dumps((params, opt)))
+    else:
+        other_params, other = copy.deepcopy((params, opt))
+    assert type(other) is fastadam.AdamW
+    assert other.state["W"]["exp_avg"] is not opt.state["W"]["exp_avg"]
+    assert_same_training(params, opt, other_params, other)
+
+
+def test_copies_step_the_copied_parameters(trained):
+    params, opt = trained
+    copied = copy.deepcopy(opt)
+    before = params["W"].copy()
+    copied.step(gradients(1))
+    assert np.array_equal(params["W"], before)
+    assert not np.array_equal(copied.param_groups[0]["params"][0], before)
+
+
+def test_copies_can_be_given_more_groups(trained):
+    copied = pickle.loads(pickle.dumps(fastadam.Adam([np.ones(1)], threads=2)))
+    copied.add_param_group({"params": [np.ones(1)]})
+    assert list(copied.state) == [0, 1] and copied.threads == 2
+    copied.step([[np.ones(1)], [np.ones(1)]])
+
+
+def test_schedules_are_left_out_of_state_dicts_and_kept_on_loading():
+    def schedule(count):
+        return 0.5
+
+    opt = fastadam.Adam(np.ones(1), lr=schedule, betas=(schedule, 0.9))
+    saved = pickle.loads(pickle.dumps(opt.state_dict()))
+    assert saved["param_groups"][0].keys().isdisjoint({"lr", "betas"})
+    opt.load_state_dict(saved)
+    assert opt.lr is schedule
+
+
+def test_loading_takes_torchs_way_of_writing_things(trained):
+    params, opt = trained
+    saved = copy.deepcopy(opt.state_dict())
+    for entry in saved["state"].values():
+        entry["step"] = np.float32(entry["step"])
+    del saved["param_groups"][0]["param_names"], saved["param_groups"][0]["eps_hat"]
+    saved["param_groups"][0].update(foreach=None, fused=True, capturable=False, differentiable=False, initial_lr=1.0)
+    saved["param_groups"][0]["params"] = ["x", "y"]
+    saved["state"] = {"y": saved["state"][1], "x": saved["state"][0]}
+    other_params = copy.deepcopy(params)
+    other = make(other_params)
+    other.load_state_dict(saved)
+    assert_same_training(params, opt, other_params, other)
+
+
+def test_parameters_without_an_entry_start_fresh(trained):
+    saved = trained[1].state_dict()
+    saved["state"] = {0: saved["state"][0], 1: {}}
+    opt = make(model())
+    train(opt, range(3))
+    opt.load_state_dict(saved)
+    assert opt.state["b"]["step"] == 0 and not opt.state["b"]["exp_avg"].any()
+    assert opt.state["W"]["step"] == 5
+
+
+def test_loading_arrays_of_the_same_optimizer_in_another_order():
+    a, b = np.ones(3), np.ones(3)
+    opt = fastadam.Adam([a, b])
+    opt.step([np.ones(3), np.zeros(3)])
+    saved = opt.state_dict()
+    saved["state"] = {0: saved["state"][1], 1: saved["state"][0]}
+    opt.load_state_dict(saved)
+    assert not opt.state[0]["exp_avg"].any() and opt.state[1]["exp_avg"].all()
+
+
+def break_state(change):
+    def broken(saved):
+        change(saved["state"][1])
+
+    return broken
+
+
+def break_group(change):
+    def broken(saved):
+        change(saved["param_groups"][0])
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda saved: saved.pop("state"), ValueError, "needs the keys"),
+        (lambda saved: saved["param_groups"].append({}), ValueError, "has 2 groups, the optimizer 1"),
+        (break_group(lambda g: g["params"].pop()), ValueError, "has 1 parameters"),
+        (break_group(lambda g: g.update(param_names=["b", "W"])), ValueError, "delete 'param_names'"),
+        (break_group(lambda g: g.update(momentum=0.9)), ValueError, r"unknown keys \['momentum'\]"),
+        (break_group(lambda g: g.update(lr=-1.0)), ValueError, "^lr"),
+        (break_group(lambda g: g.update(amsgrad=False)), ValueError, "amsgrad=False, the optimizer True"),
+        (lambda saved: saved["state"].update({7: {}}), ValueError, r"entries \[7\]"),
+        (break_state(lambda e: e.pop("max_exp_avg_sq")), ValueError, r"parameter 'b'\) has the keys"),
+        (break_state(lambda e: e.update(momentum_buffer=np.ones(3))), ValueError, "has the keys"),
+        (break_state(lambda e: e.update(exp_avg=np.ones(3, np.float32))), TypeError, "must be float64, got float32"),
+        (break_state(lambda e: e.update(exp_avg=np.ones(3, ">f8"))), TypeError, "must be float64"),
+        (break_state(lambda e: e.update(exp_avg=np.ones(4))), ValueError, r"must have the shape \(3,\)"),
+        (break_state(lambda e: e.update(exp_avg=[1.0] * 3)), TypeError, "must be an array, got a list"),
+        (break_state(lambda e: e.update(step=1.5)), ValueError, "must be an integer >= 0, got 1.5"),
+        (break_state(lambda e: e.update(step=-1)), ValueError, "must be an integer >= 0"),
+        (break_state(lambda e: e.update(step=2**63)), ValueError, "must be an integer >= 0"),
+        (break_state(lambda e: e.update(step=float("nan"))), ValueError, "must be an integer >= 0"),
+        (break_state(lambda e: e.update(step="3")), TypeError, "must be a number"),
+    ],
+)
+def test_state_dict_that_does_not_match_is_refused_whole(trained, change, error, match):
+    saved = copy.deepcopy(trained[1].state_dict())
+    change(saved)
+    opt = make(model())
+    train(opt, range(2))
+    before = snapshot(opt)
+    with pytest.raises(error, match=match):
+        opt.load_state_dict(saved)
+    assert snapshot(opt) == before
+
+
+def test_loading_into_read_only_state_changes_nothing(trained):
+    opt = make(model())
+    opt.state["b"]["exp_avg_sq"].flags.writeable = False
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match="read-only"):
+        opt.load_state_dict(trained[1].state_dict())
+    assert snapshot(opt) == before
+
+
+def test_large_counters_survive():
+    opt = fastadam.Adam(np.ones(1))
+    saved = opt.state_dict()
+    saved["state"][0]["step"] = 2**60 + 1
+    opt.load_state_dict(saved)
+    opt.step(np.ones(1))
+    assert opt.state[0]["step"] == 2**60 + 2

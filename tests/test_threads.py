@@ -1,0 +1,178 @@
+"""Threads, locks and signals: what runs at the same time, and what cannot be torn."""
+
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from helpers import run_python
+
+import fastadam
+
+WORKERS = """
+import os, numpy as np, fastadam
+
+def threads_started(n, threads):
+    p = np.ones(n, np.float32)
+    before = len(os.listdir("/proc/self/task"))
+    fastadam.Adam(p, threads=threads).step(p.copy())
+    return len(os.listdir("/proc/self/task")) - before
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build starts none")
+@pytest.mark.parametrize(
+    ("n", "threads", "started"),
+    [(16 * 4, 4, 3), (16 * 3, 8, 2), (16 * 3 + 1, 8, 3), (16, 8, 0), (1 << 20, 1, 0), (1000, None, 0)],
+)
+def test_threads_is_an_exact_order_up_to_one_per_cache_line(n, threads, started):
+    run_python(f"{WORKERS}\nassert threads_started({n}, {threads}) == {started}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize(
+    "limit", ["os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])", "fastadam.set_num_threads(1)"]
+)
+def test_the_automatic_choice_is_bounded(limit):
+    run_python(
+        f"{WORKERS}\n{limit}\nassert threads_started(1 << 22, None) == 0\nassert fastadam.get_num_threads() == 1"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_the_automatic_choice_respects_omp_num_threads():
+    code = f"{WORKERS}\nassert threads_started(1 << 22, None) == 0\nassert fastadam.get_num_threads() == 1"
+    run_python(code, OMP_NUM_THREADS="1")
+
+
+@pytest.mark.parametrize(("n", "error"), [(0, ValueError), (1025, ValueError), (1.0, TypeError), ("1", TypeError)])
+def test_bad_bounds_are_refused(n, error):
+    before = fastadam.get_num_threads()
+    with pytest.raises(error, match="^threads must be"):
+        fastadam.set_num_threads(n)
+    assert fastadam.get_num_threads() == before
+
+
+def test_two_threads_on_one_optimizer_take_turns():
+    params = [np.ones(n) for n in (3, 1000, 50_000)]
+    twins = [p.copy() for p in params]
+    grads = [np.full_like(p, 0.5) for p in params]
+    opt, twin = fastadam.Adam(params, threads=2), fastadam.Adam(twins)
+    workers = [threading.Thread(target=lambda: [opt.step(grads) for _ in range(50)]) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for _ in range(200):
+        twin.step(grads)
+    assert [e["step"] for e in opt.state.values()] == [200] * 3
+    assert all(np.array_equal(a, b) for a, b in zip(params, twins, strict=True))
+
+
+def test_a_locked_optimizer_does_not_stop_another():
+    a, b = np.ones(4), np.ones(4)
+    first, second = fastadam.Adam(a), fastadam.Adam(b)
+    with first._engine.lock:
+        worker = threading.Thread(target=first.step, args=(np.ones(4),))
+        worker.start()
+        other = threading.Thread(target=second.step, args=(np.ones(4),))
+        other.start()
+        other.join(timeout=60)
+        assert not other.is_alive() and second.state[0]["step"] == 1
+        assert first.state[0]["step"] == 0
+    worker.join(timeout=60)
+    assert first.state[0]["step"] == 1
+
+
+def test_the_gil_is_released_during_the_update():
+    """With a switch interval of a minute, this thread runs between the marks only if the step lets it."""
+    p = np.ones(1 << 24, np.float32)
+    opt, grad, log = fastadam.Adam(p, threads=1), p.copy(), []
+    opt.step(grad)
+
+    def work():
+        log.append("start")
+        for _ in range(3):
+            opt.step(grad)
+        log.append("end")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    try:
+        worker = threading.Thread(target=work)
+        worker.start()
+        while "end" not in log:
+            log.append("between")
+            time.sleep(0.001)
+        worker.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert "between" in log[log.index("start") : log.index("end")]
+
+
+class InterruptError(Exception):
+    pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+def test_a_signal_cannot_tear_a_step():
+    """An exception from a signal handler at any instant finds all arrays and counters before or after the step."""
+    params = [np.ones(n) for n in [1000] * 40]
+    grads = [np.full_like(p, 0.5) for p in params]
+    opt = fastadam.Adam(params, threads=2)
+    rng = np.random.default_rng(0)
+
+    def interrupt(*_):
+        raise InterruptError
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        for _ in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+                while True:
+                    opt.step(grads)
+            except InterruptError:
+                interrupted += 1
+            counters = {e["step"] for e in opt.state.values()}
+            assert len(counters) == 1
+            assert all(np.array_equal(p, params[0]) for p in params)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupted == 200
+    twin = np.ones(1000)
+    twin_opt = fastadam.Adam(twin)
+    for _ in range(counters.pop()):
+        twin_opt.step(grads[0])
+    assert np.array_equal(params[0], twin)
+
+
+@pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="needs fork")
+def test_a_forked_child_goes_on():
+    """libgomp's team does not survive a fork: the child must not wait for it."""
+    run_python("""
+import os, warnings, numpy as np, fastadam
+warnings.simplefilter("ignore")
+p = np.ones(1 << 20, np.float32)
+g = p.copy()
+opt = fastadam.Adam(p, threads=2)
+opt.step(g)
+for generation in range(3):
+    pid = os.fork()
+    if pid:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        break
+    opt.step(g)
+twin = np.ones(1 << 20, np.float32)
+twin_opt = fastadam.Adam(twin)
+for _ in range(opt.state[0]["step"]):
+    twin_opt.step(g)
+assert np.array_equal(p, twin)
+opt.step(g)
+os._exit(0)
+""")

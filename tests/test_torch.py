@@ -1,0 +1,110 @@
+"""Parity with torch.optim.Adam and AdamW: pytest -m torch (needs torch==2.13.0).
+
+The two round differently: torch interpolates m with lerp, divides sqrt(v) by sqrt(bc2) where we multiply v by 1/bc2,
+and keeps its factors in double in the for-loop implementation used here. Each step therefore adds a few roundings of
+half an ulp on either side, and an error made in m or v decays only with beta. So after T steps we allow
+
+    m, v:  8 ulp  of the same average taken over absolute values (cancellation can make m itself arbitrarily small);
+           16 with an L2 penalty, which carries the difference in p into them
+    p:     4 ulp  of the largest |p| seen, per step (rounding of p itself, and of an update no larger than that)
+
+both in the precision of the parameters."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import fastadam
+
+pytestmark = pytest.mark.torch
+STEPS = 20
+FLAGS = list(itertools.product([0.0, 0.1], [False, True], [False, True]))
+
+
+@pytest.fixture(scope="module")
+def torch():
+    import torch
+
+    assert torch.__version__.startswith("2.13.0")
+    return torch
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize(("weight_decay", "amsgrad", "maximize"), FLAGS)
+@pytest.mark.parametrize("hyper", [{}, {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-3}, {"betas": (0.0, 0.99)}])
+def test_training_follows_torch(torch, name, dtype, weight_decay, amsgrad, maximize, hyper):
+    options = {"weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize, **hyper}
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((37, 11)).astype(dtype)
+    grads = [
+        (rng.standard_normal(start.shape) * 10.0 ** rng.uniform(-6, 3, start.shape)).astype(dtype) for _ in range(STEPS)
+    ]
+
+    ours = start.copy()
+    opt = getattr(fastadam, name)(ours, **options)
+    theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    torch_opt = getattr(torch.optim, name)([theirs], foreach=False, **options)
+    beta1, beta2 = opt.param_groups[0]["betas"]
+    largest, m_scale, v_scale = np.abs(start), np.zeros(start.shape), np.zeros(start.shape)
+    for grad in grads:
+        full = np.abs(grad) + weight_decay * largest * (name == "Adam")
+        m_scale = beta1 * m_scale + (1 - beta1) * full
+        v_scale = np.maximum(beta2 * v_scale + (1 - beta2) * full**2, v_scale * amsgrad)
+        opt.step(grad)
+        theirs.grad = torch.from_numpy(grad)
+        torch_opt.step()
+        largest = np.maximum(largest, np.abs(ours))
+
+    state = torch_opt.state[theirs]
+    for key, scale in ("exp_avg", m_scale), ("exp_avg_sq", v_scale), ("max_exp_avg_sq", v_scale):
+        if key in state:
+            ulps = np.abs(opt.state[0][key] - state[key].numpy()) / np.spacing(scale.astype(dtype))
+            assert ulps.max() <= (16 if weight_decay and name == "Adam" else 8), key
+    ulps = np.abs(ours - theirs.detach().numpy()) / np.spacing(largest.astype(dtype))
+    assert ulps.max() <= 4 * STEPS
+    assert np.abs(ours - start).max() > 1e-3
+
+
+def test_a_torch_state_dict_loads_and_training_goes_on(torch):
+    rng = np.random.default_rng(1)
+    start = [rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal(3).astype(np.float32)]
+    parameters = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in start]
+    torch_opt = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+
+    def torch_step(grads):
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = torch.from_numpy(grad.copy())
+        torch_opt.step()
+
+    def gradients():
+        return [rng.standard_normal(p.shape).astype(np.float32) for p in start]
+
+    for _ in range(5):
+        torch_step(gradients())
+    ours = [p.detach().numpy().copy() for p in parameters]
+    opt = fastadam.AdamW(ours)
+    opt.load_state_dict(torch_opt.state_dict())
+    assert [e["step"] for e in opt.state.values()] == [5, 5]
+    assert opt.lr == 0.01 and opt.param_groups[0]["weight_decay"] == 0.1
+    for _ in range(5):
+        grads = gradients()
+        torch_step(grads)
+        opt.step(grads)
+    for a, b in zip(ours, parameters, strict=True):
+        assert np.allclose(a, b.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_torch_tensors_are_refused_with_a_way_out(torch):
+    with pytest.raises(TypeError, match="got a Tensor; convert it with np.asarray"):
+        fastadam.Adam(torch.ones(3))
+    p = np.ones(3, np.float32)
+    with pytest.raises(TypeError, match="got a Tensor; convert it with np.asarray"):
+        fastadam.Adam(p).step(torch.ones(3))
+
+
+def test_parameters_may_be_torchs_own_memory(torch):
+    parameter = torch.ones(3)
+    fastadam.Adam(parameter.numpy(), lr=0.5).step(np.ones(3, np.float32))
+    assert torch.allclose(parameter, torch.tensor(0.5))

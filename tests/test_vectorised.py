@@ -1,0 +1,60 @@
+"""Every loop was vectorised at the width of its instruction set, without fused multiply-add.
+
+Read from the disassembly of the extension that is installed."""
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from helpers import ISAS
+
+from fastadam import _core
+
+RULES = ["adam" + decay + amsgrad for decay in ("", "_l2", "_decoupled") for amsgrad in ("", "_amsgrad")]
+PACKED = {  # (instruction set, element type): what a vectorised square root and division look like
+    "x86_64": {
+        ("baseline", "f32"): (r"\bsqrtps\s.*%xmm", r"\bdivps\s.*%xmm"),
+        ("baseline", "f64"): (r"\bsqrtpd\s.*%xmm", r"\bdivpd\s.*%xmm"),
+        ("avx2", "f32"): (r"\bvsqrtps\s.*%ymm", r"\bvdivps\s.*%ymm"),
+        ("avx2", "f64"): (r"\bvsqrtpd\s.*%ymm", r"\bvdivpd\s.*%ymm"),
+        ("avx512", "f32"): (r"\bvsqrtps\s.*%zmm", r"\bvdivps\s.*%zmm"),
+        ("avx512", "f64"): (r"\bvsqrtpd\s.*%zmm", r"\bvdivpd\s.*%zmm"),
+    },
+    "aarch64": {
+        ("baseline", "f32"): (r"\bfsqrt\s+v\d+\.4s", r"\bfdiv\s+v\d+\.4s"),
+        ("baseline", "f64"): (r"\bfsqrt\s+v\d+\.2d", r"\bfdiv\s+v\d+\.2d"),
+    },
+}
+FUSED = r"\bvfn?m(add|sub)|\bfml[as]\b|\bfn?m(add|sub)\b"
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in PACKED, reason="reads the disassembly of x86-64 and aarch64"
+)
+
+
+@pytest.fixture(scope="module")
+def functions():
+    objdump = shutil.which("objdump")
+    assert objdump, "objdump is missing: install binutils"
+    text = subprocess.run([objdump, "-d", _core.__file__], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"^[0-9a-f]+ <(.+)>:$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize(("isa", "real"), PACKED.get(platform.machine(), {}))
+@pytest.mark.parametrize("rule", RULES)
+def test_loop_is_vectorised_at_full_width(functions, rule, isa, real):
+    body = functions[f"{rule}_{real}_{isa}"]
+    for pattern in PACKED[platform.machine()][isa, real]:
+        assert re.search(pattern, body), f"no {pattern} in {rule}_{real}_{isa}"
+    assert not re.search(FUSED, body), "a fused multiply-add rounds once where the specification rounds twice"
+
+
+def test_every_compiled_loop_is_looked_at(functions):
+    expected = {f"{rule}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for rule in RULES}
+    found = {name for name in functions if re.search(r"_f(32|64)_(baseline|avx2|avx512)$", name)}
+    assert found == expected
+    assert {isa for isa, _ in PACKED[platform.machine()]} >= set(ISAS)
