@@ -1,0 +1,207 @@
+"""The promises about speed and memory, measured side by side in one run: python bench/bars.py [--quick]
+
+Every row checks its result against the NumPy twin after timing.
+"""
+
+import argparse
+import tracemalloc
+
+import numpy as np
+from harness import alternate, describe_machine, memory_limit, ratio
+
+import fastadam
+from fastadam import _core, reference
+
+LR = 1e-3
+
+
+def make(n, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    p = rng.standard_normal(n, dtype)
+    g = rng.standard_normal(n, dtype)
+    return p, g
+
+
+class Checked:
+    """One array under an optimizer whose first elements are compared with the twin's in the end."""
+
+    def __init__(self, n, dtype, threads):
+        self.p, self.g = make(n, dtype)
+        self.opt = fastadam.Adam(self.p, lr=LR, threads=threads)
+        self.start = self.p[:1000].copy()
+
+    def step(self):
+        self.opt.step(self.g)
+
+    def check(self):
+        p, g = self.start, self.g[:1000]
+        m, v = np.zeros_like(p), np.zeros_like(p)
+        steps = self.opt.state[0]["step"]
+        for step in range(1, min(steps, 2000) + 1):
+            reference.adam_update(p, g, m, v, step, lr=LR)
+        if steps <= 2000:
+            assert np.array_equal(p, self.p[:1000]), "the step and its twin differ"
+        else:  # too many for the twin: constant gradients move each parameter by lr a step
+            expected = self.start.astype(float) + (steps - 2000) * -LR * np.sign(g)
+            assert np.allclose(self.p[:1000], expected, rtol=1e-2, atol=steps * LR * 1e-2)
+
+
+def row(what, bar, value, ok):
+    print(f"| {what} | {bar} | {value} | {'met' if ok else 'MISSED'} |", flush=True)
+
+
+def show(r):
+    return f"{r[0]:.2f} ({r[1]:.2f} to {r[2]:.2f})"
+
+
+def bar_memory_speed(n, rounds, dtype, threads):
+    ours = Checked(n, dtype, threads)
+    limit = memory_limit()[dtype]
+    q, m, v = ours.p.copy(), np.zeros_like(ours.p), np.zeros_like(ours.p)
+    timings = alternate({"step": ours.step, "limit": lambda: limit(q, ours.g, m, v, threads)}, rounds)
+    ours.check()
+    share = ratio(timings, "limit", "step")
+    bytes_moved = 7 * n * np.dtype(dtype).itemsize
+    speed = bytes_moved / timings["step"].median / 1e9
+    row(
+        f"1 x {n >> 20} Mi {dtype.__name__}, {threads} threads: speed against the memory limit",
+        ">= 0.95",
+        f"{show(share)}, {speed:.0f} GB/s",
+        share[0] >= 0.95,
+    )
+
+
+def bar_many_arrays(rounds, threads):
+    params = [make(1024, np.float32, i)[0] for i in range(1000)]
+    grads = [make(1024, np.float32, i)[1] for i in range(1000)]
+    many = fastadam.Adam(params, lr=LR, threads=threads)
+    one = Checked(1024 * 1000, np.float32, threads)
+    timings = alternate({"many": lambda: many.step(grads), "one": one.step}, rounds, 5)
+    one.check()
+    p, m, v = make(1024, np.float32, 7)[0], np.zeros(1024, np.float32), np.zeros(1024, np.float32)
+    for step in range(1, many.state[7]["step"] + 1):
+        reference.adam_update(p, grads[7], m, v, step, lr=LR)
+    assert np.array_equal(p, params[7])
+    r = ratio(timings, "many", "one")
+    row(
+        f"1000 x 1 K through Adam.step against 1 x 1 M, {threads} threads",
+        "<= 1.6",
+        f"{show(r)}, {timings['many'].median * 1e6:.0f} us",
+        r[0] <= 1.6,
+    )
+
+
+class Empty:
+    def step(self, grads):
+        pass
+
+
+def bar_overhead(rounds):
+    ours = Checked(1024, np.float32, None)
+    p, g = make(1024, np.float32)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    empty = Empty()
+    timings = alternate(
+        {
+            "empty": lambda: empty.step(g),
+            "Adam.step": ours.step,
+            "adam_update": lambda: fastadam.adam_update(p, g, m, v, 10),
+        },
+        rounds,
+        500,
+    )
+    ours.check()
+    for name, bar in ("Adam.step", 4), ("adam_update", 2):
+        above = (timings[name].median - timings["empty"].median) * 1e6
+        spread = timings[name].spread
+        row(
+            f"1 x 1 K through {name}, above an empty method",
+            f"<= {bar} us",
+            f"{above:.2f} us (spread {spread:.0%})",
+            above <= bar,
+        )
+
+
+def bar_isa(rounds, n=16 << 10):
+    before, available = _core.isa(), _core.isas_available()
+    for dtype in np.float32, np.float64:
+        ours = Checked(n, dtype, 1)
+        contenders = {isa: (lambda isa=isa: _core.select_isa(isa), ours.step) for isa in available}
+        timings = alternate(contenders, rounds, 20)
+        ours.check()
+        for isa in available[1:]:
+            r = ratio(timings, "baseline", isa)
+            bar = ">= 1.7" if (isa, dtype) == ("avx2", np.float32) else "reported"
+            row(f"{isa} against baseline, 16 Ki {dtype.__name__}", bar, show(r), bar == "reported" or r[0] >= 1.7)
+    _core.select_isa(before)
+
+
+def bar_subnormals(rounds, n=16 << 10):
+    p, g = make(n, np.float32)
+    normal, dead = fastadam.Adam(p, threads=1), fastadam.Adam(p.copy(), threads=1)
+    zero = np.zeros_like(g)
+    for _ in range(3):
+        normal.step(g)
+
+    def make_subnormal():
+        dead.state[0]["exp_avg"][...] = 1e-40
+        dead.state[0]["exp_avg_sq"][...] = 1e-40
+
+    timings = alternate(
+        {
+            "normal": lambda: normal.step(g),
+            "first": (make_subnormal, lambda: dead.step(zero)),
+            "steady": lambda: dead.step(zero),
+        },
+        rounds,
+    )
+    assert not dead.state[0]["exp_avg"].any() and not dead.state[0]["exp_avg_sq"].any()
+    for name, bar in ("first", 2.0), ("steady", 1.1):
+        r = ratio(timings, name, "normal")
+        row(
+            f"subnormal state, zero gradients, 16 Ki: {name} step against a normal one",
+            f"<= {bar}",
+            show(r),
+            r[0] <= bar,
+        )
+
+
+def bar_memory(n, arrays):
+    params = [np.zeros(n, np.float32) for _ in range(arrays)]
+    grads = [np.ones(n, np.float32) for _ in range(arrays)]
+    tracemalloc.start()
+    opt = fastadam.Adam(params, threads=2)
+    built = tracemalloc.get_traced_memory()[0] - 2 * arrays * n * 4
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    opt.step(grads)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    row(
+        f"memory above {arrays} arrays of {n} and their state: optimizer; peak of a step",
+        "O(arrays)",
+        f"{built / arrays:.0f} B an array; {peak / arrays:.0f} B an array",
+        built / arrays < 4096 and peak / arrays < 1024,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: a smoke test")
+    quick = parser.parse_args().quick
+    threads = fastadam.get_num_threads()
+    rounds = 5 if quick else 41
+    print(describe_machine())
+    print("Ratios are medians over rounds, with quartiles.\n\n| what | bar | measured | |\n|---|---|---|---|")
+    for dtype in np.float32, np.float64:
+        bar_memory_speed((1 if quick else 64) << 20, rounds, dtype, threads)
+    bar_many_arrays(rounds, threads)
+    bar_overhead(rounds)
+    bar_isa(rounds)
+    bar_subnormals(max(rounds, 20))
+    bar_memory(1024, 1000)
+    bar_memory(1 << 20, 4)
+
+
+if __name__ == "__main__":
+    main()
