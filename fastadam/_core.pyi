@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from threading import RLock
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex, final
 
 import numpy as np
 
 STATE_NAMES: tuple[str, ...]
 UPDATE_NAMES: tuple[str, ...]
+SCHEDULABLE: tuple[str, ...]
+MAX_THREADS: int
 
 class PerformanceWarning(UserWarning): ...
 
@@ -43,6 +45,7 @@ def as_number(value: Any, name: str) -> float: ...
 def check_group(group: dict[str, Any]) -> None: ...
 def check_writable(array: Any, name: str) -> None: ...
 
+@final
 class Engine:
     lock: RLock
     keys: list[Any]
@@ -50,14 +53,7 @@ class Engine:
     def index_of(self, key: Any) -> int: ...
     def step_of(self, i: int) -> int: ...
     def steps(self) -> list[int]: ...
-    def add_group(
-        self,
-        keys: list[Any],
-        params: tuple[np.ndarray, ...],
-        amsgrad: bool,
-        states: Sequence[Sequence[np.ndarray]] | None = None,
-        steps: Sequence[int] | None = None,
-    ) -> None: ...
+    def add_group(self, keys: list[Any], params: tuple[np.ndarray, ...], amsgrad: bool) -> None: ...
     def load(
         self,
         groups: list[dict[str, Any]],

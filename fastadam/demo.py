@@ -116,7 +116,7 @@ def draw(runs, path):
         window = min(20, len(run.losses))
         smooth = np.convolve(run.losses, np.ones(window) / window, mode="valid")
         curves.semilogy(np.arange(len(smooth)) + window, smooth, style, label=run.name)
-    curves.set(title="Training loss: the same path", xlabel="step", ylabel=f"loss, mean of {window} steps")
+    curves.set(title="Training loss", xlabel="step", ylabel=f"loss, mean of {window} steps")
     curves.legend()
     names = [run.name for run in runs]
     rest = [run.total_seconds - run.step_seconds for run in runs]

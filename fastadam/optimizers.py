@@ -379,13 +379,12 @@ class Adam:
         self._is_grouped = saved["is_grouped"]
         self.param_groups, self._trees, self._next_index = [], [], 0
         self._engine = _core.Engine()
-        start = 0
+        keys = iter(saved["keys"])
         for group, tree in zip(saved["groups"], saved["trees"], strict=True):
-            part = slice(start, start + len(group["params"]))
-            keys, states, steps = saved["keys"][part], saved["states"][part], saved["steps"][part]
-            self._engine.add_group(keys, group["params"], bool(group["amsgrad"]), states, steps)
+            params = group["params"]
+            self._engine.add_group([next(keys) for _ in params], params, bool(group["amsgrad"]))
             self._append(group, tree)
-            start = part.stop
+        self._engine.load([], [], saved["states"], saved["steps"])
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
