@@ -75,7 +75,8 @@ def test_wheel_and_sdist(tmp_path):
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {"fastadam/py.typed", "fastadam/_core.pyi", "fastadam/reference.py"} <= inside
     assert not [name for name in inside if name.endswith((".c", ".pyx", ".pxi", ".h"))]
-    packed = {name.split("/", 1)[1] for name in tarfile.open(sdist).getnames() if "/" in name}
+    with tarfile.open(sdist) as archive:
+        packed = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"csrc/rules.inc", "csrc/fastadam.h", "fastadam/_engine.pxi", "tests/helpers.py", "LICENSE"} <= packed
     assert "fastadam/_core.c" not in packed
 
