@@ -77,6 +77,12 @@ setup(
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
                 extra_compile_args=list(FLAGS),
             )
-        ]
+        ],
+        compiler_directives={
+            "boundscheck": False,  # the loops over the arrays index lists whose lengths were compared before
+            "wraparound": False,
+            "cdivision": True,  # no Python semantics for // of sizes
+            "autotestdict": False,  # docstrings are found as they are
+        },
     ),
 )

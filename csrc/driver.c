@@ -10,9 +10,10 @@
 #include <pthread.h>
 #endif
 
-/* A region whose workers sleep costs some 30 us to open: two threads break even at 2048 lines each (64 Ki float32
- * in all), and gain a quarter at this many. */
-enum { LINES_PER_THREAD = 4096 };
+/* The automatic choice gives each thread at least this much (8 MiB of parameters). Alone, two threads break even at
+ * 2048 lines each; but between BLAS calls, whose own workers still spin on the other core, only here: with 1 Mi
+ * float32 in all, two threads made the whole iteration 1.15x slower (bench/loop.py). */
+enum { LINES_PER_THREAD = 131072 };
 
 static int64_t lay_end_to_end(fa_task *tasks, int64_t count)
 {

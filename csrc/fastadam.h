@@ -4,8 +4,8 @@
  *   - array[FA_PARAM] and the state arrays hold n elements of the kernel's type, aligned, and overlap nothing
  *     but themselves; array[FA_GRAD] holds n elements, is only read, and overlaps nothing that is written;
  *   - kernel and factors belong to the same rule.
- * In return nothing here allocates, fails, calls Python or keeps state, except the chosen instruction set and
- * the mark that this process is a forked child.
+ * In return nothing here allocates, fails, calls Python or keeps state, except the mark that this process is a
+ * forked child.
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -78,8 +78,8 @@ struct fa_task {
 };
 
 /* Run all tasks, in one parallel region, and return the number of threads it was given.
- * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: serial for little work, else at
- * most bound threads. Inside a parallel region, and in a forked child, it is always 1. */
+ * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: as many as have enough to do, at
+ * most bound. Inside a parallel region, and in a forked child, it is always 1. */
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound);
 
 int fa_has_openmp(void);

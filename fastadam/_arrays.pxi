@@ -8,9 +8,10 @@ cdef bint same_layout(Array *a, Array *b) noexcept nogil:
             and (flags_of(a) & flags_of(b) & CONTIGUOUS) != 0)
 
 
-cdef bint is_usable(Array *array, int type) noexcept nogil:
-    """May be read and written by a kernel of that element type."""
-    return (flags_of(array) & USABLE) == USABLE and type_of(array) == type and is_native(array)
+cdef bint is_usable(Array *array) noexcept nogil:
+    """A kernel can read and write the elements."""
+    return ((flags_of(array) & USABLE) == USABLE and is_native(array)
+            and (type_of(array) == np.NPY_FLOAT or type_of(array) == np.NPY_DOUBLE))
 
 
 cdef bint overlaps(Array *a, Array *b) noexcept nogil:
@@ -20,22 +21,41 @@ cdef bint overlaps(Array *a, Array *b) noexcept nogil:
     return a0 < b0 + nbytes_of(b) and b0 < a0 + nbytes_of(a) and nbytes_of(a) > 0 and nbytes_of(b) > 0
 
 
+cdef bint is_plain(Array *array) noexcept:
+    """An ndarray, of a subclass perhaps, but not a masked one. Asks the type only: isinstance could run Python code."""
+    return is_array(array) and not PyObject_TypeCheck(<object><PyObject *>array, <PyTypeObject *>MaskedArray)
+
+
+cdef bint is_ready(Array *grad, Array *param) noexcept nogil:
+    """The kernel can read this gradient where it is."""
+    return (type_of(grad) == type_of(param) and is_native(grad) and (flags_of(grad) & NPY_ARRAY_ALIGNED) != 0
+            and same_layout(grad, param))
+
+
+cdef fa_real real_of(Array *array) noexcept nogil:
+    return FA_FLOAT64 if type_of(array) == np.NPY_DOUBLE else FA_FLOAT32
+
+
+# ---- and what follows may run Python code
+
 cdef describe(object x):
-    if isinstance(x, numpy.ma.MaskedArray):
+    if isinstance(x, MaskedArray):
         return "a masked array"
     if isinstance(x, numpy.ndarray):
         return f"an array of {x.dtype}, shape {x.shape}"
     return f"a {type(x).__name__}"
 
 
-cdef check_is_array(object array, str name):
-    if not isinstance(array, numpy.ndarray) or isinstance(array, numpy.ma.MaskedArray):
+cdef object as_array(object array, str name):
+    """The array without its subclass, whose attributes could be anything; or raise."""
+    if not is_plain(<Array *>array):
         raise TypeError(f"{name} must be a numpy.ndarray, got {describe(array)}; convert it with np.asarray first")
+    return numpy.asarray(array)
 
 
-cpdef check_writable(object array, str name):
+cdef check_writable(object param, str name):
     """Raise unless the array may be updated in place."""
-    check_is_array(array, name)
+    array = as_array(param, name)
     if array.dtype.type not in (numpy.float32, numpy.float64):
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use .astype(np.float32)")
     if not array.dtype.isnative:
@@ -50,66 +70,54 @@ cpdef check_writable(object array, str name):
                          "use np.ascontiguousarray")
 
 
-cdef check_like(object array, str name, object param, str param_name):
+cdef check_like(object state, str name, object param, str param_name):
     """Raise unless a state array matches its parameter."""
-    check_writable(array, name)
-    if array.dtype != param.dtype:
-        raise TypeError(f"{name} must have the dtype of {param_name}, {param.dtype}, got {array.dtype}")
-    if array.shape != param.shape:
-        raise ValueError(f"{name} must have the shape of {param_name}, {param.shape}, got {array.shape}")
-    if not same_layout(<Array *>array, <Array *>param):
+    check_writable(state, name)
+    array, like = as_array(state, name), as_array(param, param_name)
+    if array.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of {param_name}, {like.dtype}, got {array.dtype}")
+    if array.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
+    if not same_layout(<Array *>array, <Array *>like):
         raise ValueError(f"{name} must have the memory order of {param_name}; use np.copy(..., order='K') or "
                          "np.zeros_like")
 
 
 cdef object as_gradient(object grad, object param, str name, str param_name):
-    """The gradient as an array that can be used, if need be after a conversion; else raise."""
-    if isinstance(grad, numpy.floating) and param.ndim == 0:
+    """The gradient as an array that can be used, if need be after a conversion; or raise."""
+    like = as_array(param, param_name)
+    if isinstance(grad, numpy.floating) and like.ndim == 0:
         grad = numpy.asarray(grad)
-    check_is_array(grad, name)
-    if grad.dtype.type not in (numpy.float16, numpy.float32, numpy.float64, numpy.longdouble):
-        raise TypeError(f"{name} must be of a real floating type, got {grad.dtype}; "
-                        f"use .astype({param.dtype.name!r})")
-    if grad.shape != param.shape:
-        raise ValueError(f"{name} must have the shape of {param_name}, {param.shape}, got {grad.shape}")
-    return grad
-
-
-cdef bint is_plain_array(Array *array):
-    return is_exactly_array(array) or (
-        is_array(array) and not isinstance(<object><PyObject *>array, numpy.ma.MaskedArray))
-
-
-cdef bint is_float(Array *array) noexcept nogil:
-    return type_of(array) == np.NPY_FLOAT or type_of(array) == np.NPY_DOUBLE
-
-
-cdef bint is_ready(Array *grad, Array *param) noexcept nogil:
-    """The kernel can read this gradient where it is."""
-    return (type_of(grad) == type_of(param) and is_native(grad) and (flags_of(grad) & NPY_ARRAY_ALIGNED) != 0
-            and same_layout(grad, param))
+    array = as_array(grad, name)
+    if array.dtype.type not in (numpy.float16, numpy.float32, numpy.float64, numpy.longdouble):
+        raise TypeError(f"{name} must be of a real floating type, got {array.dtype}; "
+                        f"use .astype({like.dtype.name!r})")
+    if array.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
+    return array
 
 
 cdef object converted(object grad, object param, str name, bint warn, int stacklevel):
     """The gradient rounded to the parameter's type, in the parameter's memory order."""
+    cdef fenv_t env
     cdef fa_fp_state saved
+    like = numpy.asarray(param)
     if warn:
         warnings.warn(
             f"{name} is copied at every step: it is {describe(grad)}, strides {grad.strides}, and its parameter is "
-            f"{describe(param)}, strides {param.strides}; make it with that dtype and order to save the copy",
+            f"{describe(like)}, strides {like.strides}; make it with that dtype and order to save the copy",
             PerformanceWarning, stacklevel=stacklevel)
-    copy = numpy.empty_like(param, subok=False)
+    copy = numpy.empty_like(like)
     with numpy.errstate(all="ignore"):      # what overflows becomes Inf, as IEEE rounding has it
+        fegetenv(&env)                      # long double is rounded by the x87 unit, which has a state of its own
+        fesetenv(FE_DFL_ENV)
         fa_fp_default(&saved)
         try:
             numpy.copyto(copy, grad, casting="same_kind")
         finally:
             fa_fp_restore(&saved)
+            fesetenv(&env)
     return copy
-
-
-cdef fa_real real_of(Array *array) noexcept nogil:
-    return FA_FLOAT64 if type_of(array) == np.NPY_DOUBLE else FA_FLOAT32
 
 
 cdef overlap_error(str name, str other):

@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import version
+from typing import Any
 
 import numpy
 
@@ -11,13 +12,14 @@ from fastadam import _core
 __version__ = version("fastadam")
 
 
-def config():
+def config() -> dict[str, Any]:
     """What this installation is and how it runs, as a dict.
 
     Keys: version, python, numpy, machine (str); isa, the kernel path in use, and isa_available, all paths of this
     build and CPU; openmp (bool), False for a serial build; threads (int), the most that a step would take now;
     openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they sleep),
-    "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME) or "loaded before fastadam" (another package).
+    "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
+    "no OpenMP".
 
     Examples
     --------
@@ -38,7 +40,7 @@ def config():
     }
 
 
-def show_config():
+def show_config() -> None:
     """Print `config`, one line each, for bug reports."""
     for name, value in config().items():
         print(f"{name + ':':15}{value}")

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, autotestdict=False
 """The boundary: validate everything, fill tasks, release the GIL, call C once.
 
 `adam_update` is the stateless form. `Engine` is the stateful one: it owns the step counters and remembers which
@@ -8,9 +7,9 @@ memory it writes. The last thing either does before the C call is one pass that 
 cimport cython
 cimport numpy as np
 from cpython.number cimport PyNumber_Index
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyObject_TypeCheck, PyTypeObject
 from libc.math cimport isfinite
-from libc.stdint cimport int64_t
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memset
 
@@ -20,6 +19,7 @@ from threading import RLock
 
 import numpy
 from numpy.lib.array_utils import byte_bounds
+from numpy.ma import MaskedArray
 
 np.import_array()
 
@@ -39,7 +39,13 @@ cdef extern from "numpy/arrayobject.h" nogil:
     char *data_of "PyArray_BYTES" (Array *)
     bint is_native "PyArray_ISNOTSWAPPED" (Array *)
     bint is_array "PyArray_Check" (Array *)
-    bint is_exactly_array "PyArray_CheckExact" (Array *)
+
+cdef extern from "<fenv.h>" nogil:
+    ctypedef struct fenv_t:
+        pass
+    const fenv_t *FE_DFL_ENV
+    int fegetenv(fenv_t *)
+    int fesetenv(const fenv_t *)
 
 cdef extern from "Python.h":
     void *PyMem_Realloc(void *, size_t)
@@ -88,15 +94,15 @@ def has_openmp():
     return bool(fa_has_openmp())
 
 
-cpdef int as_threads(object threads) except -1:
-    """`threads` as a number for the driver: 0 stands for None, the automatic choice."""
+cpdef int as_threads(object threads, str name="threads") except -1:
+    """A number of threads for the driver: 0 stands for None, the automatic choice."""
     if threads is None:
         return 0
     if isinstance(threads, (bool, numpy.bool_)) or not hasattr(threads, "__index__"):
-        raise TypeError(f"threads must be an int or None, got {threads!r}")
+        raise TypeError(f"{name} must be an int or None, got {threads!r}")
     n = PyNumber_Index(threads)
     if not 1 <= n <= MAX_THREADS:
-        raise ValueError(f"threads must be from 1 to {MAX_THREADS}, got {n}; None lets fastadam choose")
+        raise ValueError(f"{name} must be from 1 to {MAX_THREADS}, got {n}; None lets fastadam choose")
     return n
 
 
@@ -122,7 +128,7 @@ def set_num_threads(n):
     >>> fastadam.set_num_threads(None)
     """
     global thread_bound
-    thread_bound = as_threads(n) or None
+    thread_bound = as_threads(n, "n") or None
 
 
 def get_num_threads():
@@ -223,6 +229,7 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     cdef fa_adam_factors factors
     cdef fa_task task
     cdef Array *array[4]
+    cdef bint good
     cdef int64_t t
     cdef int i, j, count = 3, order = as_threads(threads), bound = bound_of_threads()
     cdef double scale = as_grad_scale(grad_scale)
@@ -238,24 +245,26 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
         array[3] = <Array *>max_exp_avg_sq
         count = 4
 
-    if not (is_exactly_array(<Array *>grad) and is_exactly_array(array[0])
-            and is_ready(<Array *>grad, array[0])):
-        check_writable(param, "param")
+    while True:
+        # A pass over everything that runs no Python code, unless it fails; only after one is there a C call.
+        good = is_plain(array[0]) and is_usable(array[0]) and same_layout(array[0], array[0])
+        for i in range(1, count):
+            good = (good and is_plain(array[i]) and is_usable(array[i]) and type_of(array[i]) == type_of(array[0])
+                    and same_layout(array[i], array[0]))
+        if not good:
+            check_writable(param, "param")
+            for i in range(1, count):
+                check_like(<object><PyObject *>array[i], UPDATE_NAMES[i], param, "param")
+            raise ValueError("an array changed during the call")
+        if is_plain(<Array *>grad) and is_ready(<Array *>grad, array[0]):
+            break
         grad = as_gradient(grad, param, "grad", "param")
         if not is_ready(<Array *>grad, array[0]):
             for i in range(count):
-                if isinstance(<object><PyObject *>array[i], numpy.ndarray) and numpy.shares_memory(grad, <object><PyObject *>array[i]):
+                if numpy.shares_memory(grad, numpy.asarray(<object><PyObject *>array[i])):
                     raise overlap_error("grad", UPDATE_NAMES[i])
             grad = converted(grad, param, "grad", True, 1)
 
-    # From here to the C call no Python code runs, unless to raise.
-    if not (is_exactly_array(array[0]) and is_usable(array[0], type_of(array[0])) and is_float(array[0])
-            and same_layout(array[0], array[0])):
-        check_writable(param, "param")
-    for i in range(1, count):
-        if not (is_exactly_array(array[i]) and is_usable(array[i], type_of(array[0]))
-                and same_layout(array[i], array[0])):
-            check_like(<object><PyObject *>array[i], UPDATE_NAMES[i], param, "param")
     for i in range(count):
         if overlaps(<Array *>grad, array[i]):
             raise overlap_error("grad", UPDATE_NAMES[i])

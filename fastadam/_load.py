@@ -2,13 +2,14 @@
 
 import importlib
 import os
+import sys
 from pathlib import Path
 
 # What a user may have chosen: any of these is left alone.
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def openmp_runtimes():
+def openmp_runtimes() -> set[str]:
     """The OpenMP libraries in this process; packages bring their own copies, so there can be several."""
     try:
         mapped = Path("/proc/self/maps").read_text().split()
@@ -17,7 +18,7 @@ def openmp_runtimes():
     return {path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))}
 
 
-def load():
+def load() -> str:
     """Import fastadam._core; returns who decided how the workers of its OpenMP runtime wait.
 
     Runtimes read their wait policy once, when they are loaded. By default workers spin between parallel regions, and
@@ -33,10 +34,12 @@ def load():
         import_core()
     finally:
         del os.environ["OMP_WAIT_POLICY"]
+    if not sys.modules["fastadam._core"].has_openmp():
+        return "no OpenMP"
     return "loaded before fastadam" if before and openmp_runtimes() == before else "passive"
 
 
-def import_core():
+def import_core() -> None:
     try:
         importlib.import_module("fastadam._core")
     except ImportError as error:

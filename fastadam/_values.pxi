@@ -1,16 +1,21 @@
 # Numbers and flags: from what the user passed to what C reads, or an error that says what is allowed.
 
 cpdef double as_number(object value, str name) except? -1.0:
+    """Any real number: Python's, NumPy's scalars and 0-d arrays, and what other libraries' scalars convert to."""
     if type(value) is float:
         return value
-    if isinstance(value, (bool, numpy.bool_, str, bytes)) or numpy.ndim(value) != 0:
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, (numpy.generic, numpy.ndarray)):
+        real = value.dtype.kind in "iuf" and value.ndim == 0
+    else:
+        real = not isinstance(value, (bool, str, bytes, complex))
     try:
-        return float(value)
+        if real:
+            return float(value)
     except OverflowError:
         raise ValueError(f"{name} must be finite, got {value!r}") from None
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        pass
+    raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 cdef double as_magnitude(object value, str name) except? -1.0:
@@ -55,11 +60,15 @@ cdef int64_t as_step(object step) except -1:
 
 
 cdef as_pair(object betas):
+    if type(betas) is tuple and len(betas) == 2:
+        return betas
     try:
-        beta1, beta2 = betas
+        if not hasattr(betas, "__next__"):      # an iterator could be read only once
+            beta1, beta2 = betas
+            return beta1, beta2
     except (TypeError, ValueError):
-        raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from None
-    return beta1, beta2
+        pass
+    raise TypeError(f"betas must be a pair of numbers, got {betas!r}")
 
 
 cdef int set_options(fa_adam_options *o, lr, betas, eps, weight_decay, eps_root, decoupled_weight_decay, amsgrad,

@@ -77,6 +77,13 @@ class Tree:
         return [grads[name] for name in self.names]
 
     @property
+    def items(self):
+        """How many running numbers it takes at the top: a mapping's names are its keys."""
+        if self.names is not None:
+            return 0
+        return 1 if self.children is None else len(self.children)
+
+    @property
     def where(self):
         return f" at {self.path!r}" if self.path is not None else ""
 

@@ -1,8 +1,8 @@
 """The optimizers: groups, hyper-parameters, state. No arithmetic on arrays happens here: `_core.Engine` does it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, TypeAlias
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from fastadam.containers import Tree, is_container
 Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
 Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
 Number: TypeAlias = float | Callable[[int], Any]
-Betas: TypeAlias = tuple[Number, Number] | Callable[[int], Any]
+Betas: TypeAlias = Sequence[Number] | Callable[[int], Any]
 
 # Keys of torch's param_groups that say how it computes, not what; its schedulers leave the last.
 TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr"}
@@ -134,41 +134,11 @@ class Adam:
         self.param_groups = []
         self._engine = _core.Engine()
         self._trees: list[Tree] = []
-        self._next_index = 0
-        groups, self._is_grouped = as_groups(params)
+        groups, self._began_grouped = as_groups(params)
         for group in groups:
-            self._add(group)
+            self.add_param_group(group)
         if not self._engine.keys:
             raise ValueError("params holds no arrays; there is nothing to optimize")
-
-    def _add(self, group: Mapping[str, Any]) -> None:
-        if not isinstance(group, Mapping):
-            raise TypeError(f"a parameter group must be a dict, got a {type(group).__name__}")
-        if "params" not in group:
-            raise ValueError("a parameter group needs the key 'params'")
-        unknown = [name for name in group if name not in self._defaults and name != "params"]
-        if unknown:
-            raise ValueError(f"unknown hyper-parameters {unknown} in a group; known are {list(self._defaults)}")
-        leaves: list[tuple[Any, np.ndarray]] = []
-        tree = Tree.of(group["params"], leaves, start=self._next_index)
-        keys = [key for key, _ in leaves]
-        full = {"params": tuple(array for _, array in leaves), **self._defaults, **group}
-        full["params"] = tuple(array for _, array in leaves)
-        _core.check_group(full)
-        taken = set(self._engine.keys)
-        for key in keys:
-            if key in taken:
-                raise ValueError(f"two parameters have the key {key!r}; rename one")
-            taken.add(key)
-        with self._engine.lock:
-            self._engine.add_group(keys, full["params"], bool(full["amsgrad"]))
-            self._append(full, tree)
-
-    def _append(self, group: dict[str, Any], tree: Tree) -> None:
-        self.param_groups.append(group)
-        self._trees.append(tree)
-        if tree.names is None:
-            self._next_index += 1 if tree.children is None else len(tree.children)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters, with fresh state, and hyper-parameters of their own.
@@ -192,8 +162,27 @@ class Adam:
         >>> opt.add_param_group({"params": {"b": np.ones(2)}, "weight_decay": 0.0})
         >>> opt.step([{"W": np.ones((2, 2))}, {"b": np.ones(2)}])
         """
-        self._add(group)
-        self._is_grouped = True
+        if not isinstance(group, Mapping):
+            raise TypeError(f"a parameter group must be a dict, got a {type(group).__name__}")
+        if "params" not in group:
+            raise ValueError("a parameter group needs the key 'params'")
+        unknown = [name for name in group if name not in self._defaults and name != "params"]
+        if unknown:
+            raise ValueError(f"unknown hyper-parameters {unknown} in a group; known are {list(self._defaults)}")
+        with self._engine:
+            leaves: list[tuple[Any, np.ndarray]] = []
+            tree = Tree.of(group["params"], leaves, start=sum(tree.items for tree in self._trees))
+            keys = [key for key, _ in leaves]
+            params = tuple(array for _, array in leaves)
+            full = {"params": params, **self._defaults, **{k: v for k, v in group.items() if k != "params"}}
+            _core.check_group(full)
+            taken = set(self._engine.keys)
+            for key in keys:
+                if key in taken:
+                    raise ValueError(f"two parameters have the key {key!r}; rename one")
+                taken.add(key)
+            lists: list[tuple[list[Any], Any]] = [(self.param_groups, full), (self._trees, tree)]
+            self._engine.add_group(keys, params, bool(full["amsgrad"]), lists)
 
     def step(self, grads: Gradients, *, grad_scale: float = 1.0) -> None:
         """Update the parameters in place.
@@ -222,7 +211,8 @@ class Adam:
         """
         if grads is None:
             raise TypeError("grads must not be None; to leave one array alone, put None in its place in the container")
-        tree = Tree(None, None, self._trees) if self._is_grouped else self._trees[0]
+        is_grouped = self._began_grouped or len(self._trees) > 1
+        tree = Tree(None, None, self._trees) if is_grouped else self._trees[0]
         flat: list[Any] = []
         tree.match(grads, flat)
         self._engine.step(flat, self.param_groups, grad_scale, self.threads)
@@ -303,27 +293,30 @@ class Adam:
         >>> new.state[0]["step"]
         1
         """
-        with self._engine.lock:
+        with self._engine:
             groups, indices = self._match_groups(state_dict)
             arrays, steps = self._match_state(state_dict, indices)
             self._engine.load(self.param_groups, groups, arrays, steps)
 
     def _match_groups(self, state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
         """The hyper-parameters to set in each group, and the saved index of each of our parameters."""
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict must be a dict, got a {type(state_dict).__name__}")
+        check_kind(state_dict, Mapping, "state_dict")
         if not {"state", "param_groups"} <= set(state_dict):
             raise ValueError(f"state_dict needs the keys 'state' and 'param_groups', got {list(state_dict)}")
         saved_groups = state_dict["param_groups"]
+        check_kind(saved_groups, list | tuple, "state_dict['param_groups']")
         if len(saved_groups) != len(self.param_groups):
             raise ValueError(f"state_dict has {len(saved_groups)} groups, the optimizer {len(self.param_groups)}")
         changes: list[dict[str, Any]] = []
         indices: list[Any] = []
         for i, (ours, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
             where = f"state_dict['param_groups'][{i}]"
+            check_kind(saved, Mapping, where)
+            saved_params = saved.get("params")
+            check_kind(saved_params, list | tuple, f"{where}['params']")
             count = len(ours["params"])
-            if len(saved["params"]) != count:
-                raise ValueError(f"{where} has {len(saved['params'])} parameters, the optimizer's group {count}")
+            if len(saved_params) != count:
+                raise ValueError(f"{where} has {len(saved_params)} parameters, the optimizer's group {count}")
             names = self._engine.keys[len(indices) : len(indices) + count]
             if list(saved.get("param_names", names)) != names:
                 raise ValueError(
@@ -338,53 +331,58 @@ class Adam:
             if change.get("amsgrad", ours["amsgrad"]) != ours["amsgrad"]:
                 raise ValueError(f"{where} has amsgrad={change['amsgrad']}, the optimizer {ours['amsgrad']}")
             changes.append(change)
-            indices += saved["params"]
+            indices += saved_params
+        if len(set(indices)) != len(indices):
+            raise ValueError(f"state_dict['param_groups'] lists a parameter twice: {indices}")
         return changes, indices
 
     def _match_state(
         self, state_dict: Mapping[str, Any], indices: list[Any]
     ) -> tuple[list[list[np.ndarray]], list[int]]:
         """The arrays and the counter to set for each of our parameters."""
-        saved_state = state_dict["state"]
-        unknown = [index for index in saved_state if index not in indices]
+        check_kind(state_dict["state"], Mapping, "state_dict['state']")
+        saved_state = dict(state_dict["state"])
+        unknown = saved_state.keys() - set(indices)
         if unknown:
-            raise ValueError(f"state_dict['state'] has entries {unknown} that none of its groups lists in 'params'")
+            raise ValueError(f"state_dict['state'] has entries {list(unknown)} that no group lists in its 'params'")
         arrays, steps = [], []
         for index, (key, entry) in zip(indices, self.state.items(), strict=True):
             where = f"state_dict['state'][{index!r}] (parameter {key!r})"
-            saved = saved_state.get(index) or {"step": 0}
+            saved = saved_state.get(index, {})
+            check_kind(saved, Mapping, where)
             names = [name for name in entry if name != "step"]
-            fresh = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
-            if saved.keys() != entry.keys() and saved.keys() != {"step"}:
+            if not saved:  # torch has none, or an empty one, before the first step
+                saved = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
+                saved["step"] = 0
+            if saved.keys() != entry.keys():
                 raise ValueError(f"{where} has the keys {list(saved)}, expected {list(entry)}")
-            arrays.append([as_state(saved.get(n, fresh[n]), entry[n], f"{where}[{n!r}]") for n in names])
+            arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
             steps.append(as_counter(saved["step"], f"{where}['step']"))
         return arrays, steps
 
     def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
         with self._engine.lock:
-            return {
-                "defaults": self._defaults,
-                "threads": self.threads,
-                "is_grouped": self._is_grouped,
-                "groups": [dict(group) for group in self.param_groups],
-                "trees": self._trees,
-                "keys": list(self._engine.keys),
-                "states": [arrays[1:] for arrays in self._engine.arrays],
-                "steps": self._engine.steps(),
-            }
+            engine = (list(self._engine.keys), [arrays[1:] for arrays in self._engine.arrays], self._engine.steps())
+            return {**self.__dict__, "_engine": engine}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self._defaults, self.threads = saved["defaults"], saved["threads"]
-        self._is_grouped = saved["is_grouped"]
-        self.param_groups, self._trees, self._next_index = [], [], 0
+        keys, states, steps = saved["_engine"]
+        self.__dict__.update(saved)
         self._engine = _core.Engine()
-        keys = iter(saved["keys"])
-        for group, tree in zip(saved["groups"], saved["trees"], strict=True):
-            params = group["params"]
-            self._engine.add_group([next(keys) for _ in params], params, bool(group["amsgrad"]))
-            self._append(group, tree)
-        self._engine.load([], [], saved["states"], saved["steps"])
+        remaining = iter(keys)
+        with self._engine:
+            for group in self.param_groups:
+                params = group["params"]
+                self._engine.add_group([next(remaining) for _ in params], params, bool(group["amsgrad"]), [])
+            self._engine.load([], [], states, steps)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Adam":
+        with self._engine.lock:  # no step in the middle
+            copied = type(self).__new__(type(self))
+            memo[id(self)] = copied
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
@@ -472,7 +470,7 @@ class State(Mapping[Any, Mapping[str, Any]]):
         except KeyError:
             raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
         names = dict(zip(_core.STATE_NAMES, self._engine.arrays[i][1:], strict=False))
-        return MappingProxyType({"step": self._engine.step_of(i), **names})
+        return Entry(step=self._engine.step_of(i), **names)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self._engine.keys))
@@ -481,7 +479,19 @@ class State(Mapping[Any, Mapping[str, Any]]):
         return len(self._engine.keys)
 
     def __repr__(self) -> str:
-        return repr({key: dict(entry) for key, entry in self.items()})
+        return repr(dict(self))
+
+
+class Entry(dict[str, Any]):
+    """The state of one parameter at this moment. Assigning to it would change nothing, so it raises."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("opt.state is read-only: write into its arrays, or use load_state_dict")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
 
 
 def as_groups(params: Any) -> tuple[list[Any], bool]:
@@ -513,12 +523,18 @@ def as_state(saved: Any, ours: np.ndarray, where: str) -> np.ndarray:
     return array
 
 
+def check_kind(x: Any, kind: Any, where: str) -> None:
+    if not isinstance(x, kind):
+        expected = "dict" if kind is Mapping else "list"
+        raise TypeError(f"{where} must be a {expected}, got a {type(x).__name__}")
+
+
 def as_counter(step: Any, where: str) -> int:
     """A step counter, which torch keeps as a float tensor."""
-    number = _core.as_number(step, where)
-    if not (number >= 0 and number.is_integer() and number < 2**63):
-        raise ValueError(f"{where} must be an integer >= 0, got {step!r}")
-    return int(step)
+    number = step if type(step) is int else _core.as_number(step, where)
+    if not (0 <= number < 2**63 and number == int(number)):
+        raise ValueError(f"{where} must be an integer >= 0 and less than 2**63, got {step!r}")
+    return int(number)
 
 
 def refuse_what_is_not_there_yet(max_norm: Any, nonfinite: Any) -> None:

@@ -6,6 +6,7 @@ against it.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,26 +42,26 @@ def flush(x):
 
 
 def adam_update(
-    param,
-    grad,
-    exp_avg,
-    exp_avg_sq,
-    step,
+    param: np.ndarray,
+    grad: np.ndarray | np.floating,
+    exp_avg: np.ndarray,
+    exp_avg_sq: np.ndarray,
+    step: int,
     *,
-    lr=1e-3,
-    betas=(0.9, 0.999),
-    eps=1e-8,
-    weight_decay=0.0,
-    decoupled_weight_decay=False,
-    amsgrad=False,
-    max_exp_avg_sq=None,
-    maximize=False,
-    bias_correction=True,
-    eps_root=0.0,
-    eps_hat=False,
-    grad_scale=1.0,
-    threads=None,
-):
+    lr: float = 1e-3,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    amsgrad: bool = False,
+    max_exp_avg_sq: np.ndarray | None = None,
+    maximize: bool = False,
+    bias_correction: bool = True,
+    eps_root: float = 0.0,
+    eps_hat: bool = False,
+    grad_scale: float = 1.0,
+    threads: int | None = None,
+) -> None:
     """Apply one step of Adam in place: the twin of ``fastadam.adam_update``, which documents the arguments.
 
     .. math::
@@ -98,6 +99,6 @@ def adam_update(
             p = p * d
         exp_avg[...] = m = flush(b1 * exp_avg + c1 * g)
         exp_avg_sq[...] = a = flush(b2 * exp_avg_sq + c2 * (g * g))
-        if amsgrad:
+        if max_exp_avg_sq is not None:
             max_exp_avg_sq[...] = a = flush(np.maximum(max_exp_avg_sq, a))
         param[...] = p - (step_size * m) / (np.sqrt(a * inv_bc2 + R(eps_root)) + R(eps))

@@ -232,17 +232,28 @@ def test_only_zero_dimensional_parameters_take_scalars():
 
 def test_gradient_in_memory_that_is_written_is_refused():
     memory = ones(3 * N)
-    params = [memory[:N], ones()]
+    params = [memory[N : 2 * N], ones()]
     opt = fastadam.Adam(params)
     moments = opt.state[1]["exp_avg"]
-    for grad in memory[1 : N + 1], memory[:N], memory[N - 1 : 2 * N - 1], moments, params[0][::-1], moments[::-1]:
+    places = [memory[start : start + N] for start in (1, N, N + 1, 2 * N - 1)]
+    for grad in [*places, moments, params[0][::-1], moments[::-1]]:
         before = snapshot(opt)
         with pytest.raises(
             ValueError, match=r"gradient of parameter 1 and (parameter 0|exp_avg of parameter 1) overlap"
         ):
             opt.step([None, grad])
         assert snapshot(opt) == before
-    opt.step([None, memory[N : 2 * N]])
+    opt.step([None, memory[:N]])
+    opt.step([None, memory[2 * N :]])
+
+
+def test_gradient_that_became_a_parameter_is_refused():
+    """What was found to be apart in an earlier step is looked up again after groups were added."""
+    opt, grad = fastadam.Adam([ones()]), ones()
+    opt.step([grad])
+    opt.add_param_group({"params": [grad]})
+    with pytest.raises(ValueError, match="gradient of parameter 0 and parameter 1 overlap"):
+        opt.step([[grad], [None]])
 
 
 def test_gradient_between_the_written_elements_is_fine():
@@ -416,3 +427,91 @@ def test_amsgrad_and_its_state_come_together():
     assert_update_refused(arguments, ValueError, "amsgrad=True needs max_exp_avg_sq", amsgrad=False)
     del arguments["max_exp_avg_sq"]
     assert_update_refused(arguments, ValueError, "amsgrad=True needs max_exp_avg_sq", amsgrad=True)
+
+
+def test_adam_update_looks_again_after_a_warning_filter(monkeypatch):
+    arguments = adam_update_arguments()
+    arguments["grad"] = strided()
+    monkeypatch.setattr(warnings, "showwarning", lambda *_, **__: arguments["exp_avg"].resize(1, refcheck=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError, match="^exp_avg must have the shape of param"):
+            fastadam.adam_update(**arguments, step=1, amsgrad=True)
+    assert np.array_equal(arguments["param"], ones())
+
+
+# ---- subclasses whose Python code runs in the middle
+
+
+class Meddler(np.ndarray):
+    """Runs `Meddler.meddle` whenever Python code of a subclass gets a chance."""
+
+    meddle = staticmethod(lambda: None)
+
+    def __getattribute__(self, name):
+        Meddler.meddle()
+        return super().__getattribute__(name)
+
+    def __array_function__(self, *args):
+        Meddler.meddle()
+        return super().__array_function__(*args)
+
+    @property
+    def __class__(self):
+        Meddler.meddle()
+        return np.ndarray
+
+
+@pytest.fixture
+def meddler():
+    yield Meddler
+    Meddler.meddle = staticmethod(lambda: None)
+
+
+@pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_array_subclasses_cannot_move_memory_under_a_step(meddler, dtype):
+    """Arrays grow whenever the gradient's code runs: the step is right, or refused, but never in freed memory."""
+    params = [ones(), ones()]
+    opt = fastadam.Adam(params, lr=0.5)
+    grad = ones(N, dtype).view(Meddler)
+    meddler.meddle = staticmethod(lambda: params[0].resize(100_000, refcheck=False))
+    try:
+        opt.step([ones(), grad])
+    except ValueError:
+        assert params[0].size == 100_000
+        assert [e["step"] for e in opt.state.values()] == [0, 0]
+        assert np.array_equal(params[1], ones())
+    else:
+        assert np.allclose(params, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_array_subclasses_cannot_move_memory_under_adam_update(meddler, dtype):
+    arguments = adam_update_arguments()
+    arguments["grad"] = ones(N, dtype).view(Meddler)
+
+    def grow():
+        for name in "param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq":
+            arguments[name].resize(100_000, refcheck=False)
+
+    meddler.meddle = staticmethod(grow)
+    try:
+        fastadam.adam_update(**arguments, step=1, amsgrad=True)
+    except ValueError:
+        assert np.array_equal(arguments["param"][:N], ones())
+    else:
+        assert arguments["param"].shape == (N,)
+
+
+def test_parameter_subclasses_cannot_change_the_optimizer_that_takes_them(meddler):
+    opt = fastadam.Adam([ones()])
+    meddler.meddle = staticmethod(lambda: opt.add_param_group({"params": [ones() for _ in range(1000)]}))
+    meddling = ones().view(Meddler)
+    try:
+        opt.add_param_group({"params": [meddling]})
+    except RuntimeError:
+        assert len(opt.state) == 1
+    meddler.meddle = staticmethod(lambda: None)
+    assert len(opt.state_dict()["state"]) == len(opt.state) == sum(len(g["params"]) for g in opt.param_groups)

@@ -197,6 +197,17 @@ def test_dead_weights_do_not_keep_subnormal_moments(dtype):
     assert not m.any() and not v.any()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_subnormal_state_is_flushed_in_one_step(isa, dtype):
+    _core.select_isa(isa)
+    subnormal = np.finfo(dtype).tiny / 2
+    p, m, v, vmax = (np.full(9, x, dtype) for x in (1.0, -subnormal, subnormal, subnormal))
+    fastadam.adam_update(p, np.zeros(9, dtype), m, v, 1, amsgrad=True, max_exp_avg_sq=vmax)
+    for state in m, v, vmax:
+        assert_same_bits(state, np.zeros(9, dtype))
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_memory_order_is_kept_and_does_not_change_bits(order):
     rng = np.random.default_rng(0)

@@ -12,10 +12,14 @@ import fastadam
 ROOT = Path(__file__).parent.parent
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
 
+WITH_EXAMPLES = ["fastadam", "fastadam._config", "fastadam._core", "fastadam.optimizers", "fastadam.reference"]
+
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+    assert result.attempted > 0 or name not in WITH_EXAMPLES
 
 
 def test_examples_in_the_readme():

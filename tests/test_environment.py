@@ -36,11 +36,12 @@ def test_floating_point_control_neither_changes_nor_matters(mxcsr, threads):
     results = []
     for control in MXCSR_DEFAULT, mxcsr:
         rng = np.random.default_rng(0)
-        p = wild(rng, 1003, np.float32)
-        grads = [wild(rng, 1003, np.float32), rng.standard_normal(1003)]
-        opt = fastadam.Adam(p, lr=0.1, betas=(0.9, 0.99), eps_root=1e-3, threads=threads)
-        with pytest.warns(fastadam.PerformanceWarning):
-            opt.step(grads[1])
+        params = [wild(rng, 1003, np.float32), rng.standard_normal(1003)]  # float64 shows the factors' last bit
+        grads = [[wild(rng, 1003, dtype) for _ in params] for dtype in (np.float32, np.float64)]  # some converted
+        opt = fastadam.Adam(params, lr=0.1, betas=(0.9, 0.99), eps_root=1e-3, threads=threads)
+        for grad in grads:
+            with pytest.warns(fastadam.PerformanceWarning):
+                opt.step(grad)
         before = fp.get()
         try:
             fp.set(control)
@@ -50,9 +51,47 @@ def test_floating_point_control_neither_changes_nor_matters(mxcsr, threads):
         finally:
             fp.set(before)
         assert after == control
+        results.append([*params, *(a for entry in opt.state.values() for a in list(entry.values())[1:])])
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
+@x86_64_linux
+@pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
+@pytest.mark.parametrize("kind", [np.longdouble, np.float64, np.float16])
+def test_rounding_mode_does_not_matter_to_conversions(kind):
+    """long double is rounded by the x87 unit, which has a control register of its own."""
+    libm = FloatingPointState().libm
+    results = []
+    for mode in 0, 0x800:  # FE_TONEAREST, FE_UPWARD
+        rng = np.random.default_rng(0)
+        p = rng.standard_normal(1000).astype(np.float32)
+        grad = (rng.standard_normal(1000) / 3).astype(kind) / kind(3)
+        opt = fastadam.Adam(p)
+        libm.fesetround(mode)
+        try:
+            opt.step(grad)
+            assert libm.fegetround() == mode
+        finally:
+            libm.fesetround(0)
         results.append([p, *list(opt.state[0].values())[1:]])
     for a, b in zip(*results, strict=True):
         assert_same_bits(a, b)
+
+
+@x86_64_linux
+def test_import_leaves_the_floating_point_state_alone():
+    run_python(
+        """
+from helpers import FloatingPointState
+import numpy
+fp = FloatingPointState()
+fp.set(0x1F80 | 0x8000 | 0x40)
+import fastadam
+assert fp.get() == 0x1F80 | 0x8000 | 0x40
+""",
+        PYTHONPATH=str(Path(__file__).parent),
+    )
 
 
 def test_import_and_step_leave_the_process_as_it_was():

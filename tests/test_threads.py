@@ -1,15 +1,22 @@
 """Threads, locks and signals: what runs at the same time, and what cannot be torn."""
 
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 from helpers import run_python
 
 import fastadam
+
+ROOT = Path(__file__).parent.parent
+OPENMP = fastadam.config()["openmp"]
 
 WORKERS = """
 import os, numpy as np, fastadam
@@ -48,10 +55,47 @@ def test_the_automatic_choice_respects_omp_num_threads():
     run_python(code, OMP_NUM_THREADS="1")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_the_automatic_choice_takes_a_thread_for_every_8_mib_of_parameters():
+    code = f"""{WORKERS}
+assert threads_started((1 << 22) - 16, None) == 0   # a cache line less than 16 MiB
+assert threads_started(1 << 22, None) == min(2, fastadam.get_num_threads()) - 1
+assert fastadam.get_num_threads() == (min(os.cpu_count(), len(os.sched_getaffinity(0))) if {OPENMP} else 1)
+"""
+    run_python(code, OMP_NUM_THREADS="")
+
+
+@pytest.mark.skipif(not OPENMP, reason="a serial build has no runtime to limit")
+def test_threadpoolctl_limits_the_calling_thread():
+    before = fastadam.get_num_threads()
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        assert fastadam.get_num_threads() == 1
+    assert fastadam.get_num_threads() == before
+
+
+def build(folder, source):
+    """A C program that is linked with the driver, with OpenMP if the extension has it."""
+    sources = [
+        ROOT / "tests" / source,
+        *(ROOT / "csrc" / f"{name}.c" for name in ("cpu", "driver", "factors", "kernels")),
+    ]
+    openmp = ["-fopenmp"] if OPENMP else []
+    program = folder / "program"
+    subprocess.run(["cc", "-std=c11", "-O1", *openmp, f"-I{ROOT / 'csrc'}", *sources, "-o", program, "-lm"], check=True)
+    return program
+
+
+def test_shares_are_equal_whole_lines_and_cover_everything_once(tmp_path):
+    """tests/shares.c records who got what, for many mixtures of tasks and numbers of threads."""
+    result = subprocess.run([build(tmp_path, "shares.c")], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stdout
+    assert re.fullmatch(r"\d{3,} mixtures\n", result.stdout)
+
+
 @pytest.mark.parametrize(("n", "error"), [(0, ValueError), (1025, ValueError), (1.0, TypeError), ("1", TypeError)])
 def test_bad_bounds_are_refused(n, error):
     before = fastadam.get_num_threads()
-    with pytest.raises(error, match="^threads must be"):
+    with pytest.raises(error, match="^n must be"):
         fastadam.set_num_threads(n)
     assert fastadam.get_num_threads() == before
 

@@ -2,6 +2,7 @@
 
 Read from the disassembly of the extension that is installed."""
 
+import functools
 import platform
 import re
 import shutil
@@ -35,13 +36,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def functions():
-    objdump = shutil.which("objdump")
-    assert objdump, "objdump is missing: install binutils"
-    text = subprocess.run([objdump, "-d", _core.__file__], capture_output=True, text=True, check=True).stdout
+@functools.cache
+def disassemble(path, objdump="objdump"):
+    """{function: its instructions}"""
+    assert shutil.which(objdump), f"{objdump} is missing: install binutils"
+    text = subprocess.run([objdump, "-d", path], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"^[0-9a-f]+ <(.+)>:$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.fixture
+def functions():
+    return disassemble(_core.__file__)
 
 
 @pytest.mark.parametrize(("isa", "real"), PACKED.get(platform.machine(), {}))
