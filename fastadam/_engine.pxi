@@ -68,6 +68,7 @@ cdef class Engine:
     Parameters are numbered in the order in which they were added. Readers hold `lock`, writers `with engine`.
     """
     cdef readonly object lock
+    cdef object acquire, release
     cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, exp_avg, exp_avg_sq, ...)
     cdef dict index                     # key -> number
     cdef list group_params
@@ -81,6 +82,7 @@ cdef class Engine:
 
     def __cinit__(self):
         self.lock = RLock()
+        self.acquire, self.release = self.lock.acquire, self.lock.release
         self.keys, self.arrays, self.index, self.group_params = [], [], {}, []
 
     def __dealloc__(self):
@@ -90,18 +92,26 @@ cdef class Engine:
         PyMem_Free(self.factors)
         PyMem_Free(self.ranges)
 
-    def __enter__(self):
-        """Whoever changes the engine does it inside `with engine`. Schedules, warning filters, containers and array
-        subclasses run in the middle of such a change, and must not begin another."""
-        self.lock.acquire()
+    cdef int begin_change(self) except -1:
+        """Schedules, warning filters, containers and array subclasses run in the middle of a change, and must not begin
+        another."""
+        self.acquire()
         if self.changing:
-            self.lock.release()
+            self.release()
             raise RuntimeError("an optimizer was stepped or changed from inside its own step (by a schedule?)")
         self.changing = True
+        return 0
+
+    cdef int end_change(self) except -1:
+        self.changing = False
+        self.release()
+        return 0
+
+    def __enter__(self):
+        self.begin_change()
 
     def __exit__(self, *_):
-        self.changing = False
-        self.lock.release()
+        self.end_change()
 
     # -- what Python asks
 
@@ -244,7 +254,8 @@ cdef class Engine:
         cdef double scale = as_grad_scale(grad_scale)
         cdef int order = as_threads(threads), bound = bound_of_threads()
         cdef Py_ssize_t i
-        with self:
+        self.begin_change()
+        try:
             self.read_groups(list(groups))
             if len(grads) != self.count:
                 raise ValueError(f"expected {self.count} gradients, got {len(grads)}")
@@ -254,9 +265,12 @@ cdef class Engine:
                 fa_run(self.tasks, self.task_count, order, bound)
                 for i in range(self.count):
                     self.slots[i].step += self.slots[i].active
+        finally:
+            self.end_change()
 
     cdef int read_groups(self, list groups) except -1:
         cdef Py_ssize_t i
+        cdef dict values
         cdef Group *group
         if len(groups) != self.group_count:
             raise ValueError("param_groups grew or shrank; use add_param_group")
@@ -268,9 +282,10 @@ cdef class Engine:
         for i in range(self.group_count):
             group = &self.groups[i]
             try:
-                if groups[i]["params"] is not self.group_params[i]:
+                values = groups[i]
+                if values["params"] is not self.group_params[i]:
                     raise ValueError("params was replaced; make a new optimizer or use add_param_group")
-                read_group(groups[i], group.count, &group.options)
+                read_group(values, group.count, &group.options)
                 if group.options.amsgrad != group.amsgrad:
                     raise ValueError(
                         f"amsgrad was {bool(group.amsgrad)} when the group was added; make a new optimizer")
