@@ -1,4 +1,4 @@
-"""Threads inside a NumPy training loop: python bench/loop.py
+"""Threads inside a NumPy training loop: python -m bench loop
 
 An MLP in plain NumPy (forward, backward, Adam step) with one thread and with all, alternating, under the three ways in
 which OpenMP's workers can wait: as fastadam loads them (asleep), asleep or spinning because the environment says so.
@@ -10,12 +10,14 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
-from harness import describe_machine
 
 import fastadam
 from fastadam.demo import MLP
+
+from .harness import describe_machine
 
 CASES = [(256, 32, 300), (512, 32, 100), (1024, 32, 30), (2048, 64, 8)]  # width, batch, iterations a round
 ROUNDS = 7
@@ -56,8 +58,8 @@ def run_case(width, batch, count):
         )
 
 
-def main():
-    if len(sys.argv) > 1:
+def main(arguments):
+    if arguments == ["one policy"]:
         for case in CASES:
             run_case(*case)
         return
@@ -71,8 +73,5 @@ def main():
         env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         if policy:
             env["OMP_WAIT_POLICY"] = policy
-        subprocess.run([sys.executable, __file__, "one policy"], env=env, check=True)
-
-
-if __name__ == "__main__":
-    main()
+        command = [sys.executable, "-m", "bench", "loop", "one policy"]
+        subprocess.run(command, env=env, check=True, cwd=Path(__file__).parent.parent)

@@ -12,7 +12,7 @@
 
 /* The automatic choice gives each thread at least this much (8 MiB of parameters). Alone, two threads break even at
  * 2048 lines each; but between BLAS calls, whose own workers still spin on the other core, only here: with 1 Mi
- * float32 in all, two threads made the whole iteration 1.15x slower (bench/loop.py). */
+ * float32 in all, two threads made the whole iteration 1.15x slower (python -m bench loop). */
 enum { LINES_PER_THREAD = 131072 };
 
 static int64_t lay_end_to_end(fa_task *tasks, int64_t count)

@@ -1,4 +1,4 @@
-"""The fastest and most trustworthy Adam for NumPy arrays on CPUs.
+"""Adam and AdamW for NumPy arrays on CPUs: fused, in place, multi-core, the same bits everywhere.
 
 >>> import numpy as np, fastadam
 >>> weights = [np.ones((3, 2), np.float32), np.zeros(2, np.float32)]

@@ -4,9 +4,7 @@ import argparse
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m fastadam", description="The fastest Adam for NumPy arrays on CPUs."
-    )
+    parser = argparse.ArgumentParser(prog="python -m fastadam", description="Adam for NumPy arrays on CPUs.")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train an MLP on handwritten digits, with and without fastadam")
     demo.add_argument("--output", default="fastadam-demo.png", help="where to write the picture (default: %(default)s)")

@@ -49,7 +49,8 @@ cdef describe(object x):
 cdef object as_array(object array, str name):
     """The array without its subclass, whose attributes could be anything; or raise."""
     if not is_plain(<Array *>array):
-        raise TypeError(f"{name} must be a numpy.ndarray, got {describe(array)}; convert it with np.asarray first")
+        raise TypeError(
+            f"{name} must be a numpy.ndarray, got {describe(array)}; convert it with np.asarray(x, dtype) first")
     return numpy.asarray(array)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 STATE_NAMES: tuple[str, ...]
 UPDATE_NAMES: tuple[str, ...]
 SCHEDULABLE: tuple[str, ...]
+GROUP_KEYS: frozenset[str]
 MAX_THREADS: int
 
 class PerformanceWarning(UserWarning): ...

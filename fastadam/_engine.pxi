@@ -283,6 +283,10 @@ cdef class Engine:
             group = &self.groups[i]
             try:
                 values = groups[i]
+                if values.keys() != GROUP_KEYS:
+                    missing, unknown = list(GROUP_KEYS - values.keys()), list(values.keys() - GROUP_KEYS)
+                    raise ValueError(
+                        f"a group must have the keys it was made with: missing {missing}, unknown {unknown}")
                 if values["params"] is not self.group_params[i]:
                     raise ValueError("params was replaced; make a new optimizer or use add_param_group")
                 read_group(values, group.count, &group.options)

@@ -134,7 +134,7 @@ class Adam:
         self.param_groups = []
         self._engine = _core.Engine()
         self._trees: list[Tree] = []
-        groups, self._began_grouped = as_groups(params)
+        groups, self._began_grouped = as_groups(params, self._defaults)
         for group in groups:
             self.add_param_group(group)
         if not self._engine.keys:
@@ -216,6 +216,11 @@ class Adam:
         flat: list[Any] = []
         tree.match(grads, flat)
         self._engine.step(flat, self.param_groups, grad_scale, self.threads)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "lr" and name in self.__dict__.get("_defaults", ()):
+            raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
+        super().__setattr__(name, value)
 
     @property
     def lr(self) -> Any:
@@ -358,6 +363,12 @@ class Adam:
                 raise ValueError(f"{where} has the keys {list(saved)}, expected {list(entry)}")
             arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
             steps.append(as_counter(saved["step"], f"{where}['step']"))
+            is_own = any(np.shares_memory(a, entry[name]) for a, name in zip(arrays[-1], names, strict=True))
+            if is_own and steps[-1] != entry["step"]:
+                raise ValueError(
+                    f"{where} says step {steps[-1]}, but its arrays are this optimizer's own, which went on to step "
+                    f"{entry['step']}; state_dict() does not copy: keep copy.deepcopy(opt.state_dict())"
+                )
         return arrays, steps
 
     def __getstate__(self) -> dict[str, Any]:
@@ -494,12 +505,16 @@ class Entry(dict[str, Any]):
         return dict, (dict(self),)
 
 
-def as_groups(params: Any) -> tuple[list[Any], bool]:
+def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
     """The groups that `params` stands for, and whether it was given as groups."""
+    if isinstance(params, Mapping) and any(name in options for name in params):
+        raise ValueError(
+            f"params has the keys {list(params)}; a group must be in a list: [{{'params': ..., 'lr': ...}}]"
+        )
     if not is_container(params) or isinstance(params, Mapping):
         return [{"params": params}], False
     items = list(params)
-    are_groups = [isinstance(item, Mapping) and "params" in item for item in items]
+    are_groups = [isinstance(item, Mapping) and any(key in ("params", *options) for key in item) for item in items]
     if items and all(are_groups):
         return items, True
     if any(are_groups):

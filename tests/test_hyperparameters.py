@@ -226,11 +226,31 @@ def test_groups_may_not_be_rebuilt_by_hand(change, match):
     assert [e["step"] for e in opt.state.values()] == [0, 0]
 
 
-def test_hyper_parameter_deleted_from_a_group_is_named():
+def test_keys_deleted_from_a_group_or_misspelt_are_named():
     opt = fastadam.Adam(ones())
-    del opt.param_groups[0]["eps"]
-    with pytest.raises(KeyError, match="eps"):
+    opt.param_groups[0]["epz"] = opt.param_groups[0].pop("eps")
+    with pytest.raises(ValueError, match=r"missing \['eps'\], unknown \['epz'\]"):
         opt.step(ones())
+    assert opt.state[0]["step"] == 0
+
+
+def test_hyper_parameters_are_not_attributes():
+    opt = fastadam.Adam(ones())
+    for name in ("weight_decay", "betas", "amsgrad"):
+        with pytest.raises(AttributeError, match=rf"set opt.param_groups\[i\]\['{name}'\]"):
+            setattr(opt, name, 1)
+    opt.threads = 2
+
+
+@pytest.mark.parametrize("params", [{"params": [ones()], "lr": 0.1}, {"lr": 0.1}])
+def test_group_outside_a_list_is_explained(params):
+    with pytest.raises(ValueError, match="a group must be in a list"):
+        fastadam.Adam(params)
+
+
+def test_group_without_params_is_explained():
+    with pytest.raises(ValueError, match="a parameter group needs the key 'params'"):
+        fastadam.Adam([{"param": ones(), "lr": 0.1}])
 
 
 def test_adamw_is_adam_with_decoupled_decay():

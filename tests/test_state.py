@@ -230,6 +230,18 @@ def test_loading_arrays_of_the_same_optimizer_in_another_order():
     assert not opt.state[0]["exp_avg"].any() and opt.state[1]["exp_avg"].all()
 
 
+def test_stale_state_dict_of_live_arrays_is_refused(trained):
+    """state_dict refers to the live arrays, as torch's does; its counters do not move on with them."""
+    opt = trained[1]
+    saved = opt.state_dict()
+    opt.load_state_dict(saved)
+    train(opt, [5])
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match=r"says step 5.*its arrays are this optimizer's own.*step 6; .*copy.deepcopy"):
+        opt.load_state_dict(saved)
+    assert snapshot(opt) == before
+
+
 def break_state(change):
     def broken(saved):
         change(saved["state"][1])

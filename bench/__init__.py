@@ -1,0 +1,1 @@
+"""Benchmarks: python -m bench; see CONTRIBUTING.md. Nothing here is installed with the package."""

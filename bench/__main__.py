@@ -1,0 +1,29 @@
+"""python -m bench bars | loop | versus | report"""
+
+import sys
+
+
+def main():
+    command, *arguments = sys.argv[1:] or ["help"]
+    if command == "bars":
+        from .bars import main as run
+
+        run(arguments)
+    elif command == "loop":
+        from .loop import main as run
+
+        run(arguments)
+    elif command == "versus":
+        from .versus import main as run
+
+        run(arguments)
+    elif command == "report":
+        from .report import main as run
+
+        run()
+    else:
+        raise SystemExit(f"{__doc__}: see each with --help")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What is measured, as data: name -> shapes, element type, what it stands for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: type = np.float32
+
+    @property
+    def size(self):
+        return sum(int(np.prod(shape)) for shape in self.shapes)
+
+    def make(self):
+        """(params, grads): the same for every contender. Gradients stay the same from step to step."""
+        rng = np.random.default_rng(0)
+        params = [rng.standard_normal(shape, np.float32).astype(self.dtype) for shape in self.shapes]
+        grads = [(rng.uniform(0.5, 2.0, s) * rng.choice([-1.0, 1.0], s)).astype(self.dtype) for s in self.shapes]
+        return params, grads
+
+
+def gpt2():
+    """GPT-2 124M: two embeddings, twelve blocks, a final norm; the output layer is tied to the first embedding."""
+    width = 768
+    block = [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
+    block += [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
+    return [(50257, width), (1024, width), *(block * 12), (width,), (width,)]
+
+
+def resnet50():
+    """Convolutions, batch norms' scales and shifts, and the classifier, in torchvision's order of stages."""
+    shapes = [(64, 3, 7, 7), (64,), (64,)]
+    inputs = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for shape in ((width, inputs, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
+                shapes += [shape, (shape[0],), (shape[0],)]
+            if block == 0:
+                shapes += [(4 * width, inputs, 1, 1), (4 * width,), (4 * width,)]
+            inputs = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+SIZES = {"1 K": 1 << 10, "10 K": 10_000, "100 K": 100_000, "1 M": 1 << 20, "10 M": 10_000_000, "64 Mi": 1 << 26}
+WORKLOADS = {
+    workload.name: workload
+    for workload in [
+        *(Workload(f"1 x {name}", ((size,),)) for name, size in SIZES.items()),
+        Workload("1 x 1 M float64", ((1 << 20,),), np.float64),
+        Workload("1 x 64 Mi float64", ((1 << 26,),), np.float64),
+        Workload("1000 x 1 K", ((1 << 10,),) * 1000),
+        Workload("10000 x 100", ((100,),) * 10_000),
+        Workload("MLP 64-512-512-10", ((64, 512), (512, 512), (512, 10), (512,), (512,), (10,))),
+        Workload("ResNet-50", tuple(resnet50())),
+        Workload("GPT-2 124M", tuple(gpt2())),
+        Workload("embedding 200 K x 128", ((200_000, 128),)),
+    ]
+}
