@@ -1,4 +1,4 @@
-"""python -m bench bars | loop | versus | report"""
+"""python -m bench bars | loop | versus"""
 
 import sys
 
@@ -17,10 +17,6 @@ def main():
         from .versus import main as run
 
         run(arguments)
-    elif command == "report":
-        from .report import main as run
-
-        run()
     else:
         raise SystemExit(f"{__doc__}: see each with --help")
 

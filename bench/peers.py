@@ -155,12 +155,12 @@ class ScikitLearn(Contender):
 
 
 class Thinc(Contender):
-    """thinc's Adam on NumpyOps, without its default clipping; it may overwrite gradients, so it is given copies."""
+    """thinc's Adam, without its default clipping; it may overwrite gradients, so it is given copies."""
 
     def setup(self, threads):
-        from thinc.api import Adam, NumpyOps
+        from thinc.api import Adam
 
-        self.optimizer = Adam(LR, beta1=BETA1, beta2=BETA2, eps=EPS, L2=0.0, grad_clip=0.0, ops=NumpyOps())
+        self.optimizer = Adam(LR, beta1=BETA1, beta2=BETA2, eps=EPS, L2=0.0, grad_clip=0.0)
         self.copies = [g.copy() for g in self.grads]
 
     def step(self):

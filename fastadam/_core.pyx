@@ -56,6 +56,7 @@ STATE_NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 GROUP_KEYS = frozenset({
     "params", "lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize", "bias_correction",
     "eps_root", "eps_hat"})
+cdef Py_ssize_t group_size = len(GROUP_KEYS)
 SCHEDULABLE = ("lr", "eps", "weight_decay", "eps_root")     # and betas, as a whole or each
 MAX_THREADS = 1024      # OpenMP runtimes end the process when the system has no more threads to give
 

@@ -283,10 +283,8 @@ cdef class Engine:
             group = &self.groups[i]
             try:
                 values = groups[i]
-                if values.keys() != GROUP_KEYS:
-                    missing, unknown = list(GROUP_KEYS - values.keys()), list(values.keys() - GROUP_KEYS)
-                    raise ValueError(
-                        f"a group must have the keys it was made with: missing {missing}, unknown {unknown}")
+                if len(values) != group_size:
+                    raise KeyError
                 if values["params"] is not self.group_params[i]:
                     raise ValueError("params was replaced; make a new optimizer or use add_param_group")
                 read_group(values, group.count, &group.options)
@@ -294,6 +292,11 @@ cdef class Engine:
                     raise ValueError(
                         f"amsgrad was {bool(group.amsgrad)} when the group was added; make a new optimizer")
             except Exception as error:
+                missing, unknown = list(GROUP_KEYS - values.keys()), list(values.keys() - GROUP_KEYS)
+                if missing or unknown:
+                    error = ValueError(f"missing the hyper-parameters {missing}, unknown are {unknown}")
+                    error.add_note(f"in param_groups[{i}]")
+                    raise error from None
                 error.add_note(f"in param_groups[{i}]")
                 raise
         return 0

@@ -229,7 +229,10 @@ def test_groups_may_not_be_rebuilt_by_hand(change, match):
 def test_keys_deleted_from_a_group_or_misspelt_are_named():
     opt = fastadam.Adam(ones())
     opt.param_groups[0]["epz"] = opt.param_groups[0].pop("eps")
-    with pytest.raises(ValueError, match=r"missing \['eps'\], unknown \['epz'\]"):
+    with pytest.raises(ValueError, match=r"missing the hyper-parameters \['eps'\], unknown are \['epz'\]"):
+        opt.step(ones())
+    opt.param_groups[0]["eps"] = 1e-8
+    with pytest.raises(ValueError, match=r"unknown are \['epz'\]"):
         opt.step(ones())
     assert opt.state[0]["step"] == 0
 

@@ -1,0 +1,149 @@
+"""The state of an optimizer as users see it, and what a state dict must be before any of it is loaded."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fastadam import _core
+
+# Keys of torch's param_groups that say how it computes, not what; its schedulers leave the last.
+TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr"}
+
+
+class State(Mapping[Any, Mapping[str, Any]]):
+    """A read-only view of an engine's state, by key."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        self._engine = engine
+
+    def __getitem__(self, key: Any) -> Mapping[str, Any]:
+        try:
+            i = self._engine.index_of(key)
+        except KeyError:
+            raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
+        names = dict(zip(_core.STATE_NAMES, self._engine.arrays[i][1:], strict=False))
+        return Entry(step=self._engine.step_of(i), **names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._engine.keys))
+
+    def __len__(self) -> int:
+        return len(self._engine.keys)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class Entry(dict[str, Any]):
+    """The state of one parameter at this moment. Assigning to it would change nothing, so it raises."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("opt.state is read-only: write into its arrays, or use load_state_dict")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
+
+
+def match_groups(
+    state_dict: Mapping[str, Any], param_groups: list[dict[str, Any]], keys: list[Any]
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The hyper-parameters to set in each group, and the saved index of each of our parameters."""
+    check_kind(state_dict, Mapping, "state_dict")
+    if not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError(f"state_dict needs the keys 'state' and 'param_groups', got {list(state_dict)}")
+    saved_groups = state_dict["param_groups"]
+    check_kind(saved_groups, list | tuple, "state_dict['param_groups']")
+    if len(saved_groups) != len(param_groups):
+        raise ValueError(f"state_dict has {len(saved_groups)} groups, the optimizer {len(param_groups)}")
+    changes: list[dict[str, Any]] = []
+    indices: list[Any] = []
+    for i, (ours, saved) in enumerate(zip(param_groups, saved_groups, strict=True)):
+        where = f"state_dict['param_groups'][{i}]"
+        check_kind(saved, Mapping, where)
+        saved_params = saved.get("params")
+        check_kind(saved_params, list | tuple, f"{where}['params']")
+        count = len(ours["params"])
+        if len(saved_params) != count:
+            raise ValueError(f"{where} has {len(saved_params)} parameters, the optimizer's group {count}")
+        names = keys[len(indices) : len(indices) + count]
+        if list(saved.get("param_names", names)) != names:
+            raise ValueError(
+                f"{where} has the param_names {saved['param_names']}, the optimizer {names}; to go by position "
+                "instead, delete 'param_names' from it"
+            )
+        change = {k: v for k, v in saved.items() if k not in TORCH_ONLY | {"params", "param_names"}}
+        unknown = [name for name in change if name not in ours]
+        if unknown:
+            raise ValueError(f"{where} has unknown keys {unknown}; known are {list(ours)}")
+        _core.check_group({**ours, **change})
+        if change.get("amsgrad", ours["amsgrad"]) != ours["amsgrad"]:
+            raise ValueError(f"{where} has amsgrad={change['amsgrad']}, the optimizer {ours['amsgrad']}")
+        changes.append(change)
+        indices += saved_params
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"state_dict['param_groups'] lists a parameter twice: {indices}")
+    return changes, indices
+
+
+def match_state(
+    state_dict: Mapping[str, Any], indices: list[Any], state: Mapping[Any, Mapping[str, Any]]
+) -> tuple[list[list[np.ndarray]], list[int]]:
+    """The arrays and the counter to set for each of our parameters."""
+    check_kind(state_dict["state"], Mapping, "state_dict['state']")
+    saved_state = dict(state_dict["state"])
+    unknown = saved_state.keys() - set(indices)
+    if unknown:
+        raise ValueError(f"state_dict['state'] has entries {list(unknown)} that no group lists in its 'params'")
+    arrays, steps = [], []
+    for index, (key, entry) in zip(indices, state.items(), strict=True):
+        where = f"state_dict['state'][{index!r}] (parameter {key!r})"
+        saved = saved_state.get(index, {})
+        check_kind(saved, Mapping, where)
+        names = [name for name in entry if name != "step"]
+        if not saved:  # torch has none, or an empty one, before the first step
+            saved = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
+            saved["step"] = 0
+        if saved.keys() != entry.keys():
+            raise ValueError(f"{where} has the keys {list(saved)}, expected {list(entry)}")
+        arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
+        steps.append(as_counter(saved["step"], f"{where}['step']"))
+        is_own = any(np.shares_memory(a, entry[name]) for a, name in zip(arrays[-1], names, strict=True))
+        if is_own and steps[-1] != entry["step"]:
+            raise ValueError(
+                f"{where} says step {steps[-1]}, but its arrays are this optimizer's own, which went on to step "
+                f"{entry['step']}; state_dict() does not copy: keep copy.deepcopy(opt.state_dict())"
+            )
+    return arrays, steps
+
+
+def has_schedule(value: Any) -> bool:
+    return callable(value) or (isinstance(value, tuple | list) and any(map(callable, value)))
+
+
+def as_state(saved: Any, ours: np.ndarray, where: str) -> np.ndarray:
+    """A saved state array that can be copied into ours without a cast, or an error."""
+    array = saved if isinstance(saved, np.ndarray) or not hasattr(saved, "__array__") else np.asarray(saved)
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{where} must be an array, got a {type(saved).__name__}")
+    if array.dtype != ours.dtype:
+        raise TypeError(f"{where} must be {ours.dtype}, got {array.dtype}; state is never cast")
+    if array.shape != ours.shape:
+        raise ValueError(f"{where} must have the shape {ours.shape}, got {array.shape}")
+    return array
+
+
+def check_kind(x: Any, kind: Any, where: str) -> None:
+    if not isinstance(x, kind):
+        expected = "dict" if kind is Mapping else "list"
+        raise TypeError(f"{where} must be a {expected}, got a {type(x).__name__}")
+
+
+def as_counter(step: Any, where: str) -> int:
+    """A step counter, which torch keeps as a float tensor."""
+    number = step if type(step) is int else _core.as_number(step, where)
+    if not (0 <= number < 2**63 and number == int(number)):
+        raise ValueError(f"{where} must be an integer >= 0 and less than 2**63, got {step!r}")
+    return int(number)
