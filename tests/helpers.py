@@ -93,3 +93,46 @@ class FloatingPointState:
         self.libm.fegetenv(env)
         env[7] = mxcsr
         self.libm.fesetenv(env)
+
+
+# ---- arrays that are refused
+
+N = 6
+
+
+def ones(n=N, dtype=np.float32):
+    return np.ones(n, dtype)
+
+
+def misaligned(n=N, dtype=np.float32):
+    return np.zeros(n * np.dtype(dtype).itemsize + 1, np.uint8)[1:].view(dtype)
+
+
+def read_only():
+    a = ones()
+    a.flags.writeable = False
+    return a
+
+
+def strided():
+    return ones(2 * N)[::2]
+
+
+def swapped():
+    return ones(N, np.dtype(np.float32).newbyteorder())
+
+
+NOT_ARRAYS = [
+    ("text", "must be a numpy.ndarray, got a str"),
+    (b"bytes", "must be a numpy.ndarray, got a bytes"),
+    (1.5, "must be a numpy.ndarray, got a float"),
+    (np.float32(1), "must be a numpy.ndarray, got a float32"),
+    (np.ma.masked_array(ones()), "must be a numpy.ndarray, got a masked array"),
+]
+WRONG_DTYPES = [np.int32, np.bool_, np.complex64, object]
+BAD_LAYOUTS = [
+    (read_only, "writeable"),
+    (strided, "C- or F-contiguous"),
+    (swapped, "native byte order"),
+    (misaligned, "aligned"),
+]
