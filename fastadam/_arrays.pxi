@@ -1,11 +1,13 @@
 # Arrays: quick tests on borrowed pointers, which run no Python code, and the errors that explain what they refused.
 
+cdef bint same_shape(Array *a, Array *b) noexcept nogil:
+    cdef int ndim = ndim_of(a)
+    return ndim == ndim_of(b) and memcmp(shape_of(a), shape_of(b), ndim * sizeof(np.npy_intp)) == 0
+
+
 cdef bint same_layout(Array *a, Array *b) noexcept nogil:
     """Same shape, and elements in the same order in memory without gaps."""
-    cdef int ndim = ndim_of(a)
-    return (ndim == ndim_of(b)
-            and memcmp(shape_of(a), shape_of(b), ndim * sizeof(np.npy_intp)) == 0
-            and (flags_of(a) & flags_of(b) & CONTIGUOUS) != 0)
+    return same_shape(a, b) and (flags_of(a) & flags_of(b) & CONTIGUOUS) != 0
 
 
 cdef bint is_usable(Array *array) noexcept nogil:

@@ -58,6 +58,7 @@ class Engine:
     def add_group(
         self, keys: list[Any], params: tuple[np.ndarray, ...], amsgrad: bool, lists: list[tuple[list[Any], Any]]
     ) -> None: ...
+    def check_groups(self, groups: list[dict[str, Any]]) -> None: ...
     def load(
         self,
         groups: list[dict[str, Any]],

@@ -39,6 +39,7 @@ cdef extern from "numpy/arrayobject.h" nogil:
     char *data_of "PyArray_BYTES" (Array *)
     bint is_native "PyArray_ISNOTSWAPPED" (Array *)
     bint is_array "PyArray_Check" (Array *)
+    bint is_exactly_array "PyArray_CheckExact" (Array *)
 
 cdef extern from "<fenv.h>" nogil:
     ctypedef struct fenv_t:

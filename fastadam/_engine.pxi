@@ -27,6 +27,13 @@ cdef struct Range:          # memory that is written
     int array
 
 
+cdef int check_group_keys(dict group, Py_ssize_t i) except -1:
+    missing, unknown = list(GROUP_KEYS - group.keys()), list(group.keys() - GROUP_KEYS)
+    if missing or unknown:
+        raise ValueError(f"param_groups[{i}]: missing the hyper-parameters {missing}, unknown are {unknown}") from None
+    return 0
+
+
 cdef int by_begin(const void *a, const void *b) noexcept nogil:
     cdef char *x = (<const Range *>a).begin
     cdef char *y = (<const Range *>b).begin
@@ -181,6 +188,12 @@ cdef class Engine:
         # A source that is also a destination of another could be overwritten before its turn.
         new_arrays = [[numpy.array(new) if self.written_by(new) is not None else new for new in news]
                       for news in new_arrays]
+        # All of it is looked at without running Python code before any of it is copied.
+        for mine, news in zip(self.arrays, new_arrays):
+            for old, new in zip(mine[1:], news, strict=True):
+                if not (is_exactly_array(<Array *>new) and is_native(<Array *>new)
+                        and type_of(<Array *>new) == type_of(<Array *>old) and same_shape(<Array *>new, <Array *>old)):
+                    raise ValueError("the state to load changed while it was looked at")
         for mine, news in zip(self.arrays, new_arrays):
             for old, new in zip(mine[1:], news):
                 np.PyArray_CopyInto(old, new)
@@ -268,6 +281,32 @@ cdef class Engine:
         finally:
             self.end_change()
 
+    cdef dict group_values(self, list groups, Py_ssize_t i):
+        """The dict of a group, if it is the one that was added; costs next to nothing when it is."""
+        group = groups[i]
+        if type(group) is not dict:
+            raise TypeError(f"param_groups[{i}] must be a dict, got a {type(group).__name__}")
+        if len(<dict>group) != group_size or (<dict>group).get("params") is not self.group_params[i]:
+            check_group_keys(group, i)
+            raise ValueError(f"params was replaced in param_groups[{i}]; make a new optimizer or use add_param_group")
+        return group
+
+    def check_groups(self, list groups):
+        """Raise unless these are the groups that were added, with hyper-parameters changed at most."""
+        cdef Py_ssize_t i
+        if len(groups) != self.group_count:
+            raise ValueError("param_groups grew or shrank; use add_param_group")
+        for i in range(self.group_count):
+            values = self.group_values(groups, i)
+            check_group_keys(values, i)
+            self.check_amsgrad(i, as_flag(values["amsgrad"], "amsgrad"))
+
+    cdef int check_amsgrad(self, Py_ssize_t i, bint amsgrad) except -1:
+        if amsgrad != self.groups[i].amsgrad:
+            raise ValueError(
+                f"amsgrad was {bool(self.groups[i].amsgrad)} when the group was added; make a new optimizer")
+        return 0
+
     cdef int read_groups(self, list groups) except -1:
         cdef Py_ssize_t i
         cdef dict values
@@ -281,22 +320,12 @@ cdef class Engine:
             group.count = max(group.count, self.slots[i].step)
         for i in range(self.group_count):
             group = &self.groups[i]
+            values = self.group_values(groups, i)
             try:
-                values = groups[i]
-                if len(values) != group_size:
-                    raise KeyError
-                if values["params"] is not self.group_params[i]:
-                    raise ValueError("params was replaced; make a new optimizer or use add_param_group")
                 read_group(values, group.count, &group.options)
-                if group.options.amsgrad != group.amsgrad:
-                    raise ValueError(
-                        f"amsgrad was {bool(group.amsgrad)} when the group was added; make a new optimizer")
+                self.check_amsgrad(i, group.options.amsgrad)
             except Exception as error:
-                missing, unknown = list(GROUP_KEYS - values.keys()), list(values.keys() - GROUP_KEYS)
-                if missing or unknown:
-                    error = ValueError(f"missing the hyper-parameters {missing}, unknown are {unknown}")
-                    error.add_note(f"in param_groups[{i}]")
-                    raise error from None
+                check_group_keys(values, i)
                 error.add_note(f"in param_groups[{i}]")
                 raise
         return 0

@@ -7,7 +7,7 @@ cpdef double as_number(object value, str name) except? -1.0:
     if isinstance(value, (numpy.generic, numpy.ndarray)):
         real = value.dtype.kind in "iuf" and value.ndim == 0
     else:
-        real = not isinstance(value, (bool, str, bytes, complex))
+        real = not isinstance(value, (bool, str, bytes, bytearray, complex))
     try:
         if real:
             return float(value)

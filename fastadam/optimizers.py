@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -174,6 +174,8 @@ class Adam:
             params = tuple(array for _, array in leaves)
             full = {"params": params, **self._defaults, **{k: v for k, v in group.items() if k != "params"}}
             _core.check_group(full)
+            if not callable(full["betas"]):
+                full["betas"] = tuple(full["betas"])  # nobody else's list
             taken = set(self._engine.keys)
             for key in keys:
                 if key in taken:
@@ -259,6 +261,7 @@ class Adam:
         {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
         """
         with self._engine.lock:
+            self._engine.check_groups(self.param_groups)
             state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
             groups: list[dict[str, Any]] = []
             start = 0
@@ -297,6 +300,7 @@ class Adam:
         1
         """
         with self._engine:
+            self._engine.check_groups(self.param_groups)
             groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys)
             arrays, steps = match_state(state_dict, indices, self.state)
             self._engine.load(self.param_groups, groups, arrays, steps)
@@ -304,6 +308,7 @@ class Adam:
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
         with self._engine.lock:
+            self._engine.check_groups(self.param_groups)
             engine = (list(self._engine.keys), [arrays[1:] for arrays in self._engine.arrays], self._engine.steps())
             return {**self.__dict__, "_engine": engine}
 
@@ -317,6 +322,9 @@ class Adam:
                 params = group["params"]
                 self._engine.add_group([next(remaining) for _ in params], params, bool(group["amsgrad"]), [])
             self._engine.load([], [], states, steps)
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adam":
         with self._engine.lock:  # no step in the middle

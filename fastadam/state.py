@@ -69,9 +69,10 @@ def match_groups(
         if len(saved_params) != count:
             raise ValueError(f"{where} has {len(saved_params)} parameters, the optimizer's group {count}")
         names = keys[len(indices) : len(indices) + count]
-        if list(saved.get("param_names", names)) != names:
+        saved_names = saved.get("param_names")
+        if saved_names is not None and list(saved_names) != names:
             raise ValueError(
-                f"{where} has the param_names {saved['param_names']}, the optimizer {names}; to go by position "
+                f"{where} has the param_names {saved_names}, the optimizer {names}; to go by position "
                 "instead, delete 'param_names' from it"
             )
         change = {k: v for k, v in saved.items() if k not in TORCH_ONLY | {"params", "param_names"}}
@@ -81,6 +82,8 @@ def match_groups(
         _core.check_group({**ours, **change})
         if change.get("amsgrad", ours["amsgrad"]) != ours["amsgrad"]:
             raise ValueError(f"{where} has amsgrad={change['amsgrad']}, the optimizer {ours['amsgrad']}")
+        if "betas" in change and not callable(change["betas"]):
+            change["betas"] = tuple(change["betas"])
         changes.append(change)
         indices += saved_params
     if len(set(indices)) != len(indices):
@@ -125,9 +128,9 @@ def has_schedule(value: Any) -> bool:
 
 def as_state(saved: Any, ours: np.ndarray, where: str) -> np.ndarray:
     """A saved state array that can be copied into ours without a cast, or an error."""
-    array = saved if isinstance(saved, np.ndarray) or not hasattr(saved, "__array__") else np.asarray(saved)
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+    if not hasattr(saved, "__array__") or isinstance(saved, np.ma.MaskedArray | np.generic):
         raise TypeError(f"{where} must be an array, got a {type(saved).__name__}")
+    array = np.asarray(saved)
     if array.dtype != ours.dtype:
         raise TypeError(f"{where} must be {ours.dtype}, got {array.dtype}; state is never cast")
     if array.shape != ours.shape:
@@ -143,7 +146,7 @@ def check_kind(x: Any, kind: Any, where: str) -> None:
 
 def as_counter(step: Any, where: str) -> int:
     """A step counter, which torch keeps as a float tensor."""
-    number = step if type(step) is int else _core.as_number(step, where)
+    number = int(step) if type(step) is int or isinstance(step, np.integer) else _core.as_number(step, where)
     if not (0 <= number < 2**63 and number == int(number)):
         raise ValueError(f"{where} must be an integer >= 0 and less than 2**63, got {step!r}")
     return int(number)

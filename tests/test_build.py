@@ -114,7 +114,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in find
 sys.path.insert(0, {str(tmp_path / "serial")!r})
 import fastadam, pytest
 assert fastadam.config()["openmp"] is False
-names = ["test_bits.py", "test_arrays.py", "test_adam_update.py", "test_state.py", "test_threads.py", "test_vectorised.py"]
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"{ROOT}/tests/{{name}}" for name in names)]))
+names = ["bits", "arrays", "adam_update", "state", "threads", "vectorised"]
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"{ROOT}/tests/test_{{name}}.py" for name in names)]))
 """
     assert " passed" in run_python(code, timeout=600, PYTHONPATH=str(tmp_path / "serial")).stdout

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -228,6 +229,74 @@ def test_loading_arrays_of_the_same_optimizer_in_another_order():
     saved["state"] = {0: saved["state"][1], 1: saved["state"][0]}
     opt.load_state_dict(saved)
     assert not opt.state[0]["exp_avg"].any() and opt.state[1]["exp_avg"].all()
+
+
+GROUP_EDITS = {
+    "reversed": lambda opt: opt.param_groups.reverse(),
+    "deleted": lambda opt: opt.param_groups.pop(),
+    "params replaced": lambda opt: opt.param_groups[0].update(params=(np.zeros(2),)),
+    "amsgrad changed": lambda opt: opt.param_groups[0].update(amsgrad=True),
+    "key deleted": lambda opt: opt.param_groups[0].pop("lr"),
+    "key misspelt": lambda opt: opt.param_groups[0].update(lrr=opt.param_groups[0].pop("lr")),
+}
+
+
+@pytest.mark.parametrize("edit", GROUP_EDITS)
+@pytest.mark.parametrize(
+    "use",
+    [
+        pickle.dumps,
+        copy.deepcopy,
+        lambda opt: opt.state_dict(),
+        lambda opt: opt.load_state_dict({"state": {}, "param_groups": []}),
+        lambda opt: opt.step([np.ones(2), np.ones(2)]),
+    ],
+)
+def test_groups_that_were_rebuilt_by_hand_are_refused_by_all(edit, use):
+    opt = fastadam.Adam([{"params": np.ones(2), "lr": 0.1}, {"params": np.ones(2), "lr": 0.2}])
+    opt.step([np.ones(2), np.ones(2)])
+    GROUP_EDITS[edit](opt)
+    with pytest.raises(ValueError, match=r"param_groups|amsgrad was False"):
+        use(opt)
+    assert [entry["step"] for entry in opt.state.values()] == [1, 1]
+
+
+@pytest.mark.parametrize("group", [None, [], types.MappingProxyType({})])
+def test_group_that_is_no_dict_is_a_type_error(group):
+    opt = fastadam.Adam(np.ones(2))
+    opt.param_groups[0] = group
+    with pytest.raises(TypeError, match=r"param_groups\[0\] must be a dict"):
+        opt.step(np.ones(2))
+
+
+def test_shallow_copies_are_refused(trained):
+    with pytest.raises(TypeError, match=r"use copy.deepcopy"):
+        copy.copy(trained[1])
+
+
+def test_betas_are_nobody_elses_list():
+    betas = [0.9, 0.99]
+    opt, other = fastadam.Adam(np.ones(2), betas=betas), fastadam.Adam(np.ones(2))
+    other.load_state_dict(opt.state_dict())
+    betas[0] = 0.1
+    assert opt.param_groups[0]["betas"] == other.param_groups[0]["betas"] == (0.9, 0.99)
+
+
+def test_state_that_lies_about_its_shape_is_refused_whole():
+    class Liar(np.ndarray):
+        shape = property(lambda self: (3,))
+        dtype = property(lambda self: np.dtype(np.float64))
+
+    opt = fastadam.Adam([np.ones(3), np.ones(3)])
+    opt.step([np.ones(3), np.ones(3)])
+    for lie in np.ones(5).view(Liar), np.ones(1, complex).view(Liar):
+        saved = copy.deepcopy(opt.state_dict())
+        saved["state"][0]["exp_avg"][...] = 7
+        saved["state"][1]["exp_avg"] = lie
+        before = snapshot(opt)
+        with pytest.raises((ValueError, TypeError), match=r"parameter 1\)\['exp_avg'\] must"):
+            opt.load_state_dict(saved)
+        assert snapshot(opt) == before
 
 
 def test_stale_state_dict_of_live_arrays_is_refused(trained):
