@@ -14,7 +14,7 @@ BAD_VALUES = [
         for name in ("lr", "eps", "weight_decay", "eps_root")
         for value in (
             *("1", None, True, 1j, [1.0], [1, [2, 3]], np.ones(1)),
-            *(np.complex64(1), np.array("0.1"), np.array(b"0.1"), np.array(True), np.timedelta64(1), np.bool_(1)),
+            *(np.complex64(1), np.array("0.1"), np.array(b"0.1"), np.array(True), np.timedelta64(1, "s"), np.bool_(1)),
         )
     ],
     ("lr", 10**400, ValueError),
