@@ -2,7 +2,7 @@
 
 Compare with --benchmark-group-by=param:workload. Each result is checked against float64 after timing."""
 
-import importlib
+from importlib.util import find_spec
 
 import pytest
 
@@ -17,7 +17,7 @@ NEEDS = {"numba": "numba", "scikit": "sklearn", "thinc": "thinc", "autograd": "a
 
 def missing(name):
     module = next((module for prefix, module in NEEDS.items() if name.startswith(prefix)), None)
-    return module if module and importlib.util.find_spec(module) is None else None
+    return module if module and find_spec(module) is None else None
 
 
 PRESENT = [name for name in CONTENDERS if not missing(name)]

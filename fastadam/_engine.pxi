@@ -4,7 +4,7 @@ cdef enum:
     ARRAYS = 5              # FA_ARRAYS, which Cython does not know as a constant
 
 cdef struct Slot:           # one parameter
-    Array *array[ARRAYS]     # in a task's order, [FA_GRAD] unused, NULL where there is none; owned by Engine.arrays
+    Array *array[ARRAYS]        # in a task's order, [FA_GRAD] unused, NULL where there is none; owned by Engine.arrays
     char *data[ARRAYS]          # where each was when last looked at; [FA_GRAD]: the last gradient found to be apart
     int64_t n
     int64_t step
