@@ -21,6 +21,7 @@ def missing(name):
 
 
 PRESENT = [name for name in CONTENDERS if not missing(name)]
+ABSENT = [name for name in CONTENDERS if missing(name)]
 
 
 @pytest.mark.parametrize("workload", QUICK)
