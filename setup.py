@@ -71,7 +71,7 @@ setup(
         [
             Extension(
                 "fastadam._core",
-                ["fastadam/_core.pyx", "csrc/cpu.c", "csrc/driver.c", "csrc/factors.c", "csrc/kernels.c"],
+                ["fastadam/_core.pyx", *sorted(glob("csrc/*.c"))],
                 depends=[*glob("fastadam/*.px[di]"), "csrc/fastadam.h", "csrc/reals.inc", "csrc/rules.inc"],
                 include_dirs=["csrc", numpy.get_include()],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],

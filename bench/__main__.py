@@ -1,24 +1,16 @@
-"""python -m bench bars | loop | versus"""
+"""python -m bench COMMAND [--help]: promises (bars), peers (versus), training loops (loop, sklearn_fit), scaling ..."""
 
+import importlib
 import sys
+
+COMMANDS = ("bars", "versus", "loop", "sklearn_fit", "scaling", "installing", "instructions", "report")
 
 
 def main():
-    command, *arguments = sys.argv[1:] or ["help"]
-    if command == "bars":
-        from .bars import main as run
-
-        run(arguments)
-    elif command == "loop":
-        from .loop import main as run
-
-        run(arguments)
-    elif command == "versus":
-        from .versus import main as run
-
-        run(arguments)
-    else:
-        raise SystemExit(f"{__doc__}: see each with --help")
+    command, *arguments = sys.argv[1:] or ["--help"]
+    if command not in COMMANDS:
+        raise SystemExit(f"{__doc__}\ncommands: {', '.join(COMMANDS)}")
+    importlib.import_module(f"bench.{command}").main(arguments)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Every row checks its result against the NumPy twin after timing.
 """
 
 import argparse
+import mmap
 import tracemalloc
 
 import numpy as np
@@ -137,6 +138,31 @@ def bar_isa(rounds, n=16 << 10):
     _core.select_isa(before)
 
 
+def bar_neighbours(rounds, threads, n=1 << 19):
+    """As malloc places arrays of 4 MiB: the gradient 16 bytes behind the parameter, modulo 1 MiB, in huge pages."""
+    slot = 4 << 20
+    memory = mmap.mmap(-1, 8 * slot, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    base = -np.frombuffer(memory, np.uint8).ctypes.data % slot + 4096
+
+    def make_step(behind):
+        p, g = (np.frombuffer(memory, np.float32, n, base + i * slot - i * behind) for i in range(2))
+        m, v = (np.frombuffer(memory, np.float32, n, base + (i + 2) * slot + (i + 1) * 65536) for i in range(2))
+        g[...] = 0.5
+        return lambda: fastadam.adam_update(p, g, m, v, 10, threads=threads)
+
+    near, apart = make_step(16), make_step(-4096)
+    timings = alternate({"near": near, "apart": apart}, rounds, 10)
+    r = ratio(timings, "near", "apart")
+    row(
+        f"gradient 4 MiB - 16 from the parameter, 512 Ki, {threads} threads, against 4 MiB + 4096",
+        "reported",
+        show(r),
+        True,
+    )
+
+
 def bar_subnormals(rounds, n=16 << 10):
     p, g = make(n, np.float32)
     normal, dead = fastadam.Adam(p, threads=1), fastadam.Adam(p.copy(), threads=1)
@@ -199,6 +225,7 @@ def main(arguments):
     bar_many_arrays(rounds, threads)
     bar_overhead(rounds)
     bar_isa(rounds)
+    bar_neighbours(rounds, threads)
     bar_subnormals(max(rounds, 20))
     bar_memory(1024, 1000)
     bar_memory(1 << 20, 4)

@@ -2,17 +2,22 @@
 
 import ctypes
 import functools
+import json
 import platform
+import re
 import statistics
 import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
 
 import fastadam
+
+RESULTS = Path(__file__).with_name("results")
 
 
 @dataclass
@@ -65,7 +70,9 @@ def memory_limit():
     loaded = ctypes.CDLL(str(library))
 
     def call(function, p, g, m, v, threads):
-        function(*(ctypes.c_void_p(x.ctypes.data) for x in (p, g, m, v)), ctypes.c_int64(p.size), threads)
+        function(
+            *(ctypes.c_void_p(x.ctypes.data) for x in (p, g, m, v)), ctypes.c_int64(p.size), threads, ctypes.c_double(0)
+        )
 
     return {
         np.float32: functools.partial(call, loaded.memory_limit_f32),
@@ -86,3 +93,30 @@ def describe_machine():
         f"{cpu_name()}, {config['threads']} threads; fastadam {config['version']} ({config['isa']}), "
         f"NumPy {config['numpy']}, Python {config['python']}, {platform.platform()}"
     )
+
+
+def announce():
+    print(describe_machine(), flush=True)
+
+
+PACKAGES = ("numpy", "numba", "scikit-learn", "thinc", "autograd", "jax", "optax", "torch", "deepspeed")
+
+
+def save(name, results):
+    """Keep results with machine, versions and date in bench/results/, from which `python -m bench report` draws."""
+    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+    versions = {package: installed[package] for package in PACKAGES if package in installed}
+    about = {"machine": describe_machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"about": about, "results": rounded(results)}, indent=1)
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda samples: " ".join(samples[0].split()), text)  # a list on one line
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def rounded(value):
+    """Four digits of every float."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

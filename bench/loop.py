@@ -1,77 +1,136 @@
-"""Threads inside a NumPy training loop: python -m bench loop
+"""Inside a NumPy training loop: python -m bench loop [--quick] [--contenders A,B] [--save]
 
-An MLP in plain NumPy (forward, backward, Adam step) with one thread and with all, alternating, under the three ways in
-which OpenMP's workers can wait: as fastadam loads them (asleep), asleep or spinning because the environment says so.
-The loss after the last step is compared between the contenders: it has the same bits.
+A hand-written float32 MLP, 64-h-h-10, whose forward and backward pass are BLAS calls: what matters is not the step's
+own time but the whole iteration, because threads that wait can slow the BLAS calls that follow. Every contender trains
+in a process of its own; they take turns. In the end all must have trained, and fastadam's variants have the same loss
+to the last bit. optax and autograd are not here: one keeps its parameters in its own arrays, the other owns the loop.
 """
 
-import os
+import argparse
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
 import fastadam
 from fastadam.demo import MLP
 
-from .harness import describe_machine
+from .harness import announce, save
+from .peers import CONTENDERS, FastadamSerial, Nothing
+from .workers import Worker, take_turns
 
-CASES = [(256, 32, 300), (512, 32, 100), (1024, 32, 30), (2048, 64, 8)]  # width, batch, iterations a round
-ROUNDS = 7
+CASES = [(256, 32, 200), (1024, 32, 30), (2048, 64, 8), (4096, 64, 3)]  # width, batch, iterations a turn
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does if nobody says otherwise
+VARIANTS = {
+    "no optimizer": (Nothing, {}),
+    "fastadam default": (CONTENDERS["fastadam default"], {}),
+    "fastadam 1 thread": (FastadamSerial, {}),
+    "fastadam all threads": (CONTENDERS["fastadam"], {}),
+    "fastadam all threads spinning": (CONTENDERS["fastadam"], SPINNING),
+    **{
+        name: (CONTENDERS[name], {})
+        for name in (
+            "NumPy tutorial", "NumPy in place", "numba prange", "numba serial", "scikit-learn", "thinc", "torch fused",
+            "torch foreach", "DeepSpeed CPUAdam",
+        )
+    },
+}  # fmt: skip
 
 
-def iterate(model, optimizer, x, y, count):
-    forward_backward = step = 0.0
-    for _ in range(count):
-        start = time.perf_counter()
-        loss, grads = model.loss_and_gradients(x, y)
-        middle = time.perf_counter()
-        optimizer.step(grads)
-        end = time.perf_counter()
-        forward_backward += middle - start
-        step += end - middle
-    return forward_backward / count * 1e3, step / count * 1e3, loss
+class Training:
+    """In a process of its own: one model under one optimizer."""
+
+    def __init__(self, name):
+        self.make = VARIANTS[name][0]
+
+    def prepare(self, width, batch):
+        """Why it is absent, or None."""
+        rng = np.random.default_rng(0)
+        self.x, self.labels = rng.standard_normal((batch, 64)).astype(np.float32), rng.integers(0, 10, batch)
+        self.model = MLP([64, width, width, 10], np.random.default_rng(1))
+        params = self.model.weights + self.model.biases
+        try:
+            self.contender = self.make(params, [np.zeros_like(p) for p in params], fastadam.config()["threads"])
+        except ImportError as error:
+            return str(error)
+        self.adopt()
+        return None
+
+    def adopt(self):
+        """The model computes with the optimizer's parameters; some make new arrays at each step."""
+        arrays = self.contender.params()
+        self.model.weights, self.model.biases = arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
+
+    def turn(self, count):
+        """Seconds an iteration: forward and backward; step."""
+        forward_backward = step = 0.0
+        for number in range(count + 1):
+            start = time.perf_counter()
+            self.loss, grads = self.model.loss_and_gradients(self.x, self.labels)
+            middle = time.perf_counter()
+            self.contender.step(grads["weights"] + grads["biases"])
+            self.adopt()
+            end = time.perf_counter()
+            if number:  # the first one comes after a pause
+                forward_backward += middle - start
+                step += end - middle
+        return forward_backward / count, step / count
+
+    def finish(self):
+        self.contender = None
+        return self.loss
 
 
-def run_case(width, batch, count):
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((batch, 64)).astype(np.float32), rng.integers(0, 10, batch)
-    contenders = {}
-    for threads in 1, fastadam.get_num_threads():
-        model = MLP([64, width, width, 10], np.random.default_rng(1))
-        contenders[threads] = (model, fastadam.Adam(model.params, threads=threads), [])
-    for _ in range(ROUNDS):
-        for model, optimizer, samples in contenders.values():
-            samples.append(iterate(model, optimizer, x, y, count))
-    assert len({samples[-1][2] for _, _, samples in contenders.values()}) == 1, "bits depend on the number of threads"
-    for threads, (_, _, samples) in contenders.items():
-        forward_backward, step = (statistics.median(s[i] for s in samples) for i in (0, 1))
-        total = statistics.median(s[0] + s[1] for s in samples)
-        waits = fastadam.config()["openmp_waits"]
-        policy = os.environ.get("OMP_WAIT_POLICY", "") if waits == "environment" else "as loaded"
+def agree(losses):
+    """One result, whatever the threads; and every optimizer is Adam."""
+    ours = {loss for name, loss in losses.items() if name.startswith("fastadam")}
+    assert len(ours) <= 1, f"fastadam's bits depend on the number of threads: {losses}"
+    trained = [loss for name, loss in losses.items() if name != "no optimizer"]
+    assert max(trained) < 0.5 * losses.get("no optimizer", np.inf), f"one does not train: {losses}"
+
+
+def run_case(workers, width, batch, count, rounds):
+    turns, absent = {}, {}
+    for name, worker in workers.items():
+        why = worker("prepare", width, batch)
+        if why:
+            absent[name] = why
+        else:
+            turns[name] = lambda worker=worker: worker("turn", count)
+    seconds = take_turns(turns, rounds)
+    agree({name: workers[name]("finish") for name in turns})
+    return {"width": width, "batch": batch, "seconds": seconds, "absent": absent}
+
+
+def show(result):
+    for name, samples in result["seconds"].items():
+        forward_backward, step = (statistics.median(column) * 1e3 for column in zip(*samples, strict=True))
+        totals = sorted(sum(sample) * 1e3 for sample in samples)
         print(
-            f"| {width}, {batch} | {policy} | {threads} | {forward_backward:.2f} | {step:.2f} | {total:.2f} |",
+            f"| {result['width']}, {result['batch']} | {name} | {forward_backward:.3g} | {step:.3g} "
+            f"| {statistics.median(totals):.3g} ({totals[0]:.3g} to {totals[-1]:.3g}) |",
             flush=True,
         )
+    for name, why in result["absent"].items():
+        print(f"| {result['width']}, {result['batch']} | {name} | absent: {why} | | |", flush=True)
 
 
 def main(arguments):
-    if arguments == ["one policy"]:
-        for case in CASES:
-            run_case(*case)
-        return
-    print(describe_machine())
-    print("Milliseconds an iteration, medians of alternating rounds.\n")
-    print(
-        "| width, batch | workers | threads | forward + backward | step | total |\n|---|---|---|---|---|---|",
-        flush=True,
-    )
-    for policy in None, "passive", "active":
-        env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-        if policy:
-            env["OMP_WAIT_POLICY"] = policy
-        command = [sys.executable, "-m", "bench", "loop", "one policy"]
-        subprocess.run(command, env=env, check=True, cwd=Path(__file__).parent.parent)
+    parser = argparse.ArgumentParser(prog="python -m bench loop", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the smallest model, few rounds: a smoke test")
+    parser.add_argument("--contenders", default=",".join(VARIANTS))
+    parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
+    chosen = parser.parse_args(arguments)
+    names = chosen.contenders.split(",")
+    announce()
+    print("Milliseconds an iteration: medians of turns (smallest to largest).\n")
+    print("| width, batch | optimizer | forward + backward | step | total |\n|---|---|---|---|---|", flush=True)
+    workers = {name: Worker(Training, name, environment=VARIANTS[name][1]) for name in names}
+    results = []
+    for width, batch, count in CASES[:1] if chosen.quick else CASES:
+        results.append(run_case(workers, width, batch, 20 if chosen.quick else count, 3 if chosen.quick else 9))
+        show(results[-1])
+    for worker in workers.values():
+        worker.close()
+    if chosen.save:
+        save("loop", results)

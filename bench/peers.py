@@ -1,38 +1,61 @@
-"""The contenders: each an Adam over a list of arrays with gradients that stay the same, in its best mode.
+"""The contenders: each an Adam over a list of arrays, in its best mode.
 
-A contender has `run(steps)`, which takes that many steps, and `params()`, where it has got to. Importing what it needs
-happens in its constructor: ImportError means that it is not installed.
+`step(grads)` takes a step and `params()` says where it has got to. Importing what it needs happens in the constructor:
+ImportError means that it is not installed, NotImplementedError that it has no such rule.
 """
 
 import numpy as np
 
-LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
+from .workloads import placed
+
+LR, BETA1, BETA2, EPS, DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
 
 
 class Contender:
-    def __init__(self, params, grads, threads):
-        self.arrays = [p.copy() for p in params]
-        self.grads = grads
+    rules = ("Adam",)
+
+    def __init__(self, params, grads, threads, rule="Adam"):
+        if rule not in self.rules:
+            raise NotImplementedError(f"it has no {rule}")
+        self.arrays = [placed(p, 16) for p in params]
+        self.grads, self.rule, self.t = grads, rule, 0
         self.setup(threads)
+
+    def zeros(self):
+        return [np.zeros_like(p) for p in self.arrays]
 
     def run(self, steps):
         for _ in range(steps):
-            self.step()
+            self.step(self.grads)
 
     def params(self):
         return self.arrays
 
 
+class Nothing(Contender):
+    """No optimizer at all: the ceiling."""
+
+    def setup(self, threads):
+        pass
+
+    def step(self, grads):
+        pass
+
+
 class Fastadam(Contender):
     """fastadam.Adam, all threads ordered."""
+
+    rules = ("Adam", "AdamW", "AMSGrad")
 
     def setup(self, threads):
         import fastadam
 
-        self.optimizer = fastadam.Adam(self.arrays, lr=LR, threads=threads)
+        options = {"AdamW": {"weight_decay": DECAY}, "AMSGrad": {"amsgrad": True}}.get(self.rule, {})
+        make = fastadam.AdamW if self.rule == "AdamW" else fastadam.Adam
+        self.optimizer = make(self.arrays, lr=LR, threads=threads, **options)
 
-    def step(self):
-        self.optimizer.step(self.grads)
+    def step(self, grads):
+        self.optimizer.step(grads)
 
 
 class FastadamDefault(Fastadam):
@@ -42,36 +65,48 @@ class FastadamDefault(Fastadam):
         super().setup(None)
 
 
+class FastadamSerial(Fastadam):
+    """fastadam.Adam, one thread."""
+
+    def setup(self, threads):
+        super().setup(1)
+
+
 class FastadamUpdate(Contender):
-    """fastadam.adam_update, one call for each array."""
+    """fastadam.adam_update as it comes, one call for each array."""
 
     def setup(self, threads):
         import fastadam
 
-        self.update, self.threads, self.t = fastadam.adam_update, threads, 0
-        self.state = [(p, g, np.zeros_like(p), np.zeros_like(p)) for p, g in zip(self.arrays, self.grads, strict=True)]
+        self.update, self.m, self.v = fastadam.adam_update, self.zeros(), self.zeros()
 
-    def step(self):
+    def step(self, grads):
         self.t += 1
-        for p, g, m, v in self.state:
-            self.update(p, g, m, v, self.t, lr=LR, threads=self.threads)
+        for p, g, m, v in zip(self.arrays, grads, self.m, self.v, strict=True):
+            self.update(p, g, m, v, self.t, lr=LR)
 
 
 class NumpyTutorial(Contender):
     """NumPy as tutorials write it."""
 
-    def setup(self, threads):
-        self.t = 0
-        self.m = [np.zeros_like(p) for p in self.arrays]
-        self.v = [np.zeros_like(p) for p in self.arrays]
+    rules = ("Adam", "AdamW", "AMSGrad")
 
-    def step(self):
+    def setup(self, threads):
+        self.m, self.v = self.zeros(), self.zeros()
+        self.largest = self.zeros() if self.rule == "AMSGrad" else None
+
+    def step(self, grads):
         self.t += 1
-        for i, g in enumerate(self.grads):
+        for i, g in enumerate(grads):
+            if self.rule == "AdamW":
+                self.arrays[i] = self.arrays[i] * (1 - LR * DECAY)
             self.m[i] = BETA1 * self.m[i] + (1 - BETA1) * g
             self.v[i] = BETA2 * self.v[i] + (1 - BETA2) * g**2
+            v = self.v[i]
+            if self.rule == "AMSGrad":
+                v = self.largest[i] = np.maximum(self.largest[i], v)
             m_hat = self.m[i] / (1 - BETA1**self.t)
-            v_hat = self.v[i] / (1 - BETA2**self.t)
+            v_hat = v / (1 - BETA2**self.t)
             self.arrays[i] = self.arrays[i] - LR * m_hat / (np.sqrt(v_hat) + EPS)
 
 
@@ -79,16 +114,12 @@ class NumpyInPlace(Contender):
     """NumPy with every temporary avoided."""
 
     def setup(self, threads):
-        self.t = 0
-        self.state = [
-            (p, g, np.zeros_like(p), np.zeros_like(p), np.empty_like(p))
-            for p, g in zip(self.arrays, self.grads, strict=True)
-        ]
+        self.m, self.v, self.scratch = self.zeros(), self.zeros(), self.zeros()
 
-    def step(self):
+    def step(self, grads):
         self.t += 1
         step_size, root = LR / (1 - BETA1**self.t), (1 - BETA2**self.t) ** 0.5
-        for p, g, m, v, scratch in self.state:
+        for p, g, m, v, scratch in zip(self.arrays, grads, self.m, self.v, self.scratch, strict=True):
             m *= BETA1
             m += np.multiply(g, 1 - BETA1, out=scratch)
             v *= BETA2
@@ -104,36 +135,41 @@ class NumpyInPlace(Contender):
 
 
 class NumbaParallel(Contender):
-    """numba, parallel=True, one call for each array."""
+    """numba, parallel=True: one bare kernel call for each array, the factors computed inside."""
 
+    rules = ("Adam", "AdamW", "AMSGrad")
     parallel = True
 
     def setup(self, threads):
         import numba
 
         numba.set_num_threads(threads)
+        # Constants in the arrays' type, or numba computes in float64.
+        real = self.arrays[0].dtype.type
+        b1, c1, b2, c2, eps = (real(x) for x in (BETA1, 1 - BETA1, BETA2, 1 - BETA2, EPS))
+        decay = real(1 - LR * DECAY if self.rule == "AdamW" else 1)
+        amsgrad = self.rule == "AMSGrad"
 
         @numba.njit(parallel=self.parallel)
-        def update(p, g, m, v, b1, b2, step_size, inverse, eps):
+        def update(p, g, m, v, largest, t):
+            step_size, inverse = real(LR / (1 - BETA1**t)), real(1 / (1 - BETA2**t))
             for i in numba.prange(p.size):
-                m[i] = b1 * m[i] + (1 - b1) * g[i]
-                v[i] = b2 * v[i] + (1 - b2) * g[i] * g[i]
-                p[i] -= step_size * m[i] / (np.sqrt(v[i] * inverse) + eps)
+                m[i] = b1 * m[i] + c1 * g[i]
+                v[i] = b2 * v[i] + c2 * g[i] * g[i]
+                a = v[i]
+                if amsgrad:
+                    a = largest[i] = max(largest[i], a)
+                p[i] = decay * p[i] - step_size * m[i] / (np.sqrt(a * inverse) + eps)
 
-        self.update, self.t = update, 0
-        self.state = [
-            (p.reshape(-1), g.reshape(-1), np.zeros(p.size, p.dtype), np.zeros(p.size, p.dtype))
-            for p, g in zip(self.arrays, self.grads, strict=True)
-        ]
+        self.update = update
+        self.flat = [p.reshape(-1) for p in self.arrays]
+        self.m, self.v = ([np.zeros_like(p) for p in self.flat] for _ in range(2))
+        self.largest = [np.zeros_like(p) for p in self.flat] if amsgrad else self.v
 
-    def step(self):
+    def step(self, grads):
         self.t += 1
-        for p, g, m, v in self.state:
-            real = p.dtype.type
-            self.update(
-                p, g, m, v, real(BETA1), real(BETA2), real(LR / (1 - BETA1**self.t)), real(1 / (1 - BETA2**self.t)),
-                real(EPS),
-            )  # fmt: skip
+        for p, g, m, v, largest in zip(self.flat, grads, self.m, self.v, self.largest, strict=True):
+            self.update(p, g if g.ndim == 1 else g.reshape(-1), m, v, largest, self.t)
 
 
 class NumbaSerial(NumbaParallel):
@@ -150,23 +186,21 @@ class ScikitLearn(Contender):
 
         self.optimizer = AdamOptimizer(self.arrays, LR, BETA1, BETA2, EPS)
 
-    def step(self):
-        self.optimizer.update_params(self.arrays, self.grads)
+    def step(self, grads):
+        self.optimizer.update_params(self.arrays, grads)
 
 
 class Thinc(Contender):
-    """thinc's Adam, without its default clipping; it may overwrite gradients, so it is given copies."""
+    """thinc's Adam, without its default clipping; it zeroes the gradients it is given, so it gets copies."""
 
     def setup(self, threads):
         from thinc.api import Adam
 
         self.optimizer = Adam(LR, beta1=BETA1, beta2=BETA2, eps=EPS, L2=0.0, grad_clip=0.0)
-        self.copies = [g.copy() for g in self.grads]
 
-    def step(self):
-        for i, (copy, grad) in enumerate(zip(self.copies, self.grads, strict=True)):
-            copy[...] = grad
-            self.arrays[i], _ = self.optimizer((i, "W"), self.arrays[i], copy)
+    def step(self, grads):
+        for i, grad in enumerate(grads):
+            self.arrays[i], _ = self.optimizer((i, "W"), self.arrays[i], grad.copy())
 
 
 class Autograd(Contender):
@@ -187,28 +221,29 @@ class Autograd(Contender):
 
 
 class Optax(Contender):
-    """optax.adam under jax.jit, parameters and state donated."""
+    """optax under jax.jit, parameters and state donated."""
+
+    rules = ("Adam", "AdamW", "AMSGrad")
 
     def setup(self, threads):
         import jax
         import optax
 
         jax.config.update("jax_enable_x64", True)
-        optimizer = optax.adam(LR, BETA1, BETA2, EPS)
+        options = {"weight_decay": DECAY} if self.rule == "AdamW" else {}
+        optimizer = getattr(optax, self.rule.lower())(LR, BETA1, BETA2, EPS, **options)
 
         def step(params, state, grads):
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
         self.jit_step, self.wait = jax.jit(step, donate_argnums=(0, 1)), jax.block_until_ready
-        self.jax_params, self.jax_grads = (
-            [jax.numpy.array(p) for p in self.arrays],
-            list(map(jax.numpy.array, self.grads)),
-        )
+        self.jax_params = [jax.numpy.array(p) for p in self.arrays]
+        self.grads = [jax.numpy.array(g) for g in self.grads]
         self.state = optimizer.init(self.jax_params)
 
-    def step(self):
-        self.jax_params, self.state = self.jit_step(self.jax_params, self.state, self.jax_grads)
+    def step(self, grads):
+        self.jax_params, self.state = self.jit_step(self.jax_params, self.state, grads)
         self.wait(self.jax_params)
 
     def params(self):
@@ -218,23 +253,30 @@ class Optax(Contender):
 class TorchFused(Contender):
     """torch.optim.Adam(fused=True)."""
 
+    rules = ("Adam", "AdamW", "AMSGrad")
     options = {"fused": True}  # noqa: RUF012
 
     def setup(self, threads):
         import torch
 
         torch.set_num_threads(threads)
-        tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in self.arrays]
-        for tensor, grad in zip(tensors, self.grads, strict=True):
-            tensor.grad = torch.from_numpy(grad)
-        self.optimizer = self.make(tensors)
+        self.from_numpy, self.bound = torch.from_numpy, None
+        self.tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in self.arrays]
+        self.optimizer = self.make(self.tensors)
 
     def make(self, tensors):
         import torch
 
-        return torch.optim.Adam(tensors, LR, (BETA1, BETA2), EPS, **self.options)
+        rule = torch.optim.AdamW if self.rule == "AdamW" else torch.optim.Adam
+        decay = DECAY if self.rule == "AdamW" else 0.0
+        amsgrad = self.rule == "AMSGrad"
+        return rule(tensors, LR, (BETA1, BETA2), EPS, weight_decay=decay, amsgrad=amsgrad, **self.options)
 
-    def step(self):
+    def step(self, grads):
+        if grads is not self.bound:
+            for tensor, grad in zip(self.tensors, grads, strict=True):
+                tensor.grad = self.from_numpy(grad)
+            self.bound = grads
         self.optimizer.step()
 
 
@@ -251,12 +293,16 @@ class TorchLoop(TorchFused):
 
 
 class DeepSpeed(TorchFused):
-    """DeepSpeedCPUAdam; it compiles its kernel at first use."""
+    """DeepSpeedCPUAdam; it compiles its kernel at first use. (It accepts amsgrad=True and ignores it.)"""
+
+    rules = ("Adam", "AdamW")
 
     def make(self, tensors):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(tensors, LR, betas=(BETA1, BETA2), eps=EPS, adamw_mode=False)
+        adamw = self.rule == "AdamW"
+        decay = DECAY if adamw else 0.0
+        return DeepSpeedCPUAdam(tensors, LR, betas=(BETA1, BETA2), eps=EPS, weight_decay=decay, adamw_mode=adamw)
 
 
 CONTENDERS = {
@@ -276,15 +322,26 @@ CONTENDERS = {
     "torch for-loop": TorchLoop,
     "DeepSpeed CPUAdam": DeepSpeed,
 }
+PEERS = [name for name in CONTENDERS if not name.startswith("fastadam")]
 
 
 def check(contender, params, grads, steps):
-    """Against float64: with a constant gradient, m/bc1 = g and v/bc2 = g*g, so each step moves by lr*g/(|g| + eps)."""
-    for start, grad, end in zip(params, grads, contender.params(), strict=True):
-        exact = grad.astype(np.float64)
-        moved = steps * LR * exact / (np.abs(exact) + EPS)
-        error = np.abs(end.reshape(start.shape) - (start.astype(np.float64) - moved)).max(initial=0.0)
-        rounding = steps * np.spacing(np.abs(start).max(initial=1.0) + steps * LR).astype(np.float64)
-        assert error <= 2e-3 * steps * LR + rounding, (
-            f"{type(contender).__name__}: off by {error:.2e} after {steps} steps"
-        )
+    """Against float64. With a constant gradient m/bc1 = g and v/bc2 = g*g, so each step moves by lr*g/(|g| + eps)."""
+    kept = (1 - LR * DECAY) ** steps if contender.rule == "AdamW" else 1.0
+    times = (1 - kept) / (LR * DECAY) if contender.rule == "AdamW" else steps
+    for arrays in zip(params, grads, contender.params(), strict=True):
+        for start, grad, end in pieces(*arrays):
+            exact = grad.astype(np.float64)
+            moved = times * LR * exact / (np.abs(exact) + EPS)
+            error = np.abs(end - (kept * start.astype(np.float64) - moved)).max(initial=0.0)
+            rounding = steps * np.spacing(np.abs(start).max(initial=1.0) + steps * LR).astype(np.float64)
+            assert error <= 2e-3 * steps * LR + rounding, (
+                f"{type(contender).__name__}: off by {error:.2e} after {steps} steps"
+            )
+
+
+def pieces(*arrays, size=1 << 20):
+    """The same stretch of each, one after the other, so that checking needs little memory."""
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, len(flat[0]), size):
+        yield [array[start : start + size] for array in flat]

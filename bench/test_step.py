@@ -2,41 +2,39 @@
 
 Compare with --benchmark-group-by=param:workload. Each result is checked against float64 after timing."""
 
-from importlib.util import find_spec
-
+import numpy as np
 import pytest
 
 import fastadam
+from bench.loop import Training
 from bench.peers import CONTENDERS, check
 from bench.workloads import WORKLOADS
 
-QUICK = ["1 x 1 K", "1 x 100 K", "1 x 1 M", "1000 x 1 K", "MLP 64-512-512-10"]
-NEEDS = {"numba": "numba", "scikit": "sklearn", "thinc": "thinc", "autograd": "autograd", "optax": "optax",
-         "torch": "torch", "DeepSpeed": "deepspeed"}  # fmt: skip
 
-
-def missing(name):
-    module = next((module for prefix, module in NEEDS.items() if name.startswith(prefix)), None)
-    return module if module and find_spec(module) is None else None
-
-
-PRESENT = [name for name in CONTENDERS if not missing(name)]
-ABSENT = [name for name in CONTENDERS if missing(name)]
-
-
-@pytest.mark.parametrize("workload", QUICK)
-@pytest.mark.parametrize("name", PRESENT)
-def test_step(benchmark, name, workload):
-    params, grads = WORKLOADS[workload].make()
-    contender = CONTENDERS[name](params, grads, fastadam.config()["threads"])
-    contender.run(1)
+def test_step(benchmark, contender, workload):
+    chosen = WORKLOADS[workload]
+    params, grads = chosen.make()
+    stepper = CONTENDERS[contender](params, grads, fastadam.config()["threads"], chosen.rule)
+    stepper.run(1)
     steps = 1
 
     def step():
         nonlocal steps
-        contender.run(1)
+        stepper.run(1)
         steps += 1
 
     benchmark.extra_info["isa"] = fastadam.config()["isa"]
     benchmark(step)
-    check(contender, params, grads, steps)
+    check(stepper, params, grads, steps)
+
+
+@pytest.mark.parametrize("optimizer", ["no optimizer", "fastadam default", "fastadam 1 thread", "NumPy tutorial"])
+def test_training_iteration(benchmark, optimizer):
+    """Forward, backward and step of a NumPy MLP of width 256."""
+    training = Training(optimizer)
+    assert training.prepare(256, 32) is None
+    training.turn(1)
+    first = training.loss
+    benchmark(training.turn, 50)
+    assert optimizer == "no optimizer" or training.finish() < first
+    assert np.isfinite(first)

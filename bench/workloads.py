@@ -1,4 +1,4 @@
-"""What is measured, as data: name -> shapes, element type, what it stands for."""
+"""What is measured, as data: name -> shapes, element type, update rule."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,43 @@ class Workload:
     name: str
     shapes: tuple[tuple[int, ...], ...]
     dtype: type = np.float32
+    rule: str = "Adam"  # or AdamW, AMSGrad
 
     @property
     def size(self):
         return sum(int(np.prod(shape)) for shape in self.shapes)
+
+    @property
+    def nbytes(self):
+        """Of the parameters."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+    @property
+    def step_bytes(self):
+        """What a step must move: read p, g, m, v and write p, m, v; AMSGrad reads and writes one array more."""
+        return self.nbytes * (9 if self.rule == "AMSGrad" else 7)
 
     def make(self):
         """(params, grads): the same for every contender. Gradients stay the same from step to step."""
         rng = np.random.default_rng(0)
         params = [rng.standard_normal(shape, np.float32).astype(self.dtype) for shape in self.shapes]
         grads = [(rng.uniform(0.5, 2.0, s) * rng.choice([-1.0, 1.0], s)).astype(self.dtype) for s in self.shapes]
-        return params, grads
+        return params, [placed(grad, 528) for grad in grads]
+
+
+def placed(values, at):
+    """A copy that begins `at` bytes, modulo 1024, if it is large.
+
+    Large arrays a few bytes off a multiple of 1 MiB apart slow some processors (csrc/staging.c): no contender is to
+    suffer from luck, so parameters and gradients are kept apart.
+    """
+    if values.nbytes < 1 << 20:
+        return values.copy()
+    memory = np.empty(values.nbytes + 1024, np.uint8)
+    start = (at - memory.ctypes.data) % 1024
+    copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
 
 
 def gpt2():
@@ -58,5 +84,8 @@ WORKLOADS = {
         Workload("ResNet-50", tuple(resnet50())),
         Workload("GPT-2 124M", tuple(gpt2())),
         Workload("embedding 200 K x 128", ((200_000, 128),)),
+        Workload("1 x 1 M AdamW", ((1 << 20,),), rule="AdamW"),
+        Workload("1 x 1 M AMSGrad", ((1 << 20,),), rule="AMSGrad"),
+        Workload("GPT-2 124M AdamW", tuple(gpt2()), rule="AdamW"),
     ]
 }

@@ -54,7 +54,7 @@ static void run_share(const fa_task *tasks, int64_t count, int64_t lines, int pa
         int64_t begin = from > t->first ? (from - t->first) * line : 0;
         int64_t end = t->n / line < to - t->first ? t->n : (to - t->first) * line;
         if (begin < end)
-            t->kernel->run(t, begin, end);
+            fa_run_range(t, begin, end);
     }
     fa_fp_restore(&saved);
 }

@@ -2,7 +2,8 @@
  *
  * The caller (fastadam/_core.pyx) has validated everything before it comes here. For every task:
  *   - array[FA_PARAM] and the state arrays hold n elements of the kernel's type, aligned, and overlap nothing
- *     but themselves; array[FA_GRAD] holds n elements, is only read, and overlaps nothing that is written;
+ *     but themselves, or are NULL where there is none; array[FA_GRAD] holds n elements, is only read, and overlaps
+ *     nothing that is written;
  *   - kernel and factors belong to the same rule.
  * In return nothing here allocates, fails, calls Python or keeps state, except the mark that this process is a
  * forked child.
@@ -81,6 +82,9 @@ struct fa_task {
  * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: as many as have enough to do, at
  * most bound. Inside a parallel region, and in a forked child, it is always 1. */
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound);
+
+/* Update elements [begin, end) of one task with its kernel (staging.c). */
+void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
 
 int fa_has_openmp(void);
 int fa_max_threads(void);       /* what the OpenMP runtime would give the calling thread; 1 without OpenMP */

@@ -17,7 +17,7 @@ def config() -> dict[str, Any]:
 
     Keys: version, python, numpy, machine (str); isa, the kernel path in use, and isa_available, all paths of this
     build and CPU; openmp (bool), False for a serial build; threads (int), the most that a step would take now;
-    openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they sleep),
+    openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon sleep),
     "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
     "no OpenMP".
 

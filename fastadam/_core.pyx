@@ -278,6 +278,7 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
                 raise overlap_error(UPDATE_NAMES[j], UPDATE_NAMES[i])
 
     fa_adam_factors_at(t, &options, scale, &factors)
+    memset(&task, 0, sizeof(task))
     task.kernel = fa_kernel_of(chosen_isa, fa_adam_rule(&options), real_of(array[0]))
     task.array[FA_PARAM], task.array[FA_GRAD] = data_of(array[0]), data_of(<Array *>grad)
     for i in range(1, count):

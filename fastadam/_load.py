@@ -1,4 +1,4 @@
-"""Load the compiled part, with workers that sleep between steps, or an ImportError that says what to do."""
+"""Load the compiled part, with workers that soon sleep between steps, or an ImportError that says what to do."""
 
 import importlib
 import os
@@ -7,6 +7,9 @@ from pathlib import Path
 
 # What a user may have chosen: any of these is left alone.
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# What is set while the runtime is loaded. libgomp's workers look 1000 times, 20 to 50 microseconds, before they sleep:
+# enough for steps back to back (waking them costs as much), and no harm to the BLAS calls between others.
+OURS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 
 
 def openmp_runtimes() -> set[str]:
@@ -23,17 +26,18 @@ def load() -> str:
 
     Runtimes read their wait policy once, when they are loaded. By default workers spin between parallel regions, and
     so do those of NumPy's OpenBLAS: the two then fight for the same cores, and a training loop gets up to ten times
-    slower (docs/design.md). So ours are asked to sleep, unless the user has decided otherwise.
+    slower (docs/design.md). So ours are asked to sleep soon, unless the user has decided otherwise.
     """
     if any(name in os.environ for name in WAIT_SETTINGS):
         import_core()
         return "environment"
     before = openmp_runtimes()
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.update(OURS)
     try:
         import_core()
     finally:
-        del os.environ["OMP_WAIT_POLICY"]
+        for name in OURS:
+            del os.environ[name]
     if not sys.modules["fastadam._core"].has_openmp():
         return "no OpenMP"
     return "loaded before fastadam" if before and openmp_runtimes() == before else "passive"

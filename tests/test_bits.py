@@ -208,6 +208,45 @@ def test_subnormal_state_is_flushed_in_one_step(isa, dtype):
         assert_same_bits(state, np.zeros(9, dtype))
 
 
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_nearly_a_mebibyte_apart_are_staged_and_keep_the_bits(dtype, amsgrad, decay):
+    """An array that is read a few bytes behind one that is written, modulo 1 MiB, goes through the stack."""
+    mebibyte, size = 1 << 20, np.dtype(dtype).itemsize
+    n, options = mebibyte // size + 37, options_of(decay, amsgrad, False, True, False)
+    rng = np.random.default_rng(0)
+    start, grad = make_arrays(rng, n, dtype, 0, amsgrad, wild), wild(rng, n, dtype)
+    theirs = [a.copy() for a in start]
+    update(reference, theirs, grad, 3, options)
+    memory = np.zeros(12 * mebibyte, np.uint8)
+    base = -memory.ctypes.data % mebibyte + 4096
+
+    def place(slot, behind, values):
+        at = base + 2 * slot * mebibyte - behind
+        view = memory[at : at + values.nbytes].view(dtype)
+        view[...] = values
+        return view
+
+    # Gradient, first moment, ... so many bytes behind the parameter: all together, and each array staged or not.
+    for behind in (
+        (0, 0, 0, 0),
+        (16, 0, 0, 0),
+        (0, 64, 0, 0),
+        (0, 0, -64, 0),
+        (0, 0, 0, 128),
+        (184, 8, -8, 64),
+        (192, -192, 0, 0),
+    ):
+        g = place(4, behind[0], grad)
+        ours = [place(i, behind[i], values) for i, values in enumerate(start)]
+        ours[0] = place(0, 0, start[0])
+        update(fastadam, ours, g, 3, options, threads=2)
+        assert_same_bits(g, grad, "in the gradient, which is only read")
+        for name, a, b in zip(_core.UPDATE_NAMES, ours, theirs, strict=False):
+            assert_same_bits(a, b, f"in {name}: {behind=}")
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_memory_order_is_kept_and_does_not_change_bits(order):
     rng = np.random.default_rng(0)

@@ -77,7 +77,7 @@ def build(folder, source):
     """A C program that is linked with the driver, with OpenMP if the extension has it."""
     sources = [
         ROOT / "tests" / source,
-        *(ROOT / "csrc" / f"{name}.c" for name in ("cpu", "driver", "factors", "kernels")),
+        *(ROOT / "csrc" / f"{name}.c" for name in ("cpu", "driver", "factors", "kernels", "staging")),
     ]
     openmp = ["-fopenmp"] if OPENMP else []
     program = folder / "program"

@@ -1,0 +1,48 @@
+/* Runs each kernel that valgrind can execute once, over argv[1] elements, for bench/instructions.py to count. */
+#include <stdlib.h>
+#include "fastadam.h"
+
+enum { MOST = 4096 };
+
+static union {
+    float f32[MOST];
+    double f64[MOST];
+} data[FA_ARRAYS];
+
+/* The same positive, normal numbers for every kernel; which of v and vmax is larger varies along the array. */
+static void fill(fa_real real, int64_t n)
+{
+    for (int array = 0; array < FA_ARRAYS; array++)
+        for (int64_t i = 0; i < n; i++) {
+            double x = 0.5 + (double)(i * 37 % 101 * (array + 1) % 101) / 101;
+            if (real == FA_FLOAT32)
+                data[array].f32[i] = (float)x;
+            else
+                data[array].f64[i] = x;
+        }
+}
+
+int main(int argc, char **argv)
+{
+    static const fa_isa isas[] = {FA_BASELINE, FA_AVX2};
+    int64_t n = argc == 2 ? atoll(argv[1]) : 0;
+    if (n < 1 || n > MOST)
+        return 2;
+
+    fa_adam_options options = {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1,
+                               .bias_correction = 1};
+    fa_adam_factors factors;
+    fa_adam_factors_at(10, &options, 1.0, &factors);
+
+    fa_task task = {.n = n, .factors = &factors};
+    for (int array = 0; array < FA_ARRAYS; array++)
+        task.array[array] = &data[array];
+    for (int i = 0; i < 2; i++)
+        for (int rule = 0; fa_isa_available(isas[i]) && rule < FA_RULES; rule++)
+            for (int real = 0; real < FA_REALS; real++) {
+                fill(real, n);
+                task.kernel = fa_kernel_of(isas[i], rule, real);
+                task.kernel->run(&task, 0, n);
+            }
+    return 0;
+}

@@ -1,0 +1,146 @@
+"""Instructions per element of every kernel, against a committed budget: python -m bench instructions [--update]
+
+Counts, not times: a busy machine gives the figures of an idle one. Valgrind counts what the baseline and AVX2 kernels
+execute, over an array that is all vectors and over a short one with a tail. It cannot execute AVX-512: there the
+vector loop is found in the disassembly, and its instructions are counted.
+"""
+
+import argparse
+import ast
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BUDGETS = Path(__file__).with_suffix(".json")
+SLACK = 1.01
+SIZES = [4096, 31]
+COLUMNS = [*(f"{isa} x {n}" for isa in ("baseline", "avx2") for n in SIZES), "avx512 loop"]
+KERNEL = r"(\w+_f(?:32|64))_(baseline|avx2|avx512)"
+NEEDS = "this needs gcc or clang, binutils and valgrind"
+WAY_OUT = "`python -m bench instructions --update`"
+
+
+def run(*command):
+    """What the command prints; where it cannot run, that is the end."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        raise SystemExit(f"{command[0]} is missing: {NEEDS}") from None
+    except subprocess.CalledProcessError as error:
+        message = f"{shlex.join(command)} failed with status {error.returncode}; {NEEDS}"
+        raise SystemExit(f"{message}\n{error.stdout}{error.stderr}") from None
+
+
+def compiler_version(cc):
+    """As in "gcc 12". Each major version makes its own loops, and has a budget of its own."""
+    macros = dict(re.findall(r"#define (\w+) (\S+)", run(*cc, "-dM", "-E", "-xc", os.devnull)))
+    for name, macro in ("clang", "__clang_major__"), ("gcc", "__GNUC__"):
+        if macro in macros:
+            return f"{name} {macros[macro]}"
+    raise SystemExit(f"{shlex.join(cc)} is neither gcc nor clang: there are budgets for those only")
+
+
+def flags():
+    """FLAGS of setup.py, which cannot be imported without starting a build."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLAGS":
+            return ast.literal_eval(node.value)
+    raise SystemExit("setup.py has no FLAGS")
+
+
+def functions(program):
+    """{function: its disassembly}"""
+    parts = re.split(r"^[0-9a-f]+ <(.+)>:$", run("objdump", "-d", "--no-show-raw-insn", program), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def avx512_loop(body, lanes):
+    """Instructions per element of the innermost loop around a square root of whole registers, None without one."""
+    lines = re.findall(r"^ *([0-9a-f]+):\t(\S+) *(.*)", body, flags=re.MULTILINE)
+    code = [(int(address, 16), operation, operands) for address, operation, operands in lines]
+    roots = [at for at, operation, operands in code if operation.startswith("vsqrtp") and "%zmm" in operands]
+    jumps = [(int(to.split()[0], 16), at) for at, operation, to in code if operation[0] == "j" and to[0] != "*"]
+    figures = []
+    for root in roots:
+        if around := [(first, last) for first, last in jumps if first <= root <= last]:
+            first, last = min(around, key=lambda loop: loop[1] - loop[0])
+            instructions = sum(first <= at <= last for at, _, _ in code)
+            unrolled = sum(first <= at <= last for at in roots)
+            figures.append(instructions / (lanes * unrolled))
+    return max(figures, default=None)
+
+
+def executed(program, n, profile):
+    """[kernel, instruction set, instructions that one call executed, with all that it called]"""
+    names = ["--compress-strings=no", "--compress-pos=no"]  # spelled out at every call
+    run("valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", *names, program, str(n))
+    return re.findall(rf"^cfn={KERNEL}\ncalls=.*\n\S+ (\d+)$", Path(profile).read_text(), flags=re.MULTILINE)
+
+
+def measure(cc, csrc):
+    """{kernel: {column: instructions per element}}, every column of every kernel."""
+    sources = [Path(__file__).with_suffix(".c"), *(csrc / f"{name}.c" for name in ("cpu", "factors", "kernels"))]
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/instructions"
+        run(*cc, *flags(), f"-I{csrc}", *map(str, sources), "-o", program, "-lm")
+        for function, body in functions(program).items():
+            if found := re.fullmatch(KERNEL, function):
+                row = figures.setdefault(found[1], {})
+                if found[2] == "avx512":
+                    row["avx512 loop"] = avx512_loop(body, 16 if found[1].endswith("f32") else 8)
+        for n in SIZES:
+            for kernel, isa, count in executed(program, n, f"{folder}/profile"):
+                figures[kernel][f"{isa} x {n}"] = int(count) / n
+    lost = [f"{kernel}, {column}" for kernel, row in figures.items() for column in COLUMNS if not row.get(column)]
+    if lost or not figures:
+        reasons = "no loop around a zmm square root (avx512), or not executed (avx2: has this CPU got it?)"
+        raise SystemExit("\n".join(["Nothing to count:", *(lost or ["no kernel at all"]), reasons]))
+    return {kernel: {column: round(figures[kernel][column], 4) for column in COLUMNS} for kernel in sorted(figures)}
+
+
+def compare(figures, budget):
+    """Print the table; return a line for each figure that is not within its budget."""
+    print(f"| instructions per element | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
+    for kernel, row in figures.items():
+        print(f"| {kernel} | {' | '.join(f'{row[column]:.2f}' for column in COLUMNS)} |")
+    problems = [f"{kernel} has a budget but is not compiled" for kernel in budget if kernel not in figures]
+    for kernel, column in ((kernel, column) for kernel in figures for column in COLUMNS):
+        came, planned = figures[kernel][column], budget.get(kernel, {}).get(column)
+        if planned is None:
+            problems.append(f"{kernel}, {column} has no budget")
+        elif came > planned * SLACK:
+            more = f"{came / planned - 1:.1%} over the budget of {planned:.2f}"
+            problems.append(f"{kernel}, {column}: {came:.2f} came, {planned * SLACK:.2f} is allowed ({more})")
+        elif came * SLACK < planned:
+            print(f"{kernel}, {column}: {came:.2f} is well under {planned:.2f}; {WAY_OUT} keeps the gain")
+    return problems
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(prog="python -m bench instructions", description=__doc__)
+    parser.add_argument("--update", action="store_true", help="make what this compiler gives its budget")
+    parser.add_argument("--csrc", type=Path, default=ROOT / "csrc", help="the folder of the kernels")
+    options = parser.parse_args(arguments)
+    if platform.machine() != "x86_64":
+        raise SystemExit(f"counts the kernels of x86-64; this machine is {platform.machine()}")
+    cc = shlex.split(os.environ.get("CC", "cc"))
+    compiler = compiler_version(cc)
+    budgets = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    if compiler not in budgets and not options.update:
+        raise SystemExit(f"no budget for {compiler}, only for {', '.join(budgets) or 'none'}: add it with {WAY_OUT}")
+    figures = measure(cc, options.csrc)
+    if options.update:
+        budgets[compiler] = figures
+        BUDGETS.write_text(json.dumps(budgets, indent=1, sort_keys=True) + "\n")
+    print(f"{compiler}\n")
+    if problems := compare(figures, budgets[compiler]):
+        way_out = f"Make the loop shorter; or, if it is worth it, {WAY_OUT}, and say why in the commit."
+        raise SystemExit("\n".join(["", *problems, way_out]))
+    print(f"\nall within {SLACK - 1:.0%} of the budget")

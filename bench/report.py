@@ -1,0 +1,257 @@
+"""Draw docs/benchmarks.md and its pictures from bench/results/: python -m bench report [--measure]
+
+--measure first takes every measurement anew, which takes about an hour with nothing else running.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from .harness import RESULTS
+from .pictures import draw_all
+from .versus import base, quartiles
+from .workloads import WORKLOADS
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+MEASUREMENTS = ("versus", "loop", "sklearn_fit", "scaling", "installing")
+PARALLEL = ("torch fused", "DeepSpeed CPUAdam", "numba prange")  # the best of those that use all cores
+CLASSES = ("torch fused", "DeepSpeed CPUAdam", "thinc", "scikit-learn")
+
+# (against the best of these, workloads, at least this many times faster)
+BARS = [
+    (PARALLEL, ("1 x 64 Mi", "GPT-2 124M"), 1.0),
+    (("torch fused", "numba prange"), ("1 x 1 M",), 1.2),
+    (("DeepSpeed CPUAdam",), ("1 x 1 M",), 1.0),
+    (PARALLEL, ("1 x 100 K",), 2.0),
+    (PARALLEL, ("1000 x 1 K",), 15.0),
+    (CLASSES, ("1 x 1 K",), 3.0),
+    (("numba prange",), ("1 x 1 K",), 2.0),
+    (("numba serial",), ("1 x 1 K",), 1.0),
+    (("NumPy tutorial",), ("1 x 1 M", "1 x 64 Mi"), 20.0),
+]
+
+
+def load(name):
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(columns, rows):
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def milliseconds(samples):
+    return f"{statistics.median(samples) * 1e3:.3g}"
+
+
+def times(ratio):
+    """A ratio as it is read: what is below 1 is a loss, in bold."""
+    text = f"{ratio:.2g}" if ratio < 9.95 else f"{ratio:.0f}"
+    return text if ratio >= 1 else f"**{ratio:.2f}**"
+
+
+class Versus:
+    """Rounds of all results of one workload; large workloads meet one peer at a time."""
+
+    def __init__(self, results):
+        self.rounds = {}
+        for result in results:
+            self.rounds.setdefault(result["workload"], []).append(result)
+
+    def names(self):
+        return list(dict.fromkeys(name for results in self.rounds.values() for r in results for name in r["seconds"]))
+
+    def samples(self, workload, name):
+        return [sample for result in self.rounds[workload] for sample in result["seconds"].get(name, [])]
+
+    def ratio(self, workload, name, to="fastadam"):
+        """Quartiles of seconds of `name` / seconds of `to`, or None."""
+        ours, theirs = [], []
+        for result in self.rounds.get(workload, ()):
+            seconds = result["seconds"]
+            if name in seconds and to in seconds:
+                ours += seconds[to]
+                theirs += seconds[name]
+        return quartiles(ours, theirs) if ours else None
+
+    def bars(self):
+        for contenders, workloads, bar in BARS:
+            for workload in workloads:
+                found = {}
+                for name in contenders:
+                    function = workload == "1 x 1 K" and contenders[0].startswith("numba")
+                    ratio = self.ratio(workload, name, base(name) if function else "fastadam")
+                    if ratio:
+                        found[name] = ratio
+                if found:
+                    best = min(found, key=lambda name: found[name][1])
+                    low, middle, high = found[best]
+                    verdict = "met" if middle >= bar else "within the spread" if high >= bar else "MISSED"
+                    ours = base(best) if function else "Adam"
+                    yield [workload, ours, best, f">= {bar:g}", f"{middle:.2f} ({low:.2f} to {high:.2f})", verdict]
+
+
+def versus_page(results):
+    versus = Versus(results)
+    peers = [name for name in versus.names() if name not in ("memory limit", "fastadam")]
+    rows = []
+    for workload in versus.rounds:
+        ratios = {name: versus.ratio(workload, name) for name in peers}
+        limit = versus.ratio(workload, "memory limit")
+        rows.append([
+            workload, milliseconds(versus.samples(workload, "fastadam")),
+            f"{1e-9 * WORKLOADS[workload].step_bytes / statistics.median(versus.samples(workload, 'fastadam')):.1f}",
+            f"{limit[1]:.2f}" if limit else "",
+            *(times(ratio[1]) if ratio else "" for ratio in ratios.values()),
+        ])  # fmt: skip
+    spread = [
+        [workload, name, milliseconds(versus.samples(workload, name)), *(f"{q:.3g}" for q in ratio)]
+        for workload in versus.rounds
+        for name in peers
+        if (ratio := versus.ratio(workload, name))
+    ]
+    absent = {(name, why) for found in versus.rounds.values() for r in found for name, why in r["absent"].items()}
+    missing = "\n".join(f"* {name}: {why}" for name, why in sorted(absent) if name != "memory limit")
+    return f"""## Steps back to back
+
+Every contender in its best mode, all threads, each in a process of its own, taking turns. Milliseconds a step of
+`fastadam.Adam(threads=all)`; then how many times as long the others take: medians of the rounds' ratios, losses in
+bold. "Share of limit" is the time of reading and writing the same bytes in C over ours, in the same rounds; at small
+sizes what fits in the cache is not limited by memory. "fastadam default" is our Adam with nothing configured.
+
+![Times as long as fastadam](benchmarks-peers.svg)
+
+{table(["workload", "fastadam, ms", "GB/s", "share of limit", *peers], rows)}
+
+What was promised:
+
+{table(["workload", "ours", "best of the others", "bar", "measured", ""], versus.bars())}
+
+![Size sweep](benchmarks-sizes.svg)
+
+<details><summary>Every ratio with its quartiles</summary>
+
+{table(["workload", "contender", "ms a step", "lower quartile", "median ratio", "upper quartile"], spread)}
+
+</details>
+
+Not measured:
+
+{missing or "* nothing"}
+"""
+
+
+def loop_page(results):
+    rows = []
+    for result in results:
+        for name, samples in result["seconds"].items():
+            forward_backward, step = zip(*samples, strict=True)
+            total = [sum(sample) for sample in samples]
+            ceiling = [sum(sample) for sample in result["seconds"]["no optimizer"]]
+            low, middle, high = quartiles(ceiling, total)
+            rows.append([
+                f"{result['width']}, {result['batch']}", name, milliseconds(forward_backward), milliseconds(step),
+                milliseconds(total), f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            ])  # fmt: skip
+    return f"""## Inside a NumPy training loop
+
+A float32 MLP 64-h-h-10 in plain NumPy: milliseconds an iteration, and the whole iteration against one without any
+optimizer. What counts is the whole: threads that wait for work slow the BLAS calls of the forward and backward pass.
+
+![Where an iteration's time goes](benchmarks-loop.svg)
+
+{table(["h, batch", "optimizer", "forward + backward", "step", "total", "against no optimizer"], rows)}
+"""
+
+
+def sklearn_page(results):
+    rows = []
+    for result in results:
+        own, nothing = result["seconds"]["scikit-learn's Adam"], result["seconds"]["no optimizer"]
+        for name, samples in result["seconds"].items():
+            low, middle, high = quartiles(samples, own)
+            share = quartiles(samples, nothing)[1]
+            rows.append([
+                f"{result['hidden']}, {result['batch']}", name, f"{statistics.median(samples):.2f}",
+                f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{share:.2f}",
+            ])  # fmt: skip
+    return f"""## scikit-learn's MLPClassifier, its Adam swapped
+
+`examples/sklearn_mlp.py` shows how. Seconds of a whole `fit()`, how many times faster than with scikit-learn's own
+Adam, and the share of the speed-up that an optimizer which does nothing would give (the ceiling is 1).
+
+{table(["hidden, batch", "optimizer", "fit, s", "speed-up", "share of the ceiling"], rows)}
+"""
+
+
+def scaling_page(results):
+    present = [row for row in results if "seconds" in row]
+    alone = {}
+    rows = []
+    for row in present:
+        seconds = statistics.median(row["seconds"])
+        case = (row["size"], row["arrays"])
+        alone.setdefault(case, seconds)
+        rows.append([
+            f"{row['size']:.0e}", row["arrays"], row["threads"], milliseconds(row["seconds"]),
+            f"{28 * row['size'] / seconds / 1e9:.1f}", f"{quartiles(row['seconds'], row['limit'])[1]:.2f}",
+            f"{alone[case] / seconds / row['threads']:.2f}",
+        ])  # fmt: skip
+    absent = "".join(f"\n* {row['size']:.0e} parameters: {row['absent']}" for row in results if "absent" in row)
+    return f"""## Scaling
+
+Against threads (ordered with `threads=`), parameters in one array, and number of arrays of 10^6 parameters in all.
+Efficiency is the speed-up over one thread divided by the threads. The limit's bytes move with as many threads.
+
+![Scaling](benchmarks-scaling.svg)
+
+{table(["parameters", "arrays", "threads", "ms a step", "GB/s", "share of limit", "efficiency"], rows)}
+{absent}
+"""
+
+
+def installing_page(results):
+    rows = [
+        [r["package"], f"{r['install']:.0f}", f"{r['first']:.1f}", f"{r['second']:.1f}", f"{r['megabytes']:.0f}"]
+        for r in results
+    ]
+    columns = ["package", "pip install, s", "first step, s", "in the next process, s", "MB installed, with NumPy"]
+    return f"""## From nothing to the first step
+
+`pip install` into a new environment (the network's part included; fastadam is compiled from source), then Python's
+start, import and one step of 1000 parameters. DeepSpeed compiles its kernel at the first step.
+
+{table(columns, rows)}
+"""
+
+
+PAGES = {
+    "versus": versus_page, "loop": loop_page, "sklearn_fit": sklearn_page, "scaling": scaling_page,
+    "installing": installing_page,
+}  # fmt: skip
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(prog="python -m bench report", description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="take every measurement anew first")
+    if parser.parse_args(arguments).measure:
+        for name in MEASUREMENTS:
+            subprocess.run([sys.executable, "-m", "bench", name, "--save"], check=True, cwd=PAGE.parent.parent)
+    found = {name: load(name) for name in MEASUREMENTS}
+    text = [
+        "# Benchmarks\n\nWritten by `python -m bench report` from `bench/results/*.json`; `--measure` takes the "
+        "measurements anew. Losses are in the tables like everything else.\n"
+    ]
+    for name, content in found.items():
+        if content is None:
+            continue
+        versions = ", ".join(f"{package} {version}" for package, version in content["about"]["versions"].items())
+        about = f"`python -m bench {name}`, {content['about']['date']}: {content['about']['machine']}. {versions}."
+        text.append(f"{PAGES[name](content['results'])}\n*{about}*\n")
+    PAGE.write_text("\n".join(text))
+    draw_all({name: content["results"] for name, content in found.items() if content}, PAGE.parent)
+    print(f"written: {PAGE}")

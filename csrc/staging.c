@@ -1,0 +1,59 @@
+/* Arrays that lie nearly a multiple of 1 MiB apart.
+ *
+ * Where an array that is read lies a few bytes behind one that is written, modulo 1 MiB, and both in huge pages (whose
+ * addresses are the hardware's own up to that size), Intel's processors take loads from the one for loads of what was
+ * just stored in the other: steps take up to three times as long. malloc makes such pairs: arrays of 4 MiB, one after
+ * the other, are 4 MiB + 16 apart. So the one that trails is first copied to the stack, block by block: its loads and
+ * those stores are then apart in time. */
+#include <string.h>
+#include "fastadam.h"
+
+enum { ALIAS = 1 << 20, REACH = 192, BLOCK = 2048 }; /* bytes */
+
+static int trails(const void *read, const void *written)
+{
+    uintptr_t behind = ((uintptr_t)written - (uintptr_t)read) % ALIAS;
+    return behind > 0 && behind < REACH;
+}
+
+/* Fills `which` with the arrays that trail another, and returns how many these are. */
+static int trailing(const fa_task *t, int *which)
+{
+    int count = 0;
+    if (t->n / t->kernel->line < ALIAS / 64)
+        return 0; /* too small for huge pages */
+    for (int read = 0; read < FA_ARRAYS; read++)
+        for (int written = 0; written < FA_ARRAYS; written++)
+            if (written != FA_GRAD && t->array[read] && t->array[written]
+                && trails(t->array[read], t->array[written])) {
+                which[count++] = read;
+                break;
+            }
+    return count;
+}
+
+void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
+{
+    int which[FA_ARRAYS], count = trailing(t, which);
+    if (count == 0) {
+        t->kernel->run(t, begin, end);
+        return;
+    }
+    _Alignas(64) char copies[FA_ARRAYS][BLOCK];
+    int64_t size = 64 / t->kernel->line, block = BLOCK / size;
+    for (; begin < end; begin += block) {
+        int64_t n = end - begin < block ? end - begin : block;
+        fa_task staged = *t;
+        for (int i = 0; i < FA_ARRAYS; i++)
+            if (t->array[i])
+                staged.array[i] = (char *)t->array[i] + begin * size;
+        for (int i = 0; i < count; i++) {
+            memcpy(copies[which[i]], staged.array[which[i]], (size_t)(n * size));
+            staged.array[which[i]] = copies[which[i]];
+        }
+        t->kernel->run(&staged, 0, n);
+        for (int i = 0; i < count; i++)
+            if (which[i] != FA_GRAD)
+                memcpy((char *)t->array[which[i]] + begin * size, copies[which[i]], (size_t)(n * size));
+    }
+}

@@ -1,0 +1,282 @@
+"""examples/sklearn_mlp.py trains the network that scikit-learn trains: pytest -m sklearn. Needs scikit-learn.
+
+Tolerances: in float32 NumPy computes scikit-learn's update in float64 (its learning rate is a float64 scalar) and
+rounds once, where fastadam rounds every operation to float32, so each step differs by units in the last place of the
+update, and training carries that on. Seen: at most 2e-5 of the loss and 8e-6 of the largest weight; allowed: 1e-3. In
+float64 both do the same operations in the same order: the same bits were seen; allowed: 1e-9, should either reorder.
+"""
+
+import copy
+import importlib.util
+import io
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastadam
+
+pytestmark = [pytest.mark.sklearn, pytest.mark.filterwarnings("ignore:Stochastic Optimizer. Maximum iterations")]
+TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+DTYPES = sorted(TOLERANCE)
+KINDS = ["classifier", "regressor"]
+
+
+@pytest.fixture(scope="module")
+def example():
+    path = Path(__file__).parent.parent / "examples" / "sklearn_mlp.py"
+    spec = importlib.util.spec_from_file_location("sklearn_mlp", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sklearn_mlp"] = module  # pickle looks there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["sklearn_mlp"]
+
+
+def data(kind, dtype="float32", rows=600):
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(dtype)[:rows]
+    return (x, y[:rows]) if kind == "classifier" else (x, (x @ np.linspace(-1, 1, 64)).astype(dtype))
+
+
+def both(example, kind, **options):
+    """scikit-learn's model and ours, unfitted."""
+    options = {"hidden_layer_sizes": (32, 16), "batch_size": 32, "max_iter": 8, "random_state": 0, **options}
+    if kind == "classifier":
+        return example.MLPClassifier(**options), example.FastMLPClassifier(**options)
+    return example.MLPRegressor(**options), example.FastMLPRegressor(**options)
+
+
+def weights(model):
+    return model.coefs_ + model.intercepts_
+
+
+def steps(model):
+    return {entry["step"] for entry in model._optimizer.optimizer.state.values()}
+
+
+def assert_same_network(stock, fast, x):
+    """And that fastadam has taken as many steps as scikit-learn's Adam."""
+    assert type(fast._optimizer.optimizer) is fastadam.Adam
+    assert steps(fast) == {stock._optimizer.t}
+    tolerance = TOLERANCE[x.dtype.name]
+    assert fast.n_iter_ == stock.n_iter_
+    assert fast.loss_curve_ == pytest.approx(stock.loss_curve_, rel=tolerance)
+    for ours, theirs in zip(weights(fast), weights(stock), strict=True):
+        assert ours.dtype == theirs.dtype == x.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+    if hasattr(stock, "classes_"):
+        assert np.array_equal(fast.predict(x), stock.predict(x))
+    else:
+        expected = stock.predict(x)
+        np.testing.assert_allclose(fast.predict(x), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hyper", [{}, {"learning_rate_init": 0.01, "beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-3}])
+def test_fit(example, kind, dtype, hyper):
+    x, y = data(kind, dtype)
+    stock, fast = (model.fit(x, y) for model in both(example, kind, **hyper))
+    assert_same_network(stock, fast, x)
+    assert fast.loss_curve_[-1] < 0.7 * fast.loss_curve_[0]
+
+
+@pytest.mark.parametrize("labels", ["binary", "several"])
+def test_fit_with_other_labels_on_sparse_rows(example, labels):
+    from scipy.sparse import csr_matrix
+
+    x, y = data("classifier")
+    y = y % 2 if labels == "binary" else np.stack([y % 2, y % 3 == 0], axis=1)
+    stock, fast = (model.fit(csr_matrix(x), y) for model in both(example, "classifier"))
+    assert_same_network(stock, fast, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_partial_fit_goes_on(example, kind, dtype):
+    x, y = data(kind, dtype)
+    stock, fast = both(example, kind)
+    for model in stock, fast:
+        more = {"classes": np.unique(y)} if kind == "classifier" else {}
+        for rows in (slice(0, 200), slice(200, 400), slice(400, 600)) * 2:
+            model.partial_fit(x[rows], y[rows], **more)
+    assert steps(fast) == {6 * 7}
+    assert_same_network(stock, fast, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_early_stopping_puts_the_best_weights_back(example, kind, dtype):
+    x, y = data(kind, dtype)
+    options = {"early_stopping": True, "max_iter": 80, "n_iter_no_change": 2, "learning_rate_init": 0.01}
+    stock, fast = (model.fit(x, y) for model in both(example, kind, **options))
+    assert fast.n_iter_ < 80
+    assert fast.validation_scores_ == pytest.approx(stock.validation_scores_, rel=TOLERANCE[dtype])
+    assert all(weight is not stepped for weight, stepped in zip(weights(fast), fast._optimizer.params, strict=True))
+    assert_same_network(stock, fast, x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_put_in_place_of_others_are_stepped_with_the_state_so_far(example, kind):
+    x, y = data(kind)
+    stock, fast = (model.fit(x, y) for model in both(example, kind))
+    for model in stock, fast:
+        model.coefs_ = [weight / 2 for weight in model.coefs_]
+        model.intercepts_[0] = np.zeros_like(model.intercepts_[0])
+        model.partial_fit(x, y)
+    assert_same_network(stock, fast, x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_warm_start_keeps_the_weights_and_starts_adam_afresh(example, kind):
+    x, y = data(kind)
+    stock, fast = (model.fit(x, y).fit(x, y) for model in both(example, kind, warm_start=True))
+    assert steps(fast) == {8 * 19}
+    assert fast.loss_curve_[8] < fast.loss_curve_[0]
+    assert_same_network(stock, fast, x)
+
+
+def test_fit_again_forgets(example):
+    x, y = data("classifier")
+    _, fast = both(example, "classifier")
+    first = [w.copy() for w in weights(fast.fit(x, y))]
+    assert all(map(np.array_equal, first, weights(fast.fit(x, y))))
+
+
+def by_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def by_joblib(model):
+    import joblib
+
+    file = io.BytesIO()
+    joblib.dump(model, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+@pytest.mark.parametrize("by", [by_pickle, by_joblib, copy.deepcopy])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_goes_on_to_the_same_bits(example, kind, dtype, by):
+    x, y = data(kind, dtype)
+    stock, fast = (model.fit(x, y) for model in both(example, kind))
+    loaded = by(by(fast))  # the second finds a state that no step has used
+    for model in stock, fast, loaded:
+        model.partial_fit(x, y).partial_fit(x, y)
+    assert all(map(np.array_equal, weights(fast), weights(loaded)))
+    assert loaded._optimizer.saved is None  # the state is not kept twice
+    assert_same_network(stock, loaded, x)
+
+
+def test_a_model_loaded_read_only_predicts(example, tmp_path):
+    import joblib
+
+    x, y = data("classifier")
+    _, fast = both(example, "classifier")
+    joblib.dump(fast.fit(x, y), tmp_path / "model")
+    assert np.array_equal(joblib.load(tmp_path / "model", mmap_mode="r").predict(x), fast.predict(x))
+
+
+def test_clones_and_cross_validation(example):
+    from sklearn.base import clone
+    from sklearn.model_selection import cross_val_score
+
+    x, y = data("classifier")
+    stock, fast = both(example, "classifier", alpha=0.01)
+    copied = clone(fast.fit(x, y))
+    assert type(copied) is type(fast) and copied.get_params() == fast.get_params()
+    assert not hasattr(copied, "_optimizer") and not hasattr(copied, "coefs_")
+    assert cross_val_score(fast, x, y, cv=3) == pytest.approx(cross_val_score(stock, x, y, cv=3))
+
+
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge", "ignore:scipy.optimize")  # 1.5 with a newer SciPy
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_other_solvers_are_scikit_learns_to_the_last_bit(example, kind, solver):
+    from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
+
+    x, y = data(kind)
+    stock, fast = (model.fit(x, y) for model in both(example, kind, solver=solver, learning_rate_init=0.01))
+    assert all(map(np.array_equal, weights(fast), weights(stock)))
+    assert type(fast.__dict__.get("_optimizer")) is (SGDOptimizer if solver == "sgd" else type(None))
+    assert hasattr(fast, "partial_fit") == hasattr(stock, "partial_fit")
+
+
+def test_scikit_learns_own_classes_are_left_alone(example):
+    x, y = data("classifier")
+    stock, _ = both(example, "classifier")
+    assert type(stock.fit(x, y)._optimizer) is example.AdamOptimizer
+
+
+def test_an_adam_that_is_not_recognised_is_an_error(example, monkeypatch):
+    """What a change inside scikit-learn might look like: its fit makes another class."""
+    from sklearn.neural_network import _multilayer_perceptron
+
+    class Moved:
+        def __init__(self, *args):
+            self.adam = example.AdamOptimizer(*args)
+
+        def __getattr__(self, name):
+            return getattr(self.adam, name)
+
+    monkeypatch.setattr(_multilayer_perceptron, "AdamOptimizer", Moved)
+    x, y = data("classifier")
+    stock, fast = both(example, "classifier")
+    assert type(stock.fit(x, y)._optimizer) is Moved
+    with pytest.raises(RuntimeError, match="did not step with fastadam"):
+        fast.fit(x, y)
+    with pytest.raises(RuntimeError, match="did not step with fastadam"):
+        both(example, "classifier")[1].partial_fit(x, y, classes=np.unique(y))
+
+
+def test_an_epoch_without_a_step_of_a_loaded_model_is_an_error(example):
+    """Its optimizer is there, but a scikit-learn that keeps another one would not call it."""
+    x, y = data("classifier")
+    loaded = by_pickle(both(example, "classifier")[1].fit(x, y))
+    with pytest.raises(RuntimeError, match="did not step with fastadam"):
+        loaded.n_iter_ = 1
+    loaded.partial_fit(x, y).n_iter_ = 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_optimizer_can_be_plugged_in(example, kind):
+    made = []
+
+    class Nothing:
+        def __init__(self, params, **options):
+            self.params, self.options, self.count = params, options, 0
+            made.append(self)
+
+        def step(self, grads):
+            assert [g.shape for g in grads] == [p.shape for p in self.params]
+            self.count += 1
+
+    x, y = data(kind)
+    _, fast = both(example, kind, learning_rate_init=0.5, beta_1=0.25, max_iter=3)
+    ceiling = type("Ceiling", (type(fast),), {"make_optimizer": Nothing})(**fast.get_params()).fit(x, y)
+    (nothing,) = made
+    assert nothing.count == 3 * 19
+    assert nothing.options == {"lr": 0.5, "betas": (0.25, 0.999), "eps": 1e-8}
+    assert all(p is w for p, w in zip(nothing.params, weights(ceiling), strict=True))
+
+
+def test_main_prints_models_that_agree(example, capsys):
+    models = example.main(epochs=3)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in printed[1:]] == [
+        [name, batch] for batch in ("200", "32") for name in ("MLPClassifier", "FastMLPClassifier")
+    ]
+    for (stock, fast), (stock_line, fast_line) in zip(
+        (models[:2], models[2:]), (printed[1:3], printed[3:5]), strict=True
+    ):
+        assert f"{stock.loss_:.2e}" in stock_line and f"{fast.loss_:.2e}" in fast_line
+        assert stock_line.split()[2] == fast_line.split()[2]
+        assert fast.loss_curve_ == pytest.approx(stock.loss_curve_, rel=TOLERANCE["float32"])
+        assert steps(fast) == {stock._optimizer.t}
