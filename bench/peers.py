@@ -13,10 +13,13 @@ LR, BETA1, BETA2, EPS, DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
 
 class Contender:
     rules = ("Adam",)
+    dtypes = ("float32", "float64")
 
     def __init__(self, params, grads, threads, rule="Adam"):
         if rule not in self.rules:
             raise NotImplementedError(f"it has no {rule}")
+        if any(p.dtype not in self.dtypes for p in params):
+            raise NotImplementedError(f"it takes only {', '.join(self.dtypes)}")
         self.arrays = [placed(p, 16) for p in params]
         self.grads, self.rule, self.t = grads, rule, 0
         self.setup(threads)
@@ -192,6 +195,8 @@ class ScikitLearn(Contender):
 
 class Thinc(Contender):
     """thinc's Adam, without its default clipping; it zeroes the gradients it is given, so it gets copies."""
+
+    dtypes = ("float32",)
 
     def setup(self, threads):
         from thinc.api import Adam

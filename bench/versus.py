@@ -53,10 +53,13 @@ class Runner:
             make = MemoryLimit if name == "memory limit" else CONTENDERS[name]
             try:
                 contender = make(self.params, self.grads, threads, self.workload.rule)
+                contender.run(1)  # compiles and allocates
             except (ImportError, NotImplementedError) as error:
-                absent[name] = f"{type(error).__name__}: {error}"
+                absent[name] = str(error)
                 continue
-            contender.run(1)  # compiles and allocates
+            except Exception as error:
+                absent[name] = f"FAILED: {error}"
+                continue
             self.contenders[name], self.taken[name] = contender, 1
             self.steps[name] = 1
             once = min(self.turn(name) for _ in range(2 if self.workload.nbytes < LARGE else 1))
@@ -154,3 +157,5 @@ def main(arguments):
         worker.close()
     if chosen.save:
         save("versus", results)
+    if any(why.startswith("FAILED") for result in results for why in result["absent"].values()):
+        raise SystemExit("a contender failed")

@@ -10,6 +10,31 @@
 #error "fastadam promises bits that -ffast-math breaks: remove it from CFLAGS"
 #endif
 
+enum { BLOCK = 1024 }; /* elements between two looks at the processor's underflow flag */
+
+/* Has a result been subnormal, in this thread, since the share began or this was forgotten? */
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+static inline int underflowed(void)
+{
+    return (_mm_getcsr() & _MM_EXCEPT_UNDERFLOW) != 0;
+}
+
+static inline void forget_underflow(void)
+{
+    _mm_setcsr(_mm_getcsr() & ~(unsigned)_MM_EXCEPT_UNDERFLOW);
+}
+#else /* subnormal numbers are as fast as others */
+static inline int underflowed(void)
+{
+    return 0;
+}
+
+static inline void forget_underflow(void)
+{
+}
+#endif
+
 #define PASTE_(a, b, c) a##_##b##_##c
 #define PASTE(a, b, c) PASTE_(a, b, c)
 #define NAME(x) PASTE(x, REAL_NAME, ISA_NAME)

@@ -208,6 +208,42 @@ def test_subnormal_state_is_flushed_in_one_step(isa, dtype):
         assert_same_bits(state, np.zeros(9, dtype))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("beta2", [0.999, 0.5, 0.0])
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_squares_that_underflow_are_left_out_only_where_the_bits_allow_it(isa, beta2, decay, amsgrad):
+    """Stretches longer than a block: v large, zero, so small that each square counts, or all of these; every g around
+    the smallest whose square is normal."""
+    rng = np.random.default_rng(0)
+    options = {**options_of(decay, amsgrad, False, True, False), "betas": (0.9, beta2), "grad_scale": 1.0}
+    if decay == "l2":
+        options["weight_decay"] = 1e-25  # or p would dominate every g
+    stretch = 3000
+    large, count = np.full(stretch, 1e-3), 10 ** rng.uniform(-38, -29, stretch)
+    none, mixed = np.zeros(stretch), rng.choice([0.0, 1e-36, 1e-31, 1e-20, 1.0], stretch)
+    one = large.copy()
+    one[1500] = 1e-37  # a single element that needs its square
+    edge = 10 ** rng.uniform(-31.5, -29, stretch)  # where squares just begin to be rounded away
+    v = np.concatenate([large, none, count, one, large, edge, mixed, none]).astype(np.float32)
+    n = v.size
+    start = [tame(rng, n, np.float32), tame(rng, n, np.float32), v] + [np.abs(tame(rng, n, np.float32))] * amsgrad
+    exact = np.sqrt(np.finfo(np.float32).tiny / (1 - beta2))
+    for spread in 6, 0.1, 1e-5:  # decades
+        g = exact * 10 ** rng.uniform(-spread, spread / 3, n) * rng.choice([-1, 1], n)
+        g[rng.random(n) < 0.2] = 0
+        grad = g.astype(np.float32)
+        theirs = [a.copy() for a in start]
+        for step in 1, 2, 3:
+            update(reference, theirs, grad, step, options)
+        _core.select_isa(isa)
+        ours = [a.copy() for a in start]
+        for step in 1, 2, 3:
+            update(fastadam, ours, grad, step, options, threads=1)
+        for name, a, b in zip(_core.UPDATE_NAMES, ours, theirs, strict=False):
+            assert_same_bits(a, b, f"in {name}: {spread=}")
+
+
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
