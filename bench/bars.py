@@ -193,6 +193,33 @@ def bar_subnormals(rounds, n=16 << 10):
         )
 
 
+def bar_small_squares(rounds, n=1 << 20):
+    """Gradients whose squares are subnormal, one in a hundred and all, against none; v is large."""
+    p, g = make(n, np.float32)
+    m, v = np.zeros_like(p), np.ones_like(p)
+    some, every = g.copy(), g * np.float32(1e-20)
+    some[::100] *= np.float32(1e-20)
+    q = p.copy()
+    turns = {
+        name: lambda grad=grad: fastadam.adam_update(p, grad, m, v, 1000, threads=1)
+        for name, grad in (("none", g), ("one in 100", some), ("all", every))
+    }
+    timings = alternate(turns, rounds, 3)
+    twin = [a[:1000].copy() for a in (q, np.zeros_like(p), np.ones_like(p))]
+    for _ in range(rounds + 1):
+        for grad in g, some, every:
+            for _ in range(3):
+                reference.adam_update(twin[0], grad[:1000], twin[1], twin[2], 1000)
+    assert np.array_equal(twin[0], p[:1000]) and np.array_equal(twin[2], v[:1000]), "the step and its twin differ"
+    for name in "one in 100", "all":
+        row(
+            f"squares of {name} float32 gradients subnormal, 1 Mi: against none",
+            "reported",
+            show(ratio(timings, name, "none")),
+            True,
+        )
+
+
 def bar_memory(n, arrays):
     params = [np.zeros(n, np.float32) for _ in range(arrays)]
     grads = [np.ones(n, np.float32) for _ in range(arrays)]
@@ -227,5 +254,6 @@ def main(arguments):
     bar_isa(rounds)
     bar_neighbours(rounds, threads)
     bar_subnormals(max(rounds, 20))
+    bar_small_squares(rounds)
     bar_memory(1024, 1000)
     bar_memory(1 << 20, 4)

@@ -86,6 +86,5 @@ WORKLOADS = {
         Workload("embedding 200 K x 128", ((200_000, 128),)),
         Workload("1 x 1 M AdamW", ((1 << 20,),), rule="AdamW"),
         Workload("1 x 1 M AMSGrad", ((1 << 20,),), rule="AMSGrad"),
-        Workload("GPT-2 124M AdamW", tuple(gpt2()), rule="AdamW"),
     ]
 }

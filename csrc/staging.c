@@ -10,10 +10,12 @@
 
 enum { ALIAS = 1 << 20, REACH = 192, BLOCK = 2048 }; /* bytes */
 
-static int trails(const void *read, const void *written)
+static int trails(const fa_task *t, int read, int written)
 {
-    uintptr_t behind = ((uintptr_t)written - (uintptr_t)read) % ALIAS;
-    return behind > 0 && behind < REACH;
+    /* Loops store each state array before they load the next one: in one and the same turn, too, it must be apart. */
+    uintptr_t turn = written >= FA_STATE && read > written ? 64 : 0;
+    uintptr_t behind = ((uintptr_t)t->array[written] - (uintptr_t)t->array[read] + turn) % ALIAS;
+    return behind > 0 && behind < REACH + turn;
 }
 
 /* Fills `which` with the arrays that trail another, and returns how many these are. */
@@ -24,8 +26,7 @@ static int trailing(const fa_task *t, int *which)
         return 0; /* too small for huge pages */
     for (int read = 0; read < FA_ARRAYS; read++)
         for (int written = 0; written < FA_ARRAYS; written++)
-            if (written != FA_GRAD && t->array[read] && t->array[written]
-                && trails(t->array[read], t->array[written])) {
+            if (written != FA_GRAD && t->array[read] && t->array[written] && trails(t, read, written)) {
                 which[count++] = read;
                 break;
             }

@@ -273,6 +273,9 @@ def test_arrays_nearly_a_mebibyte_apart_are_staged_and_keep_the_bits(dtype, amsg
         (0, 0, 0, 128),
         (184, 8, -8, 64),
         (192, -192, 0, 0),
+        (5000, 5000, 5000, 7000),
+        (5000, 5000, 5048, 7000),
+        (5000, 5000, 7000, 6960),
     ):
         g = place(4, behind[0], grad)
         ours = [place(i, behind[i], values) for i, values in enumerate(start)]
