@@ -8,77 +8,16 @@ to the last bit. optax and autograd are not here: one keeps its parameters in it
 
 import argparse
 import statistics
-import time
 
 import numpy as np
 
 import fastadam
-from fastadam.demo import MLP
 
 from .harness import announce, save
-from .peers import CONTENDERS, FastadamSerial, Nothing
+from .runner import VARIANTS, Training
 from .workers import Worker, take_turns
 
 CASES = [(256, 32, 200), (1024, 32, 30), (2048, 64, 8), (4096, 64, 3)]  # width, batch, iterations a turn
-SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does if nobody says otherwise
-VARIANTS = {
-    "no optimizer": (Nothing, {}),
-    "fastadam default": (CONTENDERS["fastadam default"], {}),
-    "fastadam 1 thread": (FastadamSerial, {}),
-    "fastadam all threads": (CONTENDERS["fastadam"], {}),
-    "fastadam all threads spinning": (CONTENDERS["fastadam"], SPINNING),
-    **{
-        name: (CONTENDERS[name], {})
-        for name in (
-            "NumPy tutorial", "NumPy in place", "numba prange", "numba serial", "scikit-learn", "thinc", "torch fused",
-            "torch foreach", "DeepSpeed CPUAdam",
-        )
-    },
-}  # fmt: skip
-
-
-class Training:
-    """In a process of its own: one model under one optimizer."""
-
-    def __init__(self, name):
-        self.make = VARIANTS[name][0]
-
-    def prepare(self, width, batch):
-        """Why it is absent, or None."""
-        rng = np.random.default_rng(0)
-        self.x, self.labels = rng.standard_normal((batch, 64)).astype(np.float32), rng.integers(0, 10, batch)
-        self.model = MLP([64, width, width, 10], np.random.default_rng(1))
-        params = self.model.weights + self.model.biases
-        try:
-            self.contender = self.make(params, [np.zeros_like(p) for p in params], fastadam.config()["threads"])
-        except ImportError as error:
-            return str(error)
-        self.adopt()
-        return None
-
-    def adopt(self):
-        """The model computes with the optimizer's parameters; some make new arrays at each step."""
-        arrays = self.contender.params()
-        self.model.weights, self.model.biases = arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
-
-    def turn(self, count):
-        """Seconds an iteration: forward and backward; step."""
-        forward_backward = step = 0.0
-        for number in range(count + 1):
-            start = time.perf_counter()
-            self.loss, grads = self.model.loss_and_gradients(self.x, self.labels)
-            middle = time.perf_counter()
-            self.contender.step(grads["weights"] + grads["biases"])
-            self.adopt()
-            end = time.perf_counter()
-            if number:  # the first one comes after a pause
-                forward_backward += middle - start
-                step += end - middle
-        return forward_backward / count, step / count
-
-    def finish(self):
-        self.contender = None
-        return self.loss
 
 
 def agree(losses):
@@ -92,7 +31,7 @@ def agree(losses):
 def run_case(workers, width, batch, count, rounds):
     turns, absent = {}, {}
     for name, worker in workers.items():
-        why = worker("prepare", width, batch)
+        why = worker("prepare", width, batch, fastadam.config()["threads"])
         if why:
             absent[name] = why
         else:
@@ -128,7 +67,7 @@ def main(arguments):
     workers = {name: Worker(Training, name, environment=VARIANTS[name][1]) for name in names}
     results = []
     for width, batch, count in CASES[:1] if chosen.quick else CASES:
-        results.append(run_case(workers, width, batch, 20 if chosen.quick else count, 3 if chosen.quick else 9))
+        results.append(run_case(workers, width, batch, 20 if chosen.quick else count, 3 if chosen.quick else 7))
         show(results[-1])
     for worker in workers.values():
         worker.close()

@@ -153,7 +153,7 @@ class NumbaParallel(Contender):
         decay = real(1 - LR * DECAY if self.rule == "AdamW" else 1)
         amsgrad = self.rule == "AMSGrad"
 
-        @numba.njit(parallel=self.parallel)
+        @numba.njit(parallel=self.parallel, error_model="numpy")
         def update(p, g, m, v, largest, t):
             step_size, inverse = real(LR / (1 - BETA1**t)), real(1 / (1 - BETA2**t))
             for i in numba.prange(p.size):
@@ -194,14 +194,14 @@ class ScikitLearn(Contender):
 
 
 class Thinc(Contender):
-    """thinc's Adam, without its default clipping; it zeroes the gradients it is given, so it gets copies."""
+    """thinc's Adam, without its default clipping and averages; it zeroes gradients, so it gets copies (in its time)."""
 
     dtypes = ("float32",)
 
     def setup(self, threads):
         from thinc.api import Adam
 
-        self.optimizer = Adam(LR, beta1=BETA1, beta2=BETA2, eps=EPS, L2=0.0, grad_clip=0.0)
+        self.optimizer = Adam(LR, beta1=BETA1, beta2=BETA2, eps=EPS, L2=0.0, grad_clip=0.0, use_averages=False)
 
     def step(self, grads):
         for i, grad in enumerate(grads):
@@ -303,6 +303,7 @@ class DeepSpeed(TorchFused):
     """DeepSpeedCPUAdam; it compiles its kernel at first use. (It accepts amsgrad=True and ignores it.)"""
 
     rules = ("Adam", "AdamW")
+    dtypes = ("float32",)
 
     def make(self, tensors):
         from deepspeed.ops.adam import DeepSpeedCPUAdam

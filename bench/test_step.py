@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fastadam
-from bench.loop import Training
 from bench.peers import CONTENDERS, check
+from bench.runner import Training
 from bench.workloads import WORKLOADS
 
 
@@ -32,7 +32,7 @@ def test_step(benchmark, contender, workload):
 def test_training_iteration(benchmark, optimizer):
     """Forward, backward and step of a NumPy MLP of width 256."""
     training = Training(optimizer)
-    assert training.prepare(256, 32) is None
+    assert training.prepare(256, 32, fastadam.config()["threads"]) is None
     training.turn(1)
     first = training.loss
     benchmark(training.turn, 50)

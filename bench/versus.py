@@ -1,86 +1,24 @@
 """Side by side with every peer: python -m bench versus [--quick] [--peers A,B] [--workloads X,Y] [--save]
 
 Every contender lives in a process of its own, fastadam's variants and the memory limit share one; they take turns. All
-get all threads, except "fastadam default". Results are checked against float64 after timing. A peer that is not
-installed, or has no such update rule, is reported as absent. Shown are ratios, medians over the rounds with quartiles.
+get all threads, except "fastadam default" and "fastadam.adam_update", which run as they come. Results are checked
+against float64 after timing. A peer that is not installed, or has no such rule or element type, is reported as absent.
+Shown are ratios, medians over the rounds with quartiles.
 """
 
 import argparse
 import statistics
-import time
-
-import numpy as np
 
 import fastadam
 
-from .harness import announce, memory_limit, save
-from .peers import CONTENDERS, PEERS, Contender, check
+from .harness import announce, save
+from .peers import PEERS
+from .runner import LARGE, Runner
 from .workers import Worker, take_turns
-from .workloads import WORKLOADS, placed
+from .workloads import WORKLOADS
 
 OURS = ["memory limit", "fastadam", "fastadam default", "fastadam.adam_update"]
 SLOW = {"NumPy tutorial", "NumPy in place", "scikit-learn", "thinc", "autograd"}  # seconds a step at 64 Mi
-BLOCK = 0.02  # seconds of work per turn, at least one step
-LARGE = 1 << 27  # bytes of parameters: such contenders meet fastadam one by one, or memory runs out
-
-
-class MemoryLimit(Contender):
-    """Reads and writes what a step must, with next to no arithmetic, in C (memory_limit.c)."""
-
-    rules = ("Adam", "AdamW")
-
-    def setup(self, threads):
-        self.limit, self.threads = memory_limit()[self.arrays[0].dtype.type], threads
-        flat = np.concatenate([p.ravel() for p in self.arrays])
-        self.arrays = [placed(flat, place) for place in (0, 256, 512, 768)]
-
-    def step(self, grads):
-        self.limit(*self.arrays, self.threads)
-
-
-class Runner:
-    """In a process of its own: contenders on one workload."""
-
-    def __init__(self, names):
-        self.names = names
-
-    def prepare(self, workload, threads):
-        """{name: steps per turn}, or {name: why it is absent}."""
-        self.workload = WORKLOADS[workload]
-        self.params, self.grads = self.workload.make()
-        self.contenders, self.taken, self.steps, absent = {}, {}, {}, {}
-        for name in self.names:
-            make = MemoryLimit if name == "memory limit" else CONTENDERS[name]
-            try:
-                contender = make(self.params, self.grads, threads, self.workload.rule)
-                contender.run(1)  # compiles and allocates
-            except (ImportError, NotImplementedError) as error:
-                absent[name] = str(error)
-                continue
-            except Exception as error:
-                absent[name] = f"FAILED: {error}"
-                continue
-            self.contenders[name], self.taken[name] = contender, 1
-            self.steps[name] = 1
-            once = min(self.turn(name) for _ in range(2 if self.workload.nbytes < LARGE else 1))
-            self.steps[name] = max(1, min(2000, int(BLOCK / once)))
-        return absent
-
-    def turn(self, name):
-        """Seconds a step."""
-        contender, steps = self.contenders[name], self.steps[name]
-        contender.run(1)  # brings its data back into the cache
-        start = time.perf_counter()
-        contender.run(steps)
-        seconds = time.perf_counter() - start
-        self.taken[name] += steps + 1
-        return seconds / steps
-
-    def finish(self):
-        for name, contender in self.contenders.items():
-            if name != "memory limit":
-                check(contender, self.params, self.grads, self.taken[name])
-        self.contenders = self.params = self.grads = None
 
 
 def measure(workload, ours, peers, rounds):

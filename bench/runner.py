@@ -1,0 +1,142 @@
+"""What runs in a contender's process: back-to-back steps, or a training loop.
+
+Nothing here imports fastadam before the contender: it would load OpenMP's runtime with its own wait policy, and the
+peers' workers would no longer wait as they do for their users.
+"""
+
+import time
+
+import numpy as np
+
+from .peers import CONTENDERS, Contender, FastadamSerial, Nothing, check
+from .workloads import WORKLOADS, placed
+
+BLOCK = 0.02  # seconds of work per turn, at least one step
+LARGE = 1 << 27  # bytes of parameters: such contenders meet fastadam one by one, or memory runs out
+
+
+class MemoryLimit(Contender):
+    """Reads and writes what a step must, with next to no arithmetic, in C (memory_limit.c)."""
+
+    rules = ("Adam", "AdamW")
+
+    def setup(self, threads):
+        from .harness import memory_limit
+
+        self.limit, self.threads = memory_limit()[self.arrays[0].dtype.type], threads
+        flat = np.concatenate([p.ravel() for p in self.arrays])
+        self.arrays = [placed(flat, place) for place in (0, 256, 512, 768)]
+
+    def step(self, grads):
+        self.limit(*self.arrays, self.threads)
+
+
+class Runner:
+    """In a process of its own: contenders on one workload."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def prepare(self, workload, threads):
+        """{name: steps per turn}, or {name: why it is absent}."""
+        self.workload = WORKLOADS[workload]
+        self.params, self.grads = self.workload.make()
+        self.contenders, self.taken, self.steps, absent = {}, {}, {}, {}
+        for name in self.names:
+            make = MemoryLimit if name == "memory limit" else CONTENDERS[name]
+            try:
+                contender = make(self.params, self.grads, threads, self.workload.rule)
+                contender.run(1)  # compiles and allocates
+            except (ImportError, NotImplementedError) as error:
+                absent[name] = str(error)
+                continue
+            except Exception as error:
+                absent[name] = f"FAILED: {error}"
+                continue
+            self.contenders[name], self.taken[name] = contender, 1
+            self.steps[name] = 1
+            once = min(self.turn(name) for _ in range(2 if self.workload.nbytes < LARGE else 1))
+            self.steps[name] = max(1, min(2000, int(BLOCK / once)))
+        return absent
+
+    def turn(self, name):
+        """Seconds a step."""
+        contender, steps = self.contenders[name], self.steps[name]
+        contender.run(1)  # brings its data back into the cache
+        start = time.perf_counter()
+        contender.run(steps)
+        seconds = time.perf_counter() - start
+        self.taken[name] += steps + 1
+        return seconds / steps
+
+    def finish(self):
+        for name, contender in self.contenders.items():
+            if name != "memory limit":
+                check(contender, self.params, self.grads, self.taken[name])
+        self.contenders = self.params = self.grads = None
+
+
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does if nobody says otherwise
+VARIANTS = {
+    "no optimizer": (Nothing, {}),
+    "fastadam default": (CONTENDERS["fastadam default"], {}),
+    "fastadam 1 thread": (FastadamSerial, {}),
+    "fastadam all threads": (CONTENDERS["fastadam"], {}),
+    "fastadam all threads spinning": (CONTENDERS["fastadam"], SPINNING),
+    **{
+        name: (CONTENDERS[name], {})
+        for name in (
+            "NumPy tutorial", "NumPy in place", "numba prange", "numba serial", "scikit-learn", "thinc", "torch fused",
+            "torch foreach", "DeepSpeed CPUAdam",
+        )
+    },
+}  # fmt: skip
+
+
+class Training:
+    """In a process of its own: one model under one optimizer."""
+
+    def __init__(self, name):
+        self.make = VARIANTS[name][0]
+
+    def prepare(self, width, batch, threads):
+        """Why it is absent, or None."""
+        rng = np.random.default_rng(0)
+        self.x, self.labels = rng.standard_normal((batch, 64)).astype(np.float32), rng.integers(0, 10, batch)
+        shapes = [(64, width), (width, width), (width, 10), (width,), (width,), (10,)]
+        zeros = [np.zeros(shape, np.float32) for shape in shapes]
+        try:
+            self.contender = self.make(zeros, zeros, threads)
+        except ImportError as error:
+            return str(error)
+        from fastadam.demo import MLP  # after the contender, which must load its own runtime
+
+        self.model = MLP([64, width, width, 10], np.random.default_rng(1))
+        for mine, start in zip(self.contender.params(), self.model.weights + self.model.biases, strict=True):
+            mine[...] = start
+        self.adopt()
+        return None
+
+    def adopt(self):
+        """The model computes with the optimizer's parameters; some make new arrays at each step."""
+        arrays = self.contender.params()
+        self.model.weights, self.model.biases = arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
+
+    def turn(self, count):
+        """Seconds an iteration: forward and backward; step."""
+        forward_backward = step = 0.0
+        for number in range(count + 1):
+            start = time.perf_counter()
+            self.loss, grads = self.model.loss_and_gradients(self.x, self.labels)
+            middle = time.perf_counter()
+            self.contender.step(grads["weights"] + grads["biases"])
+            self.adopt()
+            end = time.perf_counter()
+            if number:  # the first one comes after a pause
+                forward_backward += middle - start
+                step += end - middle
+        return forward_backward / count, step / count
+
+    def finish(self):
+        self.contender = None
+        return self.loss
