@@ -146,14 +146,22 @@ def bar_neighbours(rounds, threads, n=1 << 19):
         memory.madvise(mmap.MADV_HUGEPAGE)
     base = -np.frombuffer(memory, np.uint8).ctypes.data % slot + 4096
 
+    p = np.frombuffer(memory, np.float32, n, base)
+    p[...] = 1
+
     def make_step(behind):
-        p, g = (np.frombuffer(memory, np.float32, n, base + i * slot - i * behind) for i in range(2))
+        g = np.frombuffer(memory, np.float32, n, base + slot - behind)
         m, v = (np.frombuffer(memory, np.float32, n, base + (i + 2) * slot + (i + 1) * 65536) for i in range(2))
         g[...] = 0.5
         return lambda: fastadam.adam_update(p, g, m, v, 10, threads=threads)
 
     near, apart = make_step(16), make_step(-4096)
     timings = alternate({"near": near, "apart": apart}, rounds, 10)
+    twin = np.ones(1000, np.float32)
+    m, v = np.zeros_like(twin), np.zeros_like(twin)
+    for _ in range(2 * 10 * (rounds + 1)):
+        reference.adam_update(twin, np.full_like(twin, 0.5), m, v, 10)
+    assert np.array_equal(twin, p[:1000]), "the step and its twin differ"
     r = ratio(timings, "near", "apart")
     row(
         f"gradient 4 MiB - 16 from the parameter, 512 Ki, {threads} threads, against 4 MiB + 4096",
@@ -210,7 +218,9 @@ def bar_small_squares(rounds, n=1 << 20):
         for grad in g, some, every:
             for _ in range(3):
                 reference.adam_update(twin[0], grad[:1000], twin[1], twin[2], 1000)
-    assert np.array_equal(twin[0], p[:1000]) and np.array_equal(twin[2], v[:1000]), "the step and its twin differ"
+    assert all(np.array_equal(a, b[:1000]) for a, b in zip(twin, (p, m, v), strict=True)), (
+        "the step and its twin differ"
+    )
     for name in "one in 100", "all":
         row(
             f"squares of {name} float32 gradients subnormal, 1 Mi: against none",

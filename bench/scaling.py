@@ -84,7 +84,7 @@ def main(arguments):
     for size, arrays in cases:
         if chosen.quick and (size > 10**6 or arrays > 1000):
             continue
-        if 17 * size > free_memory():  # p, g, m, v and a little
+        if 22 * size > free_memory():  # p, g, m, v, another gradient in the check, and a little
             print(f"| {size:.0e} | {arrays} | not enough free memory here | | | | |", flush=True)
             results.append({"size": size, "arrays": arrays, "absent": "not enough free memory"})
             continue

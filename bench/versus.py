@@ -35,7 +35,9 @@ def measure(workload, ours, peers, rounds):
             present.append(worker)
     seconds = take_turns(turns, rounds)
     for worker in [ours, *present]:
-        worker("finish")
+        for name, why in worker("finish").items():
+            absent[name] = why
+            del seconds[name]
     return {"workload": workload, "seconds": seconds, "absent": absent}
 
 
@@ -76,6 +78,8 @@ def main(arguments):
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
     chosen = parser.parse_args(arguments)
+    if chosen.quick and chosen.save:
+        parser.error("--quick is no measurement to keep")
     workloads = [WORKLOADS[name] for name in chosen.workloads.split(",")]
     if chosen.quick:
         workloads = [w for w in workloads if w.size <= 1 << 20]
@@ -91,9 +95,9 @@ def main(arguments):
             rounds = 3 if chosen.quick or (workload.nbytes >= LARGE and group[0] in SLOW) else 7
             results.append(measure(workload.name, ours, {name: peers[name] for name in group}, rounds))
             show(results[-1])
+            if chosen.save:
+                save("versus", results)
     for worker in [ours, *peers.values()]:
         worker.close()
-    if chosen.save:
-        save("versus", results)
     if any(why.startswith("FAILED") for result in results for why in result["absent"].values()):
         raise SystemExit("a contender failed")
