@@ -7,13 +7,12 @@
 
 #ifdef _OPENMP
 #include <omp.h>
-#include <pthread.h>
 #endif
 
-/* The automatic choice gives each thread at least this much (8 MiB of parameters). Alone, two threads break even at
- * 2048 lines each; but between BLAS calls, whose own workers still spin on the other core, only here: with 1 Mi
- * float32 in all, two threads made the whole iteration 1.15x slower (python -m bench loop). */
-enum { LINES_PER_THREAD = 131072 };
+/* The automatic choice never gives a thread less than ENOUGH: alone, two threads break even there. What it takes if
+ * nothing has been measured is one for each AT_FIRST (8 MiB of parameters), because between BLAS calls, whose own
+ * workers still spin on the other cores, more threads gain nothing before that (python -m bench loop). */
+enum { ENOUGH = 2048, AT_FIRST = 131072 }; /* cache lines */
 
 static int64_t lay_end_to_end(fa_task *tasks, int64_t count)
 {
@@ -61,18 +60,6 @@ static void run_share(const fa_task *tasks, int64_t count, int64_t lines, int pa
 
 #ifdef _OPENMP
 
-static int forked; /* libgomp's team does not survive fork: a region with more than one thread would hang */
-
-static void mark_forked(void)
-{
-    forked = 1;
-}
-
-void fa_watch_forks(void)
-{
-    pthread_atfork(0, 0, mark_forked);
-}
-
 int fa_has_openmp(void)
 {
     return 1;
@@ -80,34 +67,14 @@ int fa_has_openmp(void)
 
 int fa_max_threads(void)
 {
-    if (forked || omp_in_parallel())
+    if (fa_orphaned() || omp_in_parallel())
         return 1;
     int threads = omp_get_max_threads(), cpus = omp_get_num_procs();
     return threads < cpus ? threads : cpus;
 }
 
-static int team_size(int64_t lines, int threads, int bound)
+static int run_team(fa_task *tasks, int64_t count, int64_t lines, int team)
 {
-    if (forked || omp_in_parallel())
-        return 1;
-    int64_t most = threads;
-    if (threads == 0) {
-        if (lines < 2 * LINES_PER_THREAD)
-            return 1;
-        most = fa_max_threads();
-        if (most > bound)
-            most = bound;
-        lines /= LINES_PER_THREAD;
-    }
-    if (most > lines)
-        most = lines;
-    return most > 1 ? (int)most : 1;
-}
-
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound)
-{
-    int64_t lines = lay_end_to_end(tasks, count);
-    int team = team_size(lines, threads, bound);
     if (team == 1) {
         run_share(tasks, count, lines, 0, 1);
         return 1;
@@ -121,11 +88,32 @@ int fa_run(fa_task *tasks, int64_t count, int threads, int bound)
     return team;
 }
 
-#else
-
-void fa_watch_forks(void)
+static int between_one_and(int64_t most, int64_t threads)
 {
+    if (threads > most)
+        threads = most;
+    return threads < 1 ? 1 : (int)threads;
 }
+
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
+{
+    int64_t lines = lay_end_to_end(tasks, count);
+    if (fa_orphaned() || omp_in_parallel())
+        return run_team(tasks, count, lines, 1);
+    if (threads > 0)
+        return run_team(tasks, count, lines, between_one_and(lines, threads));
+    int most = between_one_and(lines / ENOUGH, bound);
+    if (most > 1)
+        most = between_one_and(most, fa_max_threads());
+    int team = between_one_and(most, lines / AT_FIRST);
+    if (most == 1 || !tuner)
+        return run_team(tasks, count, lines, team);
+    team = run_team(tasks, count, lines, fa_tuner_next(tuner, lines, team, most, omp_get_wtime()));
+    fa_tuner_done(tuner, omp_get_wtime());
+    return team;
+}
+
+#else
 
 int fa_has_openmp(void)
 {
@@ -137,10 +125,11 @@ int fa_max_threads(void)
     return 1;
 }
 
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound)
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
 {
     (void)threads;
     (void)bound;
+    (void)tuner;
     run_share(tasks, count, lay_end_to_end(tasks, count), 0, 1);
     return 1;
 }

@@ -5,8 +5,7 @@
  *     but themselves, or are NULL where there is none; array[FA_GRAD] holds n elements, is only read, and overlaps
  *     nothing that is written;
  *   - kernel and factors belong to the same rule.
- * In return nothing here allocates, fails, calls Python or keeps state, except the mark that this process is a
- * forked child.
+ * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks.
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -78,17 +77,40 @@ struct fa_task {
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 
+/* What an optimizer has learned about the number of threads (tuner.c); zeros at the start. */
+enum { FA_TUNER_TRIES = 8 };
+typedef struct {
+    int64_t lines;                     /* the work that it knows, in cache lines */
+    int most, best;                    /* threads: the bound, and what is best so far */
+    int candidates[3], count;          /* threads on trial; count is 0 between trials */
+    int candidate, tried;
+    int rest, rested, slow;            /* steps between trials; since the last; in a row that took too long */
+    double started, usual;             /* seconds: when the last step began; what a step takes */
+    double own[3][FA_TUNER_TRIES], period[3][FA_TUNER_TRIES];
+} fa_tuner;
+
+/* The number of threads for a step that begins now, between 1 and most; `start` is the first guess. */
+int fa_tuner_next(fa_tuner *tuner, int64_t lines, int start, int most, double now);
+void fa_tuner_done(fa_tuner *tuner, double now);
+
 /* Run all tasks, in one parallel region, and return the number of threads it was given.
- * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: as many as have enough to do, at
- * most bound. Inside a parallel region, and in a forked child, it is always 1. */
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound);
+ * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: at most bound, and no more than have enough
+ * to do; what is best within that is learned by the tuner, if there is one. Inside a parallel region, and in an
+ * orphaned child, it is always 1. */
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner);
 
 /* Update elements [begin, end) of one task with its kernel (staging.c). */
 void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
 
 int fa_has_openmp(void);
 int fa_max_threads(void);       /* what the OpenMP runtime would give the calling thread; 1 without OpenMP */
+
+/* ---- forks (forks.c) ------------------------------------------------------------------------------------ */
+
 void fa_watch_forks(void);      /* call once */
+int fa_orphaned(void);          /* is this a forked child in which parallel regions would hang? */
+
+/* ---- floating point (cpu.c) ----------------------------------------------------------------------------- */
 
 /* The floating-point control state of the calling thread: round to nearest, subnormals kept, no traps.
  * Restoring brings back everything, sticky exception flags included. */

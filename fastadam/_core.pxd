@@ -43,7 +43,10 @@ cdef extern from "fastadam.h" nogil:
         int64_t n
         const void *factors
 
-    int fa_run(fa_task *tasks, int64_t count, int threads, int bound)
+    ctypedef struct fa_tuner:
+        pass
+
+    int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
     int fa_has_openmp()
     int fa_max_threads()
     void fa_watch_forks()

@@ -21,6 +21,9 @@ import numpy
 from numpy.lib.array_utils import byte_bounds
 from numpy.ma import MaskedArray
 
+from fastadam._cpus import cgroup_cpus
+from fastadam._forks import watch
+
 np.import_array()
 
 cdef extern from "numpy/arrayobject.h" nogil:
@@ -70,6 +73,7 @@ class PerformanceWarning(UserWarning):
 
 cdef fa_isa chosen_isa = FA_BASELINE
 cdef object thread_bound = None
+cdef int cpu_quota = cgroup_cpus() or MAX_THREADS
 
 
 def isas_available():
@@ -140,7 +144,8 @@ def get_num_threads():
     """The most threads that a step started here and now would take.
 
     The smallest of `set_num_threads`, what the OpenMP runtime grants the calling thread (``OMP_NUM_THREADS``,
-    threadpoolctl) and the CPUs that the process may run on. Steps with little work take fewer.
+    threadpoolctl), the CPUs that the process may run on and the CPU quota of its cgroup when fastadam was imported.
+    Steps with little work take fewer.
 
     Examples
     --------
@@ -152,7 +157,7 @@ def get_num_threads():
 
 
 cdef int bound_of_threads():
-    return MAX_THREADS if thread_bound is None else thread_bound
+    return cpu_quota if thread_bound is None or thread_bound > cpu_quota else thread_bound
 
 
 include "_values.pxi"
@@ -286,7 +291,7 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     task.n = size_of(array[0])
     task.factors = &factors
     with nogil:
-        fa_run(&task, 1, order, bound)
+        fa_run(&task, 1, order, bound, NULL)
 
 
 include "_engine.pxi"

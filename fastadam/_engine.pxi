@@ -86,14 +86,18 @@ cdef class Engine:
     cdef Slot *slots
     cdef Group *groups
     cdef fa_task *tasks
+    cdef fa_tuner tuner
+    cdef readonly int threads_used      # by the last step; 0 before the first
     cdef fa_adam_factors *factors
     cdef Range *ranges                  # sorted, disjoint
     cdef Py_ssize_t count, group_count, task_count, range_count
     cdef bint changing
+    cdef object __weakref__
 
     def __cinit__(self):
         self.lock = RLock()
         self.acquire, self.release = self.lock.acquire, self.lock.release
+        watch(self)
         self.keys, self.arrays, self.index, self.group_params = [], [], {}, []
 
     def __dealloc__(self):
@@ -279,7 +283,7 @@ cdef class Engine:
             while self.fill(grads, scale):
                 self.convert(grads)
             with nogil:
-                fa_run(self.tasks, self.task_count, order, bound)
+                self.threads_used = fa_run(self.tasks, self.task_count, order, bound, &self.tuner)
                 for i in range(self.count):
                     self.slots[i].step += self.slots[i].active
         finally:

@@ -55,13 +55,15 @@ class Adam:
     nonfinite : "propagate"
         NaN and Inf in gradients go into the parameters. The other modes are not available yet.
     threads : int, 1 to 1024, or None
-        An order for exactly that many threads (at most one per cache line); None chooses. The bits of the result
-        never depend on it. May be set later.
+        An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
+        what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
 
     Attributes
     ----------
     param_groups : list of dict
         Like torch's. Hyper-parameters may be changed between steps; "params" and "amsgrad" may not.
+    threads_used : int
+        The threads that the last step took; 0 before the first.
 
     Raises
     ------
@@ -238,6 +240,11 @@ class Adam:
         _core.check_group({**self._defaults, "lr": value})
         for group in self.param_groups:
             group["lr"] = value
+
+    @property
+    def threads_used(self) -> int:
+        """The threads that the last step took; 0 before the first."""
+        return self._engine.threads_used
 
     @property
     def state(self) -> Mapping[Any, Mapping[str, Any]]:

@@ -56,7 +56,7 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads)
         fesetround(FE_UPWARD);
         fa_adam_factors_at(step, &options, 0.7, &factors);
         task.factors = &factors;
-        fa_run(&task, 1, threads, threads);
+        fa_run(&task, 1, threads, threads, 0);
         if (fegetround() != FE_UPWARD)
             exit(1);
         fesetround(FE_TONEAREST);

@@ -45,7 +45,7 @@ static int check(fa_task *tasks, int64_t count, int threads)
     memset(lines_of, 0, sizeof lines_of);
     memset(runs, 0, sizeof runs);
     misaligned = 0;
-    int team = fa_run(tasks, count, threads, threads);
+    int team = fa_run(tasks, count, threads, threads, 0);
     int64_t expected = threads < lines ? threads : lines;
     if (!fa_has_openmp() || expected < 1)
         expected = 1;
@@ -89,7 +89,7 @@ int main(void)
     {
         unsigned char mine[100] = {0};
         fa_task task = {.kernel = &kernels[0], .array = {mine}, .n = 100};
-        nested += fa_run(&task, 1, 4, 4) != 1;
+        nested += fa_run(&task, 1, 4, 4, 0) != 1;
     }
     if (nested)
         return fail("more than one thread inside a parallel region", 1, 4);

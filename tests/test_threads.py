@@ -55,14 +55,35 @@ def test_the_automatic_choice_respects_omp_num_threads():
     run_python(code, OMP_NUM_THREADS="1")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_the_automatic_choice_takes_a_thread_for_every_8_mib_of_parameters():
-    code = f"""{WORKERS}
-assert threads_started((1 << 22) - 16, None) == 0   # a cache line less than 16 MiB
-assert threads_started(1 << 22, None) == min(2, fastadam.get_num_threads()) - 1
-assert fastadam.get_num_threads() == (min(os.cpu_count(), len(os.sched_getaffinity(0))) if {OPENMP} else 1)
+CHOICES = """
+import os, numpy as np, fastadam
+
+def choices(n, steps=100, **options):
+    p = np.ones(n, np.float32)
+    opt = fastadam.Adam(p, **options)
+    assert opt.threads_used == 0
+    grad, used = p.copy(), set()
+    for _ in range(steps):
+        opt.step(grad)
+        used.add(opt.threads_used)
+    return used
 """
-    run_python(code, OMP_NUM_THREADS="")
+
+
+def test_the_automatic_choice_tries_what_has_enough_to_do_and_no_more():
+    run_python(
+        f"""{CHOICES}
+most = min(os.cpu_count(), len(os.sched_getaffinity(0))) if {OPENMP} and hasattr(os, "sched_getaffinity") else 1
+assert fastadam.get_num_threads() == most or not hasattr(os, "sched_getaffinity")
+few = min(2, fastadam.get_num_threads())
+assert choices(2 * 2048 * 16 - 16) == {{1}}         # less than 128 KiB of parameters for each of two
+assert choices(2 * 2048 * 16) == {{1, few}}
+fastadam.set_num_threads(1)
+assert choices(2 * 2048 * 16) == {{1}}
+assert choices(2 * 2048 * 16, threads=2) == {{2 if {OPENMP} else 1}}
+""",
+        OMP_NUM_THREADS="",
+    )
 
 
 @pytest.mark.skipif(not OPENMP, reason="a serial build has no runtime to limit")
@@ -77,7 +98,7 @@ def build(folder, source):
     """A C program that is linked with the driver, with OpenMP if the extension has it."""
     sources = [
         ROOT / "tests" / source,
-        *(ROOT / "csrc" / f"{name}.c" for name in ("cpu", "driver", "factors", "kernels", "staging")),
+        *(ROOT / "csrc").glob("*.c"),
     ]
     openmp = ["-fopenmp"] if OPENMP else []
     program = folder / "program"
@@ -90,6 +111,13 @@ def test_shares_are_equal_whole_lines_and_cover_everything_once(tmp_path):
     result = subprocess.run([build(tmp_path, "shares.c")], capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stdout
     assert re.fullmatch(r"\d{3,} mixtures\n", result.stdout)
+
+
+def test_the_choice_of_threads_finds_what_is_best_and_follows_changes(tmp_path):
+    """tests/tuner.c: imagined programs on an imagined clock, with noise and breaks."""
+    result = subprocess.run([build(tmp_path, "tuner.c")], capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("astray") >= 10
 
 
 @pytest.mark.parametrize(("n", "error"), [(0, ValueError), (1025, ValueError), (1.0, TypeError), ("1", TypeError)])
@@ -194,29 +222,3 @@ def test_a_signal_cannot_tear_a_step():
     for _ in range(counters.pop()):
         twin_opt.step(grads[0])
     assert np.array_equal(params[0], twin)
-
-
-@pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="needs fork")
-def test_a_forked_child_goes_on():
-    """libgomp's team does not survive a fork: the child must not wait for it."""
-    run_python("""
-import os, warnings, numpy as np, fastadam
-warnings.simplefilter("ignore")
-p = np.ones(1 << 20, np.float32)
-g = p.copy()
-opt = fastadam.Adam(p, threads=2)
-opt.step(g)
-for generation in range(3):
-    pid = os.fork()
-    if pid:
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        break
-    opt.step(g)
-twin = np.ones(1 << 20, np.float32)
-twin_opt = fastadam.Adam(twin)
-for _ in range(opt.state[0]["step"]):
-    twin_opt.step(g)
-assert np.array_equal(p, twin)
-opt.step(g)
-os._exit(0)
-""")
