@@ -1,9 +1,10 @@
 """Inside a NumPy training loop: python -m bench loop [--quick] [--contenders A,B] [--save]
 
 A hand-written float32 MLP, 64-h-h-10, whose forward and backward pass are BLAS calls: what matters is not the step's
-own time but the whole iteration, because threads that wait can slow the BLAS calls that follow. Every contender trains
-in a process of its own; they take turns. In the end all must have trained, and fastadam's variants have the same loss
-to the last bit. optax and autograd are not here: one keeps its parameters in its own arrays, the other owns the loop.
+own time but the whole iteration, because threads that wait can slow the BLAS calls that follow. Contenders take turns,
+in a new process each time: where the system happens to place a process's memory alone makes iterations a third slower
+or faster. In the end all must have trained, and fastadam's variants have the same loss to the last bit. optax and
+autograd are not here: one keeps its parameters in its own arrays, the other owns the loop.
 """
 
 import argparse
@@ -14,10 +15,11 @@ import numpy as np
 import fastadam
 
 from .harness import announce, save
-from .runner import VARIANTS, Training
-from .workers import Worker, take_turns
+from .runner import VARIANTS, train
+from .workers import in_new_process
 
-CASES = [(256, 32, 200), (1024, 32, 30), (2048, 64, 8), (4096, 64, 3)]  # width, batch, iterations a turn
+CASES = [(256, 32, 1000), (1024, 32, 150), (2048, 64, 40), (4096, 64, 12)]  # width, batch, iterations
+QUICK = [(256, 32, 50)]
 
 
 def agree(losses):
@@ -25,20 +27,31 @@ def agree(losses):
     ours = {loss for name, loss in losses.items() if name.startswith("fastadam")}
     assert len(ours) <= 1, f"fastadam's bits depend on the number of threads: {losses}"
     trained = [loss for name, loss in losses.items() if name != "no optimizer"]
-    assert max(trained) < 0.5 * losses.get("no optimizer", np.inf), f"one does not train: {losses}"
+    assert max(trained, default=0) < 0.5 * losses.get("no optimizer", np.inf), f"one does not train: {losses}"
 
 
-def run_case(workers, width, batch, count, rounds):
-    turns, absent = {}, {}
-    for name, worker in workers.items():
-        why = worker("prepare", width, batch, fastadam.config()["threads"])
-        if why:
-            absent[name] = why
-        else:
-            turns[name] = lambda worker=worker: worker("turn", count)
-    seconds = take_turns(turns, rounds)
-    agree({name: workers[name]("finish") for name in turns})
-    return {"width": width, "batch": batch, "seconds": seconds, "absent": absent}
+def measure(names, cases, rounds):
+    """A result for each case: seconds of forward and backward, and of the step, in each round."""
+    threads = fastadam.config()["threads"]
+    results = [{"width": w, "batch": b, "seconds": {}, "alone": {}, "absent": {}} for w, b, _ in cases]
+    losses = [{} for _ in cases]
+    for _ in range(rounds):
+        for name in names:
+            try:
+                rows = in_new_process(train, name, cases, threads, environment=VARIANTS[name][1])
+            except ImportError as error:
+                for result in results:
+                    result["absent"][name] = str(error)
+                continue
+            for result, of_case, (forward_backward, step, alone, loss) in zip(results, losses, rows, strict=True):
+                result["seconds"].setdefault(name, []).append((forward_backward, step))
+                result["alone"].setdefault(name, []).append(alone)
+                of_case[name] = loss
+        print(".", end="", flush=True)
+    print()
+    for of_case in losses:
+        agree(of_case)
+    return results
 
 
 def show(result):
@@ -47,11 +60,12 @@ def show(result):
         totals = sorted(sum(sample) * 1e3 for sample in samples)
         print(
             f"| {result['width']}, {result['batch']} | {name} | {forward_backward:.3g} | {step:.3g} "
+            f"| {statistics.median(result['alone'][name]) * 1e3:.3g} "
             f"| {statistics.median(totals):.3g} ({totals[0]:.3g} to {totals[-1]:.3g}) |",
             flush=True,
         )
     for name, why in result["absent"].items():
-        print(f"| {result['width']}, {result['batch']} | {name} | absent: {why} | | |", flush=True)
+        print(f"| {result['width']}, {result['batch']} | {name} | absent: {why} | | | |", flush=True)
 
 
 def main(arguments):
@@ -62,14 +76,10 @@ def main(arguments):
     chosen = parser.parse_args(arguments)
     names = chosen.contenders.split(",")
     announce()
-    print("Milliseconds an iteration: medians of turns (smallest to largest).\n")
-    print("| width, batch | optimizer | forward + backward | step | total |\n|---|---|---|---|---|", flush=True)
-    workers = {name: Worker(Training, name, environment=VARIANTS[name][1]) for name in names}
-    results = []
-    for width, batch, count in CASES[:1] if chosen.quick else CASES:
-        results.append(run_case(workers, width, batch, 20 if chosen.quick else count, 3 if chosen.quick else 7))
-        show(results[-1])
-    for worker in workers.values():
-        worker.close()
+    results = measure(names, QUICK if chosen.quick else CASES, 2 if chosen.quick else 7)
+    print("Milliseconds an iteration: medians of rounds (smallest to largest).\n")
+    print("| width, batch | optimizer | forward + backward | step | step back to back | total |\n" + "|---" * 6 + "|")
+    for result in results:
+        show(result)
     if chosen.save:
         save("loop", results)

@@ -77,6 +77,16 @@ class FastadamSerial(Fastadam):
         super().setup(1)
 
 
+class FastadamShared(FastadamDefault):
+    """fastadam.Adam as it comes, NumPy's BLAS on the same threads."""
+
+    def setup(self, threads):
+        super().setup(threads)
+        import fastadam
+
+        self.sharing = fastadam.share_threads_with_blas()
+
+
 class FastadamUpdate(Contender):
     """fastadam.adam_update as it comes, one call for each array."""
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from .peers import CONTENDERS, Contender, FastadamSerial, Nothing, check
+from .peers import CONTENDERS, Contender, FastadamSerial, FastadamShared, Nothing, check
 from .workloads import WORKLOADS, placed
 
 BLOCK = 0.02  # seconds of work per turn, at least one step
@@ -89,6 +89,8 @@ VARIANTS = {
     "fastadam 1 thread": (FastadamSerial, {}),
     "fastadam all threads": (CONTENDERS["fastadam"], {}),
     "fastadam all threads spinning": (CONTENDERS["fastadam"], SPINNING),
+    "fastadam shared team": (FastadamShared, {}),
+    "fastadam shared team spinning": (FastadamShared, SPINNING),
     **{
         name: (CONTENDERS[name], {})
         for name in (
@@ -100,49 +102,59 @@ VARIANTS = {
 
 
 class Training:
-    """In a process of its own: one model under one optimizer."""
+    """A float32 MLP, 64-width-width-10, in NumPy under one optimizer. ImportError if that is not installed."""
 
-    def __init__(self, name):
-        self.make = VARIANTS[name][0]
-
-    def prepare(self, width, batch, threads):
-        """Why it is absent, or None."""
+    def __init__(self, name, width, batch, threads):
         rng = np.random.default_rng(0)
         self.x, self.labels = rng.standard_normal((batch, 64)).astype(np.float32), rng.integers(0, 10, batch)
         shapes = [(64, width), (width, width), (width, 10), (width,), (width,), (10,)]
         zeros = [np.zeros(shape, np.float32) for shape in shapes]
-        try:
-            self.contender = self.make(zeros, zeros, threads)
-        except ImportError as error:
-            return str(error)
+        self.contender = VARIANTS[name][0](zeros, zeros, threads)
         from fastadam.demo import MLP  # after the contender, which must load its own runtime
 
         self.model = MLP([64, width, width, 10], np.random.default_rng(1))
         for mine, start in zip(self.contender.params(), self.model.weights + self.model.biases, strict=True):
             mine[...] = start
         self.adopt()
-        return None
 
     def adopt(self):
         """The model computes with the optimizer's parameters; some make new arrays at each step."""
         arrays = self.contender.params()
         self.model.weights, self.model.biases = arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
 
-    def turn(self, count):
+    def iterate(self, count):
         """Seconds an iteration: forward and backward; step."""
         forward_backward = step = 0.0
-        for number in range(count + 1):
+        for _ in range(count):
             start = time.perf_counter()
             self.loss, grads = self.model.loss_and_gradients(self.x, self.labels)
             middle = time.perf_counter()
             self.contender.step(grads["weights"] + grads["biases"])
             self.adopt()
             end = time.perf_counter()
-            if number:  # the first one comes after a pause
-                forward_backward += middle - start
-                step += end - middle
+            forward_backward += middle - start
+            step += end - middle
+        self.grads = grads["weights"] + grads["biases"]
         return forward_backward / count, step / count
 
-    def finish(self):
-        self.contender = None
-        return self.loss
+    def step_alone(self, count):
+        """Seconds a step of the same arrays, back to back."""
+        start = time.perf_counter()
+        for _ in range(count):
+            self.contender.step(self.grads)
+        return (time.perf_counter() - start) / count
+
+
+def train(name, cases, threads):
+    """[(forward and backward, step, step alone, loss)] of each case (width, batch, iterations); the first third of the
+    iterations warms up."""
+    rows = []
+    for width, batch, count in cases:
+        training = Training(name, width, batch, threads)
+        training.iterate(max(count // 3, 1))
+        times = training.iterate(count)
+        loss = training.loss
+        training.step_alone(count // 3)
+        rows.append((*times, training.step_alone(count), loss))
+        del training
+    return rows

@@ -46,11 +46,18 @@ def contenders():
         return type("Swapped", (example.FastMLPClassifier,), {"make_optimizer": staticmethod(make_optimizer)})
 
     adam = functools.partial(fastadam.Adam, eps_hat=True)
+
+    class Shared(example.FastMLPClassifier):
+        def fit(self, x, y):
+            with fastadam.share_threads_with_blas():
+                return super().fit(x, y)
+
     return {
         "scikit-learn's Adam": example.MLPClassifier,
         "fastadam default": example.FastMLPClassifier,
         "fastadam 1 thread": swapped(functools.partial(adam, threads=1)),
         "fastadam all threads": swapped(functools.partial(adam, threads=fastadam.config()["threads"])),
+        "fastadam shared team": Shared,
         "no optimizer": swapped(lambda params, **options: Idle()),
     }
 

@@ -36,10 +36,9 @@ def test_step(benchmark, contender, workload):
 @pytest.mark.parametrize("optimizer", ["no optimizer", "fastadam default", "fastadam 1 thread", "NumPy tutorial"])
 def test_training_iteration(benchmark, optimizer):
     """Forward, backward and step of a NumPy MLP of width 256."""
-    training = Training(optimizer)
-    assert training.prepare(256, 32, fastadam.config()["threads"]) is None
-    training.turn(1)
+    training = Training(optimizer, 256, 32, fastadam.config()["threads"])
+    training.iterate(1)
     first = training.loss
-    benchmark(training.turn, 50)
-    assert optimizer == "no optimizer" or training.finish() < first
+    benchmark(training.iterate, 50)
+    assert optimizer == "no optimizer" or training.loss < first
     assert np.isfinite(first)

@@ -29,6 +29,15 @@ class Worker:
         self.pool.shutdown()
 
 
+def in_new_process(function, *args, environment=None):
+    """What the function returns, or raises."""
+    with (
+        mock.patch.dict(os.environ, environment or {}),
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+    ):
+        return pool.submit(function, *args).result()
+
+
 _held = None
 
 

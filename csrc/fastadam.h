@@ -10,6 +10,7 @@
 #ifndef FASTADAM_H
 #define FASTADAM_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* ---- rules (rules.inc) ---------------------------------------------------------------------------------- */
@@ -109,6 +110,16 @@ int fa_max_threads(void);       /* what the OpenMP runtime would give the callin
 
 void fa_watch_forks(void);      /* call once */
 int fa_orphaned(void);          /* is this a forked child in which parallel regions would hang? */
+
+/* ---- one team with OpenBLAS (blas.c) -------------------------------------------------------------------- */
+
+/* OpenBLAS's interface to a program that supplies its threads. */
+typedef void (*fa_blas_job)(int number, void *data, int extra);
+typedef void (*fa_blas_callback)(int sync, fa_blas_job run, int count, size_t size, void *data, int extra);
+typedef void (*fa_blas_setter)(fa_blas_callback callback);
+
+/* Let the OpenBLAS that this function belongs to run its jobs on our team, or on its own threads again. */
+void fa_share_with_blas(fa_blas_setter set, int share);
 
 /* ---- floating point (cpu.c) ----------------------------------------------------------------------------- */
 

@@ -15,6 +15,7 @@ _wait_policy = _load.load()
 from fastadam import reference
 from fastadam._config import __version__, config, show_config
 from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
+from fastadam.blas import share_threads_with_blas
 from fastadam.optimizers import Adam, AdamW
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "get_num_threads",
     "reference",
     "set_num_threads",
+    "share_threads_with_blas",
     "show_config",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 import fastadam
-from fastadam import _core
+from fastadam import _core, blas
 
 __version__ = version("fastadam")
 
@@ -19,7 +19,7 @@ def config() -> dict[str, Any]:
     build and CPU; openmp (bool), False for a serial build; threads (int), the most that a step would take now;
     openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon sleep),
     "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
-    "no OpenMP".
+    "no OpenMP"; blas_shared (list of str), the OpenBLAS libraries that `share_threads_with_blas` has on our threads.
 
     Examples
     --------
@@ -37,6 +37,7 @@ def config() -> dict[str, Any]:
         "openmp": _core.has_openmp(),
         "threads": _core.get_num_threads(),
         "openmp_waits": fastadam._wait_policy,
+        "blas_shared": blas.shared_libraries(),
     }
 
 

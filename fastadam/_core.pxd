@@ -51,6 +51,9 @@ cdef extern from "fastadam.h" nogil:
     int fa_max_threads()
     void fa_watch_forks()
 
+    ctypedef void *fa_blas_setter   # a function that only C calls
+    void fa_share_with_blas(fa_blas_setter set, int share)
+
     ctypedef struct fa_fp_state:
         pass
 

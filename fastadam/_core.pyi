@@ -14,6 +14,7 @@ MAX_THREADS: int
 
 class PerformanceWarning(UserWarning): ...
 
+def share_with_blas(setter: int, share: bool) -> None: ...
 def adam_update(
     param: np.ndarray,
     grad: np.ndarray | np.floating,

@@ -160,6 +160,12 @@ cdef int bound_of_threads():
     return cpu_quota if thread_bound is None or thread_bound > cpu_quota else thread_bound
 
 
+def share_with_blas(size_t setter, bint share):
+    """Let the OpenBLAS whose setter has this address compute on our threads, or on its own again."""
+    with nogil:
+        fa_share_with_blas(<fa_blas_setter>setter, share)
+
+
 include "_values.pxi"
 include "_arrays.pxi"
 

@@ -206,4 +206,4 @@ for name in "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME":
 import fastadam
 """
     report = run_python(code, OMP_DISPLAY_ENV="verbose").stderr
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in report and "GOMP_SPINCOUNT = '1000'" in report
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in report and "GOMP_SPINCOUNT = '2000'" in report
