@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = ("bars", "versus", "loop", "sklearn_fit", "scaling", "installing", "instructions", "report")
+COMMANDS = ("bars", "versus", "loop", "sklearn_fit", "busy", "scaling", "installing", "instructions", "report")
 
 
 def main():

@@ -58,9 +58,8 @@ def show(r):
 
 def bar_memory_speed(n, rounds, dtype, threads):
     ours = Checked(n, dtype, threads)
-    limit = memory_limit()[dtype]
     q, m, v = ours.p.copy(), np.zeros_like(ours.p), np.zeros_like(ours.p)
-    timings = alternate({"step": ours.step, "limit": lambda: limit(q, ours.g, m, v, threads)}, rounds)
+    timings = alternate({"step": ours.step, "limit": memory_limit(q, ours.g, m, v, threads)}, rounds)
     ours.check()
     share = ratio(timings, "limit", "step")
     bytes_moved = 7 * n * np.dtype(dtype).itemsize

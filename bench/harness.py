@@ -61,23 +61,33 @@ def ratio(timings, name, base):
 
 
 @functools.cache
-def memory_limit():
-    """The C functions of memory_limit.c, compiled for this machine: {float32: f, float64: f}."""
-    source = Path(__file__).with_name("memory_limit.c")
-    library = Path(tempfile.mkdtemp(), "memory_limit.so")
-    flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, str(source), "-o", str(library)], check=True)
+def limits():
+    """The library of limits.c, compiled for this machine."""
+    source = Path(__file__).with_name("limits.c")
+    library = Path(tempfile.mkdtemp(), "limits.so")
+    flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, str(source), "-o", str(library), "-lm"], check=True)
     loaded = ctypes.CDLL(str(library))
+    for function in loaded.arithmetic_limit_f32, loaded.arithmetic_limit_f64:
+        function.restype = ctypes.c_double
+    return loaded
 
-    def call(function, p, g, m, v, threads):
-        function(
-            *(ctypes.c_void_p(x.ctypes.data) for x in (p, g, m, v)), ctypes.c_int64(p.size), threads, ctypes.c_double(0)
-        )
 
-    return {
-        np.float32: functools.partial(call, loaded.memory_limit_f32),
-        np.float64: functools.partial(call, loaded.memory_limit_f64),
-    }
+def suffix(dtype):
+    return {"float32": "f32", "float64": "f64"}[np.dtype(dtype).name]
+
+
+def memory_limit(p, g, m, v, threads):
+    """A function without arguments that reads and writes these arrays as a step does."""
+    function = limits()[f"memory_limit_{suffix(p.dtype)}"]
+    pointers = [ctypes.c_void_p(x.ctypes.data) for x in (p, g, m, v)]
+    return functools.partial(function, *pointers, ctypes.c_int64(p.size), threads, ctypes.c_double(0))
+
+
+def arithmetic_limit(size, dtype, threads):
+    """A function without arguments that takes as many square roots and quotients as a step."""
+    function = limits()[f"arithmetic_limit_{suffix(dtype)}"]
+    return functools.partial(function, ctypes.c_int64(size), threads, ctypes.c_double(1))
 
 
 def cpu_name():

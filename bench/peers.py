@@ -26,8 +26,9 @@ class Contender:
         self.grads, self.rule, self.t = grads, rule, 0
         self.setup(threads)
 
-    def zeros(self):
-        return [np.zeros_like(p) for p in self.arrays]
+    def zeros(self, kind):
+        """State of that kind, 0 to 2, apart from the parameters, the gradients and other state (`placed`)."""
+        return [placed(np.zeros_like(p), (272, 784, 400)[kind]) for p in self.arrays]
 
     def run(self, steps):
         for _ in range(steps):
@@ -93,7 +94,7 @@ class FastadamUpdate(Contender):
     def setup(self, threads):
         import fastadam
 
-        self.update, self.m, self.v = fastadam.adam_update, self.zeros(), self.zeros()
+        self.update, self.m, self.v = fastadam.adam_update, self.zeros(0), self.zeros(1)
 
     def step(self, grads):
         self.t += 1
@@ -107,8 +108,8 @@ class NumpyTutorial(Contender):
     rules = ("Adam", "AdamW", "AMSGrad")
 
     def setup(self, threads):
-        self.m, self.v = self.zeros(), self.zeros()
-        self.largest = self.zeros() if self.rule == "AMSGrad" else None
+        self.m, self.v = self.zeros(0), self.zeros(1)
+        self.largest = self.zeros(2) if self.rule == "AMSGrad" else None
 
     def step(self, grads):
         self.t += 1
@@ -129,7 +130,7 @@ class NumpyInPlace(Contender):
     """NumPy with every temporary avoided."""
 
     def setup(self, threads):
-        self.m, self.v, self.scratch = self.zeros(), self.zeros(), self.zeros()
+        self.m, self.v, self.scratch = (self.zeros(kind) for kind in range(3))
 
     def step(self, grads):
         self.t += 1
@@ -178,8 +179,9 @@ class NumbaParallel(Contender):
 
         self.update = update
         self.flat = [p.reshape(-1) for p in self.arrays]
-        self.m, self.v = ([np.zeros_like(p) for p in self.flat] for _ in range(2))
-        self.largest = [np.zeros_like(p) for p in self.flat] if amsgrad else self.v
+        self.m, self.v, self.largest = ([a.reshape(-1) for a in self.zeros(kind)] for kind in range(3))
+        if not amsgrad:
+            self.largest = self.v
 
     def step(self, grads):
         self.t += 1
@@ -227,6 +229,8 @@ class Autograd(Contender):
     least_steps = 5  # what a run begins with is shared among them
 
     def setup(self, threads):
+        if sum(p.size for p in self.arrays) > 1 << 26:
+            raise NotImplementedError("its float64 state and temporaries need more memory than this machine has")
         from autograd.misc.optimizers import adam
 
         self.adam, self.flat_grad = adam, np.concatenate([g.ravel() for g in self.grads])

@@ -4,6 +4,7 @@ import statistics
 
 import matplotlib as mpl
 
+from .runner import LIMITS
 from .workloads import WORKLOADS
 
 mpl.use("Agg")
@@ -15,7 +16,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 OURS, LIMIT = "#d1495b", "#222222"
 COLOURS = {
-    "fastadam": OURS, "fastadam default": "#f0a3ae", "fastadam.adam_update": "#8c1c2e", "memory limit": LIMIT,
+    "fastadam": OURS, "fastadam default": "#f0a3ae", "fastadam.adam_update": "#8c1c2e",
+    "memory limit": LIMIT, "arithmetic limit": LIMIT,
     "torch fused": "#ee964b", "torch foreach": "#f3b780", "torch for-loop": "#f8dac0",
     "DeepSpeed CPUAdam": "#6a4c93", "numba prange": "#1982c4", "numba serial": "#8ac2e6", "optax jit": "#3a7d44",
     "thinc": "#8ac926", "scikit-learn": "#2a9d8f", "autograd": "#b5a642", "NumPy in place": "#9a9a9a",
@@ -38,7 +40,7 @@ def peers(results, folder):
     figure, axes = plt.subplots(2, 3, figsize=(11, 7.2), layout="constrained")
     for axis, workload in zip(axes.flat, shown, strict=False):
         ratios = {name: versus.ratio(workload, name) for name in versus.names() if name != "fastadam.adam_update"}
-        ratios = {name: r for name, r in ratios.items() if r and name not in ("memory limit", "fastadam default")}
+        ratios = {name: r for name, r in ratios.items() if r and name not in (*LIMITS, "fastadam default")}
         names = sorted(ratios, key=lambda name: ratios[name][1], reverse=True)
         middle = [ratios[name][1] for name in names]
         errors = [[m - ratios[n][0] for n, m in zip(names, middle, strict=True)],
@@ -73,12 +75,14 @@ def sizes(results, folder):
             continue
         x = [size for size, _ in points]
         y = [statistics.median(samples) / size * 1e9 for size, samples in points]
-        ours = name in ("fastadam", "memory limit")
-        style = "--" if name == "memory limit" else "-"
+        ours = name == "fastadam" or name in LIMITS
+        style = "--" if name == "memory limit" else ":" if name == "arithmetic limit" else "-"
         axis.plot(x, y, style, marker="o", ms=3, lw=2.2 if ours else 1, color=COLOURS[name], label=name)
     axis.set(xscale="log", yscale="log", xlabel="parameters in one float32 array", ylabel="nanoseconds a parameter")
     axis.legend(fontsize=7, ncols=1, bbox_to_anchor=(1.01, 1), loc="upper left")
-    axis.set_title("Cost of a parameter; dashed: the same bytes read and written in C")
+    axis.set_title(
+        "Cost of a parameter; dashed: the same bytes read and written in C; dotted: the roots and quotients alone"
+    )
     save(figure, folder, "sizes")
 
 

@@ -16,19 +16,36 @@ LARGE = 1 << 27  # bytes of parameters: such contenders meet fastadam one by one
 
 
 class MemoryLimit(Contender):
-    """Reads and writes what a step must, with next to no arithmetic, in C (memory_limit.c)."""
+    """Reads and writes what a step must, with next to no arithmetic, in C (limits.c)."""
 
     rules = ("Adam", "AdamW")
 
     def setup(self, threads):
         from .harness import memory_limit
 
-        self.limit, self.threads = memory_limit()[self.arrays[0].dtype.type], threads
         flat = np.concatenate([p.ravel() for p in self.arrays])
         self.arrays = [placed(flat, place) for place in (0, 256, 512, 768)]
+        self.limit = memory_limit(*self.arrays, threads)
 
     def step(self, grads):
-        self.limit(*self.arrays, self.threads)
+        self.limit()
+
+
+class ArithmeticLimit(Contender):
+    """As many square roots and quotients as a step, which moves no memory, in C (limits.c)."""
+
+    rules = ("Adam", "AdamW", "AMSGrad")
+
+    def setup(self, threads):
+        from .harness import arithmetic_limit
+
+        self.limit = arithmetic_limit(sum(p.size for p in self.arrays), self.arrays[0].dtype, threads)
+
+    def step(self, grads):
+        self.limit()
+
+
+LIMITS = {"memory limit": MemoryLimit, "arithmetic limit": ArithmeticLimit}
 
 
 class Runner:
@@ -43,7 +60,7 @@ class Runner:
         self.params, self.grads = self.workload.make()
         self.contenders, self.taken, self.steps, absent = {}, {}, {}, {}
         for name in self.names:
-            make = MemoryLimit if name == "memory limit" else CONTENDERS[name]
+            make = LIMITS.get(name) or CONTENDERS[name]
             try:
                 contender = make(self.params, self.grads, threads, self.workload.rule)
                 contender.run(1)  # compiles and allocates
@@ -74,7 +91,7 @@ class Runner:
         failed = {}
         for name, contender in self.contenders.items():
             try:
-                if name != "memory limit":
+                if name not in LIMITS:
                     check(contender, self.params, self.grads, self.taken[name])
             except AssertionError as error:
                 failed[name] = f"FAILED: {error}"

@@ -1,6 +1,6 @@
 """Against threads, number of parameters and number of arrays: python -m bench scaling [--quick] [--save]
 
-The memory limit (the same bytes read and written in C, memory_limit.c) takes turns with the step, with as many threads.
+The memory limit (the same bytes read and written in C, limits.c) takes turns with the step, with as many threads.
 """
 
 import argparse
@@ -39,7 +39,6 @@ def measure(size, arrays, threads, rounds):
     flat = [contender.arrays[0], grads[0], state["exp_avg"], state["exp_avg_sq"]]  # the limit leaves them as they are
     if arrays > 1:
         flat = [placed(np.broadcast_to(np.float32(1), size), place) for place in (0, 256, 512, 768)]
-    limit = memory_limit()[np.float32]
 
     def order(count):
         contender.optimizer.threads = count
@@ -47,7 +46,7 @@ def measure(size, arrays, threads, rounds):
     turns = {}
     for count in threads:
         turns["step", count] = (lambda c=count: order(c), lambda: contender.step(grads))
-        turns["limit", count] = lambda c=count: limit(*flat, c)
+        turns["limit", count] = memory_limit(*flat, count)
     calls = max(1, min(1000, WORK // size))
     timings = alternate(turns, rounds, calls)
     check(contender, params, grads, len(threads) * calls * (rounds + 1))

@@ -100,6 +100,8 @@ def main(arguments):
     parser.add_argument("--quick", action="store_true", help="the smallest case, few rounds: a smoke test")
     parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
     chosen = parser.parse_args(arguments)
+    if importlib.util.find_spec("sklearn") is None:
+        raise SystemExit("scikit-learn is not installed: python -m pip install scikit-learn")
     warnings.filterwarnings("ignore", "Stochastic Optimizer: Maximum iterations")  # as many epochs as we want
     announce()
     print("| hidden, batch | optimizer | fit, s | speed-up | share of the ceiling |\n|---|---|---|---|---|", flush=True)

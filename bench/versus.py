@@ -1,9 +1,9 @@
 """Side by side with every peer: python -m bench versus [--quick] [--peers A,B] [--workloads X,Y] [--save]
 
-Every contender lives in a process of its own, fastadam's variants and the memory limit share one; they take turns. All
-get all threads, except "fastadam default" and "fastadam.adam_update", which run as they come. Results are checked
+Every contender lives in a process of its own, fastadam's variants and the limits (limits.c) share one; they take turns.
+All get all threads, except "fastadam default" and "fastadam.adam_update", which run as they come. Results are checked
 against float64 after timing. A peer that is not installed, or has no such rule or element type, is reported as absent.
-Shown are ratios, medians over the rounds with quartiles.
+Shown are ratios, medians over the rounds with quartiles, and shares of the limits.
 """
 
 import argparse
@@ -13,11 +13,11 @@ import fastadam
 
 from .harness import announce, save
 from .peers import PEERS
-from .runner import LARGE, Runner
+from .runner import LARGE, LIMITS, Runner
 from .workers import Worker, take_turns
 from .workloads import WORKLOADS
 
-OURS = ["memory limit", "fastadam", "fastadam default", "fastadam.adam_update"]
+OURS = [*LIMITS, "fastadam", "fastadam default", "fastadam.adam_update"]
 SLOW = {"NumPy tutorial", "NumPy in place", "scikit-learn", "thinc", "autograd"}  # seconds a step at 64 Mi
 
 
@@ -57,18 +57,18 @@ def show(result):
     for name, samples in seconds.items():
         low, middle, high = quartiles(seconds["fastadam"], samples)
         speed = workload.step_bytes / statistics.median(samples) / 1e9
-        limit = f"{quartiles(samples, seconds['memory limit'])[1]:.2f}" if "memory limit" in seconds else ""
+        shares = (f"{quartiles(samples, seconds[limit])[1]:.2f}" if limit in seconds else "" for limit in LIMITS)
         bare = ""
         if base(name) != "fastadam" and base(name) in seconds:
             bare = f"{quartiles(seconds[base(name)], samples)[1]:.2f}"
         print(
-            f"| {workload.name} | {name} | {statistics.median(samples) * 1e3:.4g} | {speed:.1f} | {limit} "
+            f"| {workload.name} | {name} | {statistics.median(samples) * 1e3:.4g} | {speed:.1f} | {' | '.join(shares)} "
             f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {bare} |",
             flush=True,
         )
     for name, why in result["absent"].items():
-        if name != "memory limit":
-            print(f"| {workload.name} | {name} | absent: {why} | | | | |", flush=True)
+        if name not in LIMITS:
+            print(f"| {workload.name} | {name} | absent: {why} | | | | | |", flush=True)
 
 
 def main(arguments):
@@ -84,8 +84,9 @@ def main(arguments):
     if chosen.quick:
         workloads = [w for w in workloads if w.size <= 1 << 20]
     announce()
-    print("| workload | contender | ms a step | GB/s | share of limit | against fastadam | against adam_update |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    columns = ("workload", "contender", "ms a step", "GB/s", *LIMITS, "against fastadam", "against adam_update")
+    print(f"| {' | '.join(columns)} |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     ours = Worker(Runner, OURS)
     peers = {name: Worker(Runner, [name]) for name in chosen.peers.split(",")}
     results = []
