@@ -18,7 +18,7 @@ from .harness import announce, save
 from .runner import VARIANTS, train
 from .workers import in_new_process
 
-CASES = [(256, 32, 1000), (1024, 32, 150), (2048, 64, 40), (4096, 64, 12)]  # width, batch, iterations
+CASES = [(256, 32, 400), (1024, 32, 80), (2048, 64, 24), (4096, 64, 8)]  # width, batch, iterations
 QUICK = [(256, 32, 50)]
 
 
@@ -76,7 +76,7 @@ def main(arguments):
     chosen = parser.parse_args(arguments)
     names = chosen.contenders.split(",")
     announce()
-    results = measure(names, QUICK if chosen.quick else CASES, 2 if chosen.quick else 7)
+    results = measure(names, QUICK if chosen.quick else CASES, 2 if chosen.quick else 5)
     print("Milliseconds an iteration: medians of rounds (smallest to largest).\n")
     print("| width, batch | optimizer | forward + backward | step | step back to back | total |\n" + "|---" * 6 + "|")
     for result in results:

@@ -1,4 +1,4 @@
-/* Tasks to threads: the only OpenMP in the project.
+/* Tasks to threads.
  *
  * All tasks of a step are laid end to end and measured in cache lines of parameters, so a float64 element counts
  * twice a float32 one. Each thread takes one contiguous share of equal length: a thousand small arrays cost one

@@ -12,7 +12,7 @@ import fastadam
 ROOT = Path(__file__).parent.parent
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
 
-WITH_EXAMPLES = ["fastadam", "fastadam._config", "fastadam._core", "fastadam.optimizers", "fastadam.reference"]
+WITH_EXAMPLES = ["fastadam", "fastadam._config", "fastadam._core", "fastadam.blas", "fastadam.optimizers", "fastadam.reference"]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -22,8 +22,9 @@ def test_examples_in_docstrings(name):
     assert result.attempted > 0 or name not in WITH_EXAMPLES
 
 
-def test_examples_in_the_readme():
-    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+@pytest.mark.parametrize("page", ["README.md", "docs/threads.md"])
+def test_examples_in_the_pages(page):
+    result = doctest.testfile(str(ROOT / page), module_relative=False)
     assert result.failed == 0 and result.attempted > 0
 
 
