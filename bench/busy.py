@@ -31,7 +31,8 @@ def make(name, size, threads):
     return contender, finish
 
 
-def spin():
+def spin(begun):
+    begun.set()
     while True:
         pass
 
@@ -39,16 +40,21 @@ def spin():
 def beside_a_busy_process(name, threads, warm, count):
     """Seconds of each step."""
     contender, finish = make(name, 1 << 20, threads)
-    neighbour = multiprocessing.get_context("spawn").Process(target=spin, daemon=True)
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    neighbour = context.Process(target=spin, args=(begun,), daemon=True)
     neighbour.start()
-    time.sleep(0.5)
-    contender.run(warm)
-    seconds = []
-    for _ in range(count):
-        start = time.perf_counter()
-        contender.run(1)
-        seconds.append(time.perf_counter() - start)
-    neighbour.kill()
+    try:
+        assert begun.wait(60)
+        contender.run(warm)
+        seconds = []
+        for _ in range(count):
+            start = time.perf_counter()
+            contender.run(1)
+            seconds.append(time.perf_counter() - start)
+        assert neighbour.is_alive()
+    finally:
+        neighbour.kill()
     finish(warm + count)
     return seconds
 

@@ -168,7 +168,7 @@ def train(name, cases, threads):
     rows = []
     for width, batch, count in cases:
         training = Training(name, width, batch, threads)
-        training.iterate(max(count // 3, 1))
+        training.iterate(max(count // 3, training.contender.warm_up))
         times = training.iterate(count)
         loss = training.loss
         training.step_alone(count // 3)

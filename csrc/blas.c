@@ -9,6 +9,8 @@
 #ifdef _OPENMP
 #include <omp.h>
 #include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 typedef struct {
@@ -27,6 +29,13 @@ static void *run_job(void *argument)
     return 0;
 }
 
+/* What OpenMP's runtimes do, too: the jobs that run already wait for the others, so there is no way back. */
+static void give_up(void)
+{
+    fputs("fastadam: the system has no more threads to give, and a BLAS call needs them\n", stderr);
+    abort();
+}
+
 /* Where OpenMP gives too few threads (inside a parallel region, by OMP_THREAD_LIMIT, OMP_DYNAMIC, in an orphaned child). */
 static void run_on_threads_of_their_own(const job *first, int count)
 {
@@ -35,8 +44,11 @@ static void run_on_threads_of_their_own(const job *first, int count)
     for (int i = 1; i < count; i++) {
         jobs[i] = *first;
         jobs[i].number = i;
-        while (pthread_create(&threads[i], 0, run_job, &jobs[i]) != 0)
-            usleep(1000); /* the jobs that run already cannot end without it */
+        for (int tries = 0; pthread_create(&threads[i], 0, run_job, &jobs[i]) != 0; tries++) {
+            if (tries == 5000)
+                give_up();
+            usleep(1000);
+        }
     }
     run_job((void *)first);
     for (int i = 1; i < count; i++)

@@ -85,6 +85,7 @@ typedef struct {
     int most, best;                    /* threads: the bound, and what is best so far */
     int candidates[3], count;          /* threads on trial; count is 0 between trials */
     int candidate, tried;
+    int others;                        /* steps of other work, in a row */
     int rest, rested, slow;            /* steps between trials; since the last; in a row that took too long */
     double started, usual;             /* seconds: when the last step began; what a step takes */
     double own[3][FA_TUNER_TRIES], period[3][FA_TUNER_TRIES];
@@ -110,6 +111,8 @@ int fa_max_threads(void);       /* what the OpenMP runtime would give the callin
 
 void fa_watch_forks(void);      /* call once */
 int fa_orphaned(void);          /* is this a forked child in which parallel regions would hang? */
+void fa_begin_writing(void);    /* a fork waits until the end; nothing in between may need the GIL */
+void fa_end_writing(void);
 
 /* ---- one team with OpenBLAS (blas.c) -------------------------------------------------------------------- */
 

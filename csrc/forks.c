@@ -1,15 +1,18 @@
-/* Forking. libgomp's threads do not exist in a forked child, but its records of them do, so that a child's first
- * parallel region waits for ever. Giving the threads back before the fork (OpenMP 5's omp_pause_resource_all, hard)
- * leaves parent and child with records that are true: both make new threads when they need them. LLVM's and Intel's
- * runtimes see to it themselves, and deadlock if paused. In a child of any other runtime steps are serial. */
+/* Forking.
+ *
+ * A fork waits for what other threads are writing, so that no child sees half a step.
+ *
+ * libgomp's threads do not exist in a forked child, but its records of them do, so that a child's first parallel region
+ * waits for ever. Giving the threads back before the fork (OpenMP 5's omp_pause_resource_all, hard) leaves parent and
+ * child with records that are true: both make new threads when they need them. LLVM's and Intel's runtimes see to it
+ * themselves, and deadlock if paused. In a child of any other runtime steps are serial. */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include "fastadam.h"
 
 #ifdef _OPENMP
 #include <dlfcn.h>
 #include <omp.h>
-#include <pthread.h>
-#include <string.h>
 
 enum { HARD = 2 }; /* omp_pause_hard, which old headers do not have */
 
@@ -17,29 +20,29 @@ static int (*pause_all)(int); /* libgomp's, if it has it */
 static int safe;              /* the runtime, or the last pause, makes children whole */
 static int orphaned;          /* this process is a child without the threads that its runtime believes in */
 
-static void before_fork(void)
+static void find_runtime(void)
+{
+    Dl_info runtime;
+    void *library = 0;
+    if (dladdr((void *)(uintptr_t)omp_get_max_threads, &runtime) && runtime.dli_fname)
+        library = dlopen(runtime.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    if (!library)
+        return;
+    safe = dlsym(library, "kmp_get_blocktime") != 0; /* LLVM's or Intel's, which may pose as libgomp */
+    if (!safe && dlsym(library, "GOMP_parallel"))
+        *(void **)&pause_all = dlsym(library, "omp_pause_resource_all");
+}
+
+static void give_threads_back(void)
 {
     if (pause_all)
         safe = !omp_in_parallel() && pause_all(HARD) == 0;
 }
 
-static void in_child(void)
+static void mark_child(void)
 {
     if (!safe)
         orphaned = 1;
-}
-
-void fa_watch_forks(void)
-{
-    Dl_info runtime;
-    if (dladdr((void *)(uintptr_t)omp_get_max_threads, &runtime) && runtime.dli_fname) {
-        const char *slash = strrchr(runtime.dli_fname, '/'), *name = slash ? slash + 1 : runtime.dli_fname;
-        void *library = dlopen(runtime.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-        if (strncmp(name, "libgomp", 7) == 0 && library)
-            *(void **)&pause_all = dlsym(library, "omp_pause_resource_all");
-        safe = strncmp(name, "libomp", 6) == 0 || strncmp(name, "libiomp", 7) == 0;
-    }
-    pthread_atfork(before_fork, 0, in_child);
 }
 
 int fa_orphaned(void)
@@ -49,7 +52,15 @@ int fa_orphaned(void)
 
 #else
 
-void fa_watch_forks(void)
+static void find_runtime(void)
+{
+}
+
+static void give_threads_back(void)
+{
+}
+
+static void mark_child(void)
 {
 }
 
@@ -59,3 +70,51 @@ int fa_orphaned(void)
 }
 
 #endif
+
+/* Steps share it; a fork has it alone, and is not kept waiting by steps that begin after it asked. */
+static pthread_rwlock_t writing;
+
+static void make_lock(void)
+{
+    pthread_rwlockattr_t kind;
+    pthread_rwlockattr_init(&kind);
+#ifdef __GLIBC__
+    pthread_rwlockattr_setkind_np(&kind, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+#endif
+    pthread_rwlock_init(&writing, &kind);
+    pthread_rwlockattr_destroy(&kind);
+}
+
+static void before_fork(void)
+{
+    pthread_rwlock_wrlock(&writing);
+    give_threads_back();
+}
+
+static void in_parent(void)
+{
+    pthread_rwlock_unlock(&writing);
+}
+
+static void in_child(void)
+{
+    make_lock();
+    mark_child();
+}
+
+void fa_watch_forks(void)
+{
+    make_lock();
+    find_runtime();
+    pthread_atfork(before_fork, in_parent, in_child);
+}
+
+void fa_begin_writing(void)
+{
+    pthread_rwlock_rdlock(&writing);
+}
+
+void fa_end_writing(void)
+{
+    pthread_rwlock_unlock(&writing);
+}

@@ -12,7 +12,7 @@ enum {
     WAKING = 2,
     SHORTEST = 128,         /* steps between trials, doubled as long as nothing changes */
     LONGEST = 2048,
-    PATIENCE = 8,           /* steps of twice the usual time before the next trial */
+    PATIENCE = 8,           /* steps of twice the usual time before the next trial; of other work, to begin anew */
 };
 
 static double median(const double *samples)
@@ -57,6 +57,9 @@ static void decide(fa_tuner *t)
 int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
 {
     int known = lines > t->lines / 4 * 3 && lines / 4 * 3 < t->lines && most == t->most;
+    t->others = known ? 0 : t->others + 1;
+    if (!known && t->lines && t->others < PATIENCE)
+        return start; /* a step now and then of other work, which is not to spoil what is known */
     if (!known) {
         memset(t, 0, sizeof *t);
         t->lines = lines;
@@ -82,6 +85,8 @@ int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
 void fa_tuner_done(fa_tuner *t, double now)
 {
     double own = now - t->started;
+    if (t->others)
+        return;
     if (t->count)
         t->own[t->candidate][t->tried] = own;
     else

@@ -50,6 +50,8 @@ cdef extern from "fastadam.h" nogil:
     int fa_has_openmp()
     int fa_max_threads()
     void fa_watch_forks()
+    void fa_begin_writing()
+    void fa_end_writing()
 
     ctypedef void *fa_blas_setter   # a function that only C calls
     void fa_share_with_blas(fa_blas_setter set, int share)

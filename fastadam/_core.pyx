@@ -11,7 +11,7 @@ from cpython.object cimport PyObject, PyObject_TypeCheck, PyTypeObject
 from libc.math cimport isfinite
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport qsort
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 
 import os
 import warnings
@@ -297,7 +297,9 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     task.n = size_of(array[0])
     task.factors = &factors
     with nogil:
+        fa_begin_writing()
         fa_run(&task, 1, order, bound, NULL)
+        fa_end_writing()
 
 
 include "_engine.pxi"

@@ -7,7 +7,7 @@ cdef struct Slot:           # one parameter
     Array *array[ARRAYS]        # in a task's order, [FA_GRAD] unused, NULL where there is none; owned by Engine.arrays
     char *data[ARRAYS]          # where each was when last looked at; [FA_GRAD]: the last gradient found to be apart
     int64_t n
-    int64_t step
+    int64_t step, loaded
     int group
     bint active                 # has a gradient in this step
     bint convert                # whose gradient has to be copied first
@@ -19,6 +19,11 @@ cdef struct Group:
     int64_t count               # its largest step counter
     fa_adam_factors *factors    # the last made, for the counter below
     int64_t step
+
+cdef struct Copy:           # state to load
+    char *target
+    char *source
+    size_t size
 
 cdef struct Range:          # memory that is written
     char *begin
@@ -95,8 +100,7 @@ cdef class Engine:
     cdef object __weakref__
 
     def __cinit__(self):
-        self.lock = RLock()
-        self.acquire, self.release = self.lock.acquire, self.lock.release
+        self.new_lock()
         watch(self)
         self.keys, self.arrays, self.index, self.group_params = [], [], {}, []
 
@@ -120,6 +124,17 @@ cdef class Engine:
     cdef int end_change(self) except -1:
         self.changing = False
         self.release()
+        return 0
+
+    def renew_lock(self):
+        """In a forked child: what another thread held is free. It was not writing (csrc/forks.c)."""
+        if not self.lock._is_owned():
+            self.new_lock()
+            self.changing = False
+
+    cdef int new_lock(self) except -1:
+        self.lock = RLock()
+        self.acquire, self.release = self.lock.acquire, self.lock.release
         return 0
 
     def __enter__(self):
@@ -186,27 +201,43 @@ cdef class Engine:
 
     def load(self, list groups, list new_groups, list new_arrays, list steps):
         """Copy validated state in. Compiled, so that Ctrl-C waits until all of it is in."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, k = 0
+        cdef Copy *copies = NULL
+        cdef list sources = []
         if not len(new_arrays) == len(steps) == self.count:
             raise ValueError(f"expected the state of {self.count} parameters, got {len(new_arrays)}")
-        for mine in self.arrays:
-            for array in mine[1:]:
-                if not array.flags.writeable:
-                    raise ValueError("the state is read-only; set .flags.writeable = True on the arrays in opt.state")
-        # A source that is also a destination of another could be overwritten before its turn.
-        new_arrays = [[numpy.array(new) if self.written_by(new) is not None else new for new in news]
-                      for news in new_arrays]
-        # All of it is looked at without running Python code before any of it is copied.
         for mine, news in zip(self.arrays, new_arrays):
             for old, new in zip(mine[1:], news, strict=True):
-                if not (is_exactly_array(<Array *>new) and is_native(<Array *>new)
-                        and type_of(<Array *>new) == type_of(<Array *>old) and same_shape(<Array *>new, <Array *>old)):
-                    raise ValueError("the state to load changed while it was looked at")
-        for mine, news in zip(self.arrays, new_arrays):
-            for old, new in zip(mine[1:], news):
-                np.PyArray_CopyInto(old, new)
+                if not old.flags.writeable:
+                    raise ValueError("the state is read-only; set .flags.writeable = True on the arrays in opt.state")
+                # A source that is also a destination of another could be overwritten before its turn.
+                if not same_layout(<Array *>old, <Array *>new) or self.written_by(new) is not None:
+                    new = numpy.array(new, order="C" if old.flags.c_contiguous else "F")
+                sources.append(new)
         for i in range(self.count):
-            self.slots[i].step = steps[i]
+            self.slots[i].loaded = steps[i]
+        try:
+            grow(<void **>&copies, (len(sources) + 1) * sizeof(Copy))
+            # All of it is looked at without running Python code before any of it is copied.
+            for mine in self.arrays:
+                for old in mine[1:]:
+                    new = sources[k]
+                    if not (is_exactly_array(<Array *>new) and is_native(<Array *>new)
+                            and type_of(<Array *>new) == type_of(<Array *>old)
+                            and same_layout(<Array *>new, <Array *>old)):
+                        raise ValueError("the state to load changed while it was looked at")
+                    copies[k].target, copies[k].source = data_of(<Array *>old), data_of(<Array *>new)
+                    copies[k].size = nbytes_of(<Array *>old)
+                    k += 1
+            with nogil:
+                fa_begin_writing()
+                for i in range(k):
+                    memcpy(copies[i].target, copies[i].source, copies[i].size)
+                for i in range(self.count):
+                    self.slots[i].step = self.slots[i].loaded
+                fa_end_writing()
+        finally:
+            PyMem_Free(copies)
         for group, new_group in zip(groups, new_groups):
             group.update(new_group)
 
@@ -283,9 +314,11 @@ cdef class Engine:
             while self.fill(grads, scale):
                 self.convert(grads)
             with nogil:
+                fa_begin_writing()
                 self.threads_used = fa_run(self.tasks, self.task_count, order, bound, &self.tuner)
                 for i in range(self.count):
                     self.slots[i].step += self.slots[i].active
+                fa_end_writing()
         finally:
             self.end_change()
 

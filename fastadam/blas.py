@@ -1,6 +1,7 @@
 """One team of threads for OpenBLAS and the optimizers."""
 
 import ctypes
+import os
 import threading
 import warnings
 from typing import Any
@@ -12,7 +13,7 @@ SETTERS = [
     for prefix in ("", "scipy_")
     for suffix in ("", "64_", "_64")
 ]
-lock = threading.Lock()
+lock = threading.Lock()  # made anew in forked children, where nobody may be left to release it
 users: dict[str, int] = {}  # file of an OpenBLAS that is shared -> how many SharedThreads have asked for it
 
 
@@ -68,6 +69,15 @@ class SharedThreads:
         return "<SharedThreads" + "".join(f"\n  {line}" for line in lines) + ">"
 
 
+def renew_lock() -> None:
+    global lock
+    lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=renew_lock)
+
+
 def blas_libraries() -> list[Any]:
     try:
         from threadpoolctl import ThreadpoolController
@@ -90,7 +100,7 @@ def setter_of(blas: Any) -> tuple[int, str]:
     for name in SETTERS:
         if hasattr(blas.dynlib, name):
             return ctypes.cast(getattr(blas.dynlib, name), ctypes.c_void_p).value or 0, ""
-    return 0, f"OpenBLAS {blas.version} has no interface for threads from outside; 0.3.24 and newer have"
+    return 0, f"OpenBLAS {blas.version} has no interface for threads from outside; newer ones have"
 
 
 def shared_libraries() -> list[str]:
@@ -104,7 +114,7 @@ def share_threads_with_blas() -> SharedThreads:
     Without it a program has two teams, OpenBLAS's and OpenMP's, and after each matrix product OpenBLAS's threads go on
     waiting, busily, on the cores that a step could use. With it both run on OpenMP's team, taking turns: steps in a
     training loop can use all cores. Every OpenBLAS in the process is found (NumPy's and SciPy's wheels bring one each);
-    libraries that are loaded later need another call. Call it at the start, while no other thread is inside a
+    libraries that are loaded later need another call. Call it, and leave it, while no other thread is inside a
     BLAS call. Results do not change. While it lasts, Python threads that call the same BLAS take turns.
 
     Returns
@@ -120,7 +130,7 @@ def share_threads_with_blas() -> SharedThreads:
     Warns
     -----
     RuntimeWarning
-        If there is no BLAS whose threads can be replaced (MKL, BLIS, Accelerate, OpenBLAS before 0.3.24), with the
+        If there is no BLAS whose threads can be replaced (MKL, BLIS, Accelerate, old OpenBLAS), with the
         reason; nothing has changed then.
 
     Examples

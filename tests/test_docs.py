@@ -12,7 +12,7 @@ import fastadam
 ROOT = Path(__file__).parent.parent
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
 
-WITH_EXAMPLES = ["fastadam", "fastadam._config", "fastadam._core", "fastadam.blas", "fastadam.optimizers", "fastadam.reference"]
+WITH_EXAMPLES = ["fastadam"] + [f"fastadam.{n}" for n in ("_config", "_core", "blas", "optimizers", "reference")]
 
 
 @pytest.mark.parametrize("name", MODULES)

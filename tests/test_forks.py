@@ -56,21 +56,93 @@ def test_parent_children_and_grandchildren_go_on_with_whole_teams():
     )
 
 
-def test_a_fork_waits_for_the_steps_of_other_threads():
-    """Children see whole steps and free locks, whatever the other thread was doing."""
+def test_forks_wait_for_the_steps_of_other_threads_and_not_for_ever():
+    """Children see whole steps and free locks, whatever the other threads were doing; and forks get their turn."""
     run_python(
         START
         + """
 stop = threading.Event()
-def train():
+others = [(opt, params)] + [(fastadam.Adam(p, threads=2), p) for p in [[np.ones(1 << 20, np.float32)] for _ in range(2)]]
+def train(its_opt, its_params):
+    its_grads = [np.full_like(p, 0.5) for p in its_params]
     while not stop.is_set():
-        opt.step(grads)
-other = threading.Thread(target=train)
-other.start()
+        its_opt.step(its_grads)
+def all_whole():
+    check("child")
+    for _, its_params in others:
+        for p in its_params:
+            assert (p == p.flat[0]).all(), "torn"
+threads = [threading.Thread(target=train, args=pair) for pair in others]
+for thread in threads: thread.start()
 for _ in range(40):
-    fork(lambda: check("child"))
+    fork(all_whole)
 stop.set()
-other.join()
+for thread in threads: thread.join()
+check("parent")
+"""
+    )
+
+
+def test_forks_wait_for_adam_update_and_for_loading():
+    run_python(
+        START
+        + """
+import copy
+p, g, m, v = (np.full(1 << 20, x, np.float32) for x in (1, 0.5, 0, 0))
+stop = threading.Event()
+def update():
+    step = 0
+    while not stop.is_set():
+        step += 1
+        fastadam.adam_update(p, g, m, v, step, threads=2)
+saved = [copy.deepcopy(opt.state_dict())]
+opt.step(grads)
+saved.append(copy.deepcopy(opt.state_dict()))
+def load():
+    while not stop.is_set():
+        for state in saved: opt.load_state_dict(state)
+def whole():
+    for array in p, m, v:
+        assert (array == array[0]).all(), "torn"
+    first = opt.state[0]
+    expected = saved[first["step"] - 1]["state"][0]
+    assert (first["exp_avg"] == expected["exp_avg"]).all() and (first["exp_avg_sq"] == expected["exp_avg_sq"]).all()
+    opt.step(grads)
+threads = [threading.Thread(target=update), threading.Thread(target=load)]
+for thread in threads: thread.start()
+for _ in range(40):
+    fork(whole)
+stop.set()
+for thread in threads: thread.join()
+"""
+    )
+
+
+@pytest.mark.skipif(not any("libgomp" in path for path in openmp_runtimes()), reason="needs libgomp")
+@pytest.mark.parametrize("sharing", [True, False])
+def test_a_child_that_cannot_have_a_team_steps_serially(sharing):
+    """Forked inside a parallel region, where the workers cannot be handed back."""
+    run_python(
+        START
+        + f"""
+import ctypes, fastadam._load
+sharing = fastadam.share_threads_with_blas() if {sharing} else None
+a = np.random.default_rng(0).standard_normal((300, 300))
+product = a @ a
+path = next(path for path in fastadam._load.openmp_runtimes() if "libgomp" in path)
+def child():
+    global TEAM
+    TEAM = 1
+    assert fastadam.get_num_threads() == 1
+    assert np.allclose(a @ a, product)
+    check("child")
+    fork(lambda: check("grandchild"))
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def region(_):
+    if omp.omp_get_thread_num() == 0:
+        fork(child)
+omp = ctypes.CDLL(path)
+omp.GOMP_parallel(region, None, 2, 0)
 check("parent")
 """
     )
@@ -112,11 +184,20 @@ inner.step(grads[0])
     )
 
 
+@pytest.mark.parametrize("sharing", [True, False])
 @pytest.mark.parametrize("kind", ["pool", "executor", "process"])
-def test_workers_made_by_fork(kind):
+def test_workers_made_by_fork_while_another_thread_steps(kind, sharing):
     run_python(
         START
         + f"""
+if {sharing}:
+    fastadam.share_threads_with_blas()
+stop = threading.Event()
+def train():
+    while not stop.is_set():
+        opt.step(grads)
+other = threading.Thread(target=train)
+other.start()
 def job(i):
     check(f"worker {{i}}")
     return i
@@ -132,6 +213,8 @@ else:
     process.start()
     process.join()
     assert process.exitcode == 0
+stop.set()
+other.join()
 check("parent")
 """
     )

@@ -83,6 +83,18 @@ int main(void)
     printf("a neighbour: %d steps with too many threads, then %d with too few\n", hurt, late);
     failed += hurt > 60 || late > 2500;
 
+    /* Two kinds of work take turns: the first is learned, and its guess serves the other. */
+    memset(&t, 0, sizeof t);
+    int wrong = 0;
+    for (int i = 0; i < 5000; i++) {
+        wrong += i > 500 && take_step(&t, &programs[0], 100000) != 2;
+        now += 0.1;
+        wrong += fa_tuner_next(&t, 20000, 1, 2, now) != 1;
+        fa_tuner_done(&t, now += 0.1);
+    }
+    printf("two kinds: %d of 10000 steps astray\n", wrong);
+    failed += wrong > 150;
+
     /* Other work: what was learned is forgotten. */
     int other = astray(&t, &programs[5], 1000000, 100);
     printf("other work: %d of 100 steps astray\n", other);
