@@ -23,8 +23,11 @@ typedef enum {
     FA_ADAM_AMSGRAD,
     FA_ADAM_L2_AMSGRAD,
     FA_ADAM_DECOUPLED_AMSGRAD,
-    FA_RULES
+    FA_RULES,
+    FA_SUM_SQUARES = FA_RULES /* updates nothing: a double for each block of FA_SQUARES elements of the gradient */
 } fa_rule;
+
+enum { FA_SQUARES = 4096 };
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
 
@@ -74,7 +77,7 @@ struct fa_task {
     const fa_kernel *kernel;
     void *array[FA_ARRAYS];
     int64_t n;
-    const void *factors;
+    const void *factors; /* of FA_SUM_SQUARES: where its sums go */
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 

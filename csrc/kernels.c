@@ -4,6 +4,7 @@
  * of the extension runs on any CPU of the architecture. */
 #include <float.h>
 #include <math.h>
+#include <string.h>
 #include "fastadam.h"
 
 #ifdef __FAST_MATH__

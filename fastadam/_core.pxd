@@ -3,7 +3,10 @@ from libc.stdint cimport int64_t
 
 cdef extern from "fastadam.h" nogil:
     ctypedef enum fa_rule:
-        pass
+        FA_SUM_SQUARES
+
+    enum:
+        FA_SQUARES
 
     ctypedef enum fa_real:
         FA_FLOAT32

@@ -8,7 +8,7 @@ cimport cython
 cimport numpy as np
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject, PyObject_TypeCheck, PyTypeObject
-from libc.math cimport isfinite
+from libc.math cimport INFINITY, fabs, isfinite, sqrt
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset

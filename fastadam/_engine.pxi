@@ -69,6 +69,10 @@ cdef list fresh_state(tuple params, int count):
     return kinds
 
 
+cdef inline int64_t blocks_of(int64_t n) noexcept nogil:
+    return (n + FA_SQUARES - 1) // FA_SQUARES
+
+
 cdef int grow(void **memory, Py_ssize_t size) except -1:
     cdef void *larger = PyMem_Realloc(memory[0], size)
     if larger == NULL:
@@ -91,8 +95,13 @@ cdef class Engine:
     cdef Slot *slots
     cdef Group *groups
     cdef fa_task *tasks
+    cdef fa_task *squares               # the same gradients, to be summed before
+    cdef double *sums                   # of the squares, one for each block
     cdef fa_tuner tuner
     cdef readonly int threads_used      # by the last step; 0 before the first
+    cdef double norm                    # of the last step's gradients, if
+    cdef bint norm_known                # it was asked for
+    cdef public int64_t skipped         # steps that were not taken, because of NaN or infinity
     cdef fa_adam_factors *factors
     cdef Range *ranges                  # sorted, disjoint
     cdef Py_ssize_t count, group_count, task_count, range_count
@@ -108,6 +117,8 @@ cdef class Engine:
         PyMem_Free(self.slots)
         PyMem_Free(self.groups)
         PyMem_Free(self.tasks)
+        PyMem_Free(self.squares)
+        PyMem_Free(self.sums)
         PyMem_Free(self.factors)
         PyMem_Free(self.ranges)
 
@@ -147,6 +158,10 @@ cdef class Engine:
 
     def index_of(self, key):
         return self.index[key]
+
+    @property
+    def grad_norm(self):
+        return self.norm if self.norm_known else None
 
     def steps(self):
         return [self.slots[i].step for i in range(self.count)]
@@ -301,24 +316,43 @@ cdef class Engine:
 
     # -- the step
 
-    def step(self, list grads, list groups, grad_scale, threads):
+    def step(self, list grads, list groups, grad_scale, threads, max_norm, nonfinite):
         """Update every parameter whose gradient is not None, and its counter; `grads` is a list of our own."""
-        cdef double scale = as_grad_scale(grad_scale)
-        cdef int order = as_threads(threads), bound = bound_of_threads()
-        cdef Py_ssize_t i
+        cdef double scale = as_grad_scale(grad_scale), most = as_max_norm(max_norm), norm = 0.0
+        cdef int mode = as_nonfinite(nonfinite), order = as_threads(threads), bound = bound_of_threads()
+        cdef Py_ssize_t i, culprit = -1
+        cdef bint measured = max_norm is not None or mode != PROPAGATE
         self.begin_change()
         try:
             self.read_groups(list(groups))
             if len(grads) != self.count:
                 raise ValueError(f"expected {self.count} gradients, got {len(grads)}")
-            while self.fill(grads, scale):
+            if measured:
+                self.make_room_for_sums()
+            while self.fill(grads):
                 self.convert(grads)
+            if measured:
+                with nogil:
+                    norm = fabs(scale) * sqrt(self.sum_squares(order if order else max(self.threads_used, 1)))
+                    if mode != PROPAGATE and not isfinite(norm):
+                        culprit = self.find_nonfinite()
+                    if most < INFINITY and not most / (norm + 1e-6) >= 1.0:     # NaN goes on, as in torch
+                        scale *= most / (norm + 1e-6)
+                if culprit >= 0 and mode == RAISE:
+                    raise FloatingPointError(
+                        f"the gradient of {self.name_of(culprit, FA_PARAM)} has NaN or infinity in it; nothing has "
+                        "changed (nonfinite='skip' leaves out such steps, 'propagate' takes them)")
             with nogil:
-                fa_begin_writing()
-                self.threads_used = fa_run(self.tasks, self.task_count, order, bound, &self.tuner)
-                for i in range(self.count):
-                    self.slots[i].step += self.slots[i].active
-                fa_end_writing()
+                self.norm, self.norm_known = norm, measured
+                if culprit >= 0:
+                    self.skipped += 1
+                else:
+                    self.make_factors(scale)
+                    fa_begin_writing()
+                    self.threads_used = fa_run(self.tasks, self.task_count, order, bound, &self.tuner)
+                    for i in range(self.count):
+                        self.slots[i].step += self.slots[i].active
+                    fa_end_writing()
         finally:
             self.end_change()
 
@@ -371,21 +405,18 @@ cdef class Engine:
                 raise
         return 0
 
-    cdef Py_ssize_t fill(self, list grads, double scale) except -1:
+    cdef Py_ssize_t fill(self, list grads) except -1:
         """Make the tasks. If gradients must be converted first, return their number, and do it again after that.
 
         Runs no Python code on the way to success."""
         cdef Py_ssize_t i, k = 0, conversions = 0
         cdef int a
         cdef Slot *slot
-        cdef Group *group
         cdef fa_task *task
         cdef Array *param
         cdef Array *grad
         cdef bint good, moved = False
 
-        for i in range(self.group_count):
-            self.groups[i].factors = NULL
         for i in range(self.count):     # those that are left alone too: else their old places would count as taken
             slot = &self.slots[i]
             for a in range(ARRAYS):
@@ -420,20 +451,86 @@ cdef class Engine:
                     raise overlap_error(f"gradient of {self.name_of(i, FA_PARAM)}", self.written_by(grads[i]))
                 slot.data[FA_GRAD] = data_of(grad)
 
-            group = &self.groups[slot.group]
-            if group.factors == NULL or group.step != slot.step + 1:
-                group.step = slot.step + 1
-                group.factors = &self.factors[k]
-                fa_adam_factors_at(group.step, &group.options, scale, group.factors)
             task = &self.tasks[k]
-            task.kernel = fa_kernel_of(chosen_isa, fa_adam_rule(&group.options), real_of(param))
+            task.kernel = fa_kernel_of(chosen_isa, fa_adam_rule(&self.groups[slot.group].options), real_of(param))
             for a in range(ARRAYS):
                 task.array[a] = slot.data[a]
             task.n = slot.n
-            task.factors = group.factors
             k += 1
         self.task_count = k
         return conversions
+
+    cdef void make_factors(self, double scale) noexcept nogil:
+        """One set for each group and counter."""
+        cdef Py_ssize_t i, task = 0, made = 0
+        cdef Slot *slot
+        cdef Group *group
+        for i in range(self.group_count):
+            self.groups[i].factors = NULL
+        for i in range(self.count):
+            slot = &self.slots[i]
+            if not slot.active:
+                continue
+            group = &self.groups[slot.group]
+            if group.factors == NULL or group.step != slot.step + 1:
+                group.step = slot.step + 1
+                group.factors = &self.factors[made]
+                fa_adam_factors_at(group.step, &group.options, scale, group.factors)
+                made += 1
+            self.tasks[task].factors = group.factors
+            task += 1
+
+    # -- the norm of the gradients, before anything changes
+
+    cdef int make_room_for_sums(self) except -1:
+        cdef Py_ssize_t i
+        cdef int64_t blocks = 0
+        for i in range(self.count):
+            blocks += blocks_of(self.slots[i].n)
+        grow(<void **>&self.squares, self.count * sizeof(fa_task))
+        grow(<void **>&self.sums, (blocks + 1) * sizeof(double))
+        return 0
+
+    cdef double sum_squares(self, int threads) noexcept nogil:
+        """Over all gradients: block by block, added in order, so that threads do not matter."""
+        cdef Py_ssize_t i, k = 0
+        cdef int64_t block, blocks = 0
+        cdef double total = 0.0
+        cdef fa_task *task
+        for i in range(self.count):
+            if self.slots[i].active:
+                task = &self.squares[k]
+                memset(task, 0, sizeof(fa_task))
+                task.kernel = fa_kernel_of(chosen_isa, FA_SUM_SQUARES, real_of(self.slots[i].array[FA_PARAM]))
+                task.array[FA_GRAD] = self.tasks[k].array[FA_GRAD]
+                task.n = self.tasks[k].n
+                task.factors = &self.sums[blocks]
+                blocks += blocks_of(task.n)
+                k += 1
+        fa_run(self.squares, k, threads, threads, NULL)
+        for block in range(blocks):
+            total += self.sums[block]
+        return total
+
+    cdef Py_ssize_t find_nonfinite(self) noexcept nogil:
+        """The first parameter whose gradient has NaN or infinity in it, or -1: squares of float64 can overflow, too."""
+        cdef Py_ssize_t i, k = 0
+        cdef int64_t block = 0, element
+        for i in range(self.count):
+            if not self.slots[i].active:
+                continue
+            for element in range(self.tasks[k].n):
+                if element % FA_SQUARES == 0:
+                    block += 1
+                if isfinite(self.sums[block - 1]):
+                    continue
+                if real_of(self.slots[i].array[FA_PARAM]) == FA_FLOAT32:
+                    if not isfinite((<float *>self.tasks[k].array[FA_GRAD])[element]):
+                        return i
+                elif not isfinite((<double *>self.tasks[k].array[FA_GRAD])[element]):
+                    return i
+            k += 1
+        return -1
 
     cdef int refuse(self, Py_ssize_t i) except -1:
         """Say what is wrong with an array that was good when it was added."""

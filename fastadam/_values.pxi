@@ -49,6 +49,31 @@ cdef double as_grad_scale(object value) except? -1.0:
     return x
 
 
+cdef enum:
+    PROPAGATE
+    RAISE
+    SKIP
+
+
+cpdef double as_max_norm(object value) except? -1.0:
+    """The largest norm that is left alone; infinity stands for None."""
+    if value is None:
+        return INFINITY
+    cdef double x = as_number(value, "max_norm")
+    if not x > 0.0:
+        raise ValueError(f"max_norm must be > 0 or None, got {value!r}")
+    return x
+
+
+cpdef int as_nonfinite(object value) except -1:
+    if not isinstance(value, str):
+        raise TypeError(f"nonfinite must be a str, got {value!r}")
+    modes = ("propagate", "raise", "skip")
+    if value not in modes:
+        raise ValueError(f"nonfinite must be one of {', '.join(modes)}, got {value!r}")
+    return modes.index(value)
+
+
 cdef int64_t as_step(object step) except -1:
     try:
         number = PyNumber_Index(step)

@@ -50,10 +50,12 @@ class Adam:
     eps_hat : bool, default False
         Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
         lr * sqrt(1 - beta2**t), and v is not corrected.
-    max_norm : None
-        Not available yet.
-    nonfinite : "propagate"
-        NaN and Inf in gradients go into the parameters. The other modes are not available yet.
+    max_norm : float > 0 or None, default None
+        Clip by the global norm, over all arrays and groups, as ``torch.nn.utils.clip_grad_norm_`` but without changing
+        the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)). May be set later.
+    nonfinite : "propagate", "raise" or "skip", default "propagate"
+        What to do about NaN and infinity in gradients: let them into the parameters; raise a FloatingPointError; or
+        leave the step out and count it in `skipped_steps`. Decided before anything changes. May be set later.
     threads : int, 1 to 1024, or None
         An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
         what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
@@ -64,6 +66,10 @@ class Adam:
         Like torch's. Hyper-parameters may be changed between steps; "params" and "amsgrad" may not.
     threads_used : int
         The threads that the last step took; 0 before the first.
+    grad_norm : float or None
+        The global norm of the last step's gradients, if `max_norm` or `nonfinite` asked for it.
+    skipped_steps : int
+        The steps that ``nonfinite="skip"`` has left out.
 
     Raises
     ------
@@ -95,6 +101,8 @@ class Adam:
     """
 
     param_groups: list[dict[str, Any]]
+    max_norm: float | None
+    nonfinite: str
     threads: int | None
 
     def __init__(
@@ -115,7 +123,8 @@ class Adam:
         nonfinite: str = "propagate",
         threads: int | None = None,
     ) -> None:
-        refuse_what_is_not_there_yet(max_norm, nonfinite)
+        _core.as_max_norm(max_norm)
+        _core.as_nonfinite(nonfinite)
         _core.as_threads(threads)
         self._defaults = {
             "lr": lr,
@@ -130,7 +139,7 @@ class Adam:
             "eps_hat": eps_hat,
         }
         _core.check_group(self._defaults)
-        self.threads = threads
+        self.max_norm, self.nonfinite, self.threads = max_norm, nonfinite, threads
         self.param_groups = []
         self._engine = _core.Engine()
         self._trees: list[Tree] = []
@@ -200,7 +209,11 @@ class Adam:
         Raises
         ------
         TypeError, ValueError
-            As the constructor. Whatever is raised, nothing has changed.
+            As the constructor.
+        FloatingPointError
+            NaN or infinity in a gradient, with ``nonfinite="raise"``.
+
+        Whatever is raised, nothing has changed.
 
         Examples
         --------
@@ -217,7 +230,7 @@ class Adam:
         tree = Tree(None, None, self._trees) if is_grouped else self._trees[0]
         flat: list[Any] = []
         tree.match(grads, flat)
-        self._engine.step(flat, self.param_groups, grad_scale, self.threads)
+        self._engine.step(flat, self.param_groups, grad_scale, self.threads, self.max_norm, self.nonfinite)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lr" and name in self.__dict__.get("_defaults", ()):
@@ -245,6 +258,19 @@ class Adam:
     def threads_used(self) -> int:
         """The threads that the last step took; 0 before the first."""
         return self._engine.threads_used
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The global norm of the last step's gradients, grad_scale included, before clipping.
+
+        None unless `max_norm` is set or `nonfinite` is not "propagate": then nobody has looked.
+        """
+        return self._engine.grad_norm
+
+    @property
+    def skipped_steps(self) -> int:
+        """The steps that ``nonfinite="skip"`` has left out."""
+        return self._engine.skipped
 
     @property
     def state(self) -> Mapping[Any, Mapping[str, Any]]:
@@ -316,13 +342,15 @@ class Adam:
         """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
         with self._engine.lock:
             self._engine.check_groups(self.param_groups)
-            engine = (list(self._engine.keys), [arrays[1:] for arrays in self._engine.arrays], self._engine.steps())
+            states = [arrays[1:] for arrays in self._engine.arrays]
+            engine = (list(self._engine.keys), states, self._engine.steps(), self._engine.skipped)
             return {**self.__dict__, "_engine": engine}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        keys, states, steps = saved["_engine"]
+        keys, states, steps, skipped = saved["_engine"]
         self.__dict__.update(saved)
         self._engine = _core.Engine()
+        self._engine.skipped = skipped
         remaining = iter(keys)
         with self._engine:
             for group in self.param_groups:
@@ -429,16 +457,3 @@ def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
     if any(are_groups):
         raise ValueError("params mixes groups (dicts with the key 'params') with other items; make all of them groups")
     return [{"params": items}], False
-
-
-def refuse_what_is_not_there_yet(max_norm: Any, nonfinite: Any) -> None:
-    if max_norm is not None:
-        if not _core.as_number(max_norm, "max_norm") > 0:
-            raise ValueError(f"max_norm must be > 0 or None, got {max_norm!r}")
-        raise ValueError(f"max_norm={max_norm!r} is not available yet; clip the gradients yourself, with grad_scale")
-    if not isinstance(nonfinite, str):
-        raise TypeError(f"nonfinite must be a str, got {nonfinite!r}")
-    if nonfinite not in ("propagate", "raise", "skip"):
-        raise ValueError(f"nonfinite must be 'propagate', 'raise' or 'skip', got {nonfinite!r}")
-    if nonfinite != "propagate":
-        raise ValueError(f"nonfinite={nonfinite!r} is not available yet; 'propagate' is")

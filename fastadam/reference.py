@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["adam_update"]
+__all__ = ["adam_update", "grad_norm"]
 
 
 def adam_factors(step, *, lr, betas, weight_decay, maximize, bias_correction, eps_hat, grad_scale):
@@ -102,3 +102,40 @@ def adam_update(
         if max_exp_avg_sq is not None:
             max_exp_avg_sq[...] = a = flush(np.maximum(max_exp_avg_sq, a))
         param[...] = p - (step_size * m) / (np.sqrt(a * inv_bc2 + R(eps_root)) + R(eps))
+
+
+def grad_norm(grads: Sequence[np.ndarray], grad_scale: float = 1.0) -> float:
+    """The global norm that ``max_norm`` clips by: the twin of ``opt.grad_norm``.
+
+    .. math:: |grad\\_scale| \\sqrt{\\sum g^2}
+
+    Squares are summed in float64: in blocks of 4096 elements, counted from each array's start in memory order, 16
+    interleaved sums, which are then added in pairs; blocks and arrays are added in their order.
+
+    Parameters
+    ----------
+    grads : sequence of ndarray
+        All gradients, in the types of their parameters.
+    grad_scale : float, default 1
+        As given to ``step``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> fastadam.reference.grad_norm([np.array([3.0]), np.array([0.0, 4.0])], grad_scale=2.0)
+    10.0
+    """
+    total = 0.0
+    with np.errstate(all="ignore"):
+        for grad in grads:
+            g = grad.ravel(order="K").astype(np.float64)
+            for start in range(0, g.size, 4096):
+                block = g[start : start + 4096]
+                rows = np.pad(block, (0, -block.size % 16)).reshape(-1, 16)
+                sums = np.zeros(16)
+                for row in rows:
+                    sums = sums + row * row
+                for half in 8, 4, 2, 1:
+                    sums = sums[:half] + sums[half:]
+                total += float(sums[0])
+    return abs(float(grad_scale)) * math.sqrt(total)

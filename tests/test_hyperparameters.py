@@ -81,12 +81,6 @@ def test_options_of_the_optimizer_out_of_range_are_refused(name, value, error):
         fastadam.Adam(ones(), **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_norm", 1.0), ("nonfinite", "raise"), ("nonfinite", "skip")])
-def test_options_of_the_future_say_so(name, value):
-    with pytest.raises(ValueError, match="not available yet"):
-        fastadam.Adam(ones(), **{name: value})
-
-
 @pytest.mark.parametrize(
     ("value", "error"), [(NAN, ValueError), (INF, ValueError), ("1", TypeError), (None, TypeError), (True, TypeError)]
 )

@@ -108,3 +108,22 @@ def test_parameters_may_be_torchs_own_memory(torch):
     parameter = torch.ones(3)
     fastadam.Adam(parameter.numpy(), lr=0.5).step(np.ones(3, np.float32))
     assert torch.allclose(parameter, torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1e6])
+def test_clipping_follows_clip_grad_norm(max_norm):
+    rng = np.random.default_rng(0)
+    starts = [rng.standard_normal(n).astype(np.float64) for n in (5, 1000)]
+    theirs = [torch.tensor(p.copy(), requires_grad=True) for p in starts]
+    opt_theirs = torch.optim.Adam(theirs, lr=0.01)
+    opt = fastadam.Adam(starts, lr=0.01, max_norm=max_norm)
+    for _ in range(20):
+        grads = [rng.standard_normal(p.shape) for p in starts]
+        for p, g in zip(theirs, grads, strict=True):
+            p.grad = torch.tensor(g.copy())
+        norm = torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+        opt_theirs.step()
+        opt.step(grads)
+        assert opt.grad_norm == pytest.approx(float(norm), rel=1e-12)
+    for ours, p in zip(starts, theirs, strict=True):
+        np.testing.assert_allclose(ours, p.detach().numpy(), rtol=1e-10, atol=1e-13)

@@ -1,0 +1,144 @@
+"""Clipping by the global norm, and NaN and infinity in gradients."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+from helpers import ISAS, assert_same_bits, snapshot, wild
+
+import fastadam
+from fastadam import _core, reference
+
+SIZES = [0, 1, 15, 16, 17, 4095, 4096, 4097, 3 * 4096 + 5]
+
+
+def gradients(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(n).astype(dtype) for n in SIZES] + [rng.standard_normal((70, 90)).astype(dtype)]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    before = _core.isa()
+    _core.select_isa(request.param)
+    yield request.param
+    _core.select_isa(before)
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2, 3, 7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_norm_has_the_bits_of_the_twin(isa, dtype, threads):
+    grads = gradients(dtype)
+    grads.append(np.asfortranarray(np.arange(35, dtype=dtype).reshape(5, 7)))
+    params = [np.ones_like(g) for g in grads]
+    opt = fastadam.Adam(params, max_norm=3.0, threads=threads)
+    assert opt.grad_norm is None
+    opt.step(grads, grad_scale=-0.7)
+    assert opt.grad_norm == reference.grad_norm(grads, -0.7)
+    exact = 0.7 * math.sqrt(math.fsum(float(x) * float(x) for g in grads for x in g.ravel()))
+    assert opt.grad_norm == pytest.approx(exact, rel=1e-14)
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 3.0, 1e9])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_clipping_multiplies_the_gradients_by_torchs_factor(max_norm, decay):
+    grads = gradients(np.float32)
+    untouched = copy.deepcopy(grads)
+    params, twins = ([np.full_like(g, 0.5) for g in grads] for _ in range(2))
+    opt = fastadam.Adam(params, lr=0.1, max_norm=max_norm, weight_decay=decay, maximize=True)
+    state = [(np.zeros_like(g), np.zeros_like(g)) for g in grads]
+    for step in range(1, 4):
+        opt.step(grads, grad_scale=2.0)
+        scale = 2.0 * min(1.0, max_norm / (reference.grad_norm(grads, 2.0) + 1e-6))
+        for p, g, (m, v) in zip(twins, grads, state, strict=True):
+            reference.adam_update(p, g, m, v, step, lr=0.1, weight_decay=decay, maximize=True, grad_scale=scale)
+    for ours, twin, g, before in zip(params, twins, grads, untouched, strict=True):
+        assert_same_bits(ours, twin)
+        assert_same_bits(g, before)  # never rewritten
+
+
+def test_types_mix_and_none_is_left_out():
+    grads = [np.full(5, 2.0, np.float32), None, np.full(3, 1.0)]
+    opt = fastadam.Adam([np.ones(5, np.float32), np.ones(9), np.ones(3)], max_norm=1.0)
+    opt.step(grads)
+    assert opt.grad_norm == math.sqrt(5 * 4 + 3)
+
+
+def test_the_norm_is_that_of_the_gradients_as_they_are_rounded():
+    opt = fastadam.Adam(np.ones(4, np.float32), max_norm=1.0)
+    with pytest.warns(fastadam.PerformanceWarning):
+        opt.step(np.full(4, 0.1))
+    assert opt.grad_norm == 2 * float(np.float32(0.1))
+
+
+def test_all_groups_share_one_norm():
+    opt = fastadam.Adam([{"params": np.ones(4)}, {"params": np.ones(4), "lr": 0.5}], max_norm=1.0)
+    opt.step([np.full(4, 3.0), np.full(4, 4.0)])
+    assert opt.grad_norm == 10.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 4095, 4096, -1])
+def test_raise_and_skip_decide_before_anything_changes(bad, dtype, place):
+    params = {"a": np.ones(3, dtype), "b": np.ones(9001, dtype)}
+    good = {name: np.full_like(p, 0.5) for name, p in params.items()}
+    poisoned = {"a": good["a"], "b": good["b"].copy()}
+    poisoned["b"][place] = bad
+    opt = fastadam.Adam(params, nonfinite="raise")
+    opt.step(good)
+    before = snapshot(opt)
+    with pytest.raises(FloatingPointError, match="gradient of parameter 'b' has NaN or infinity"):
+        opt.step(poisoned)
+    assert snapshot(opt) == before and opt.skipped_steps == 0
+
+    opt.nonfinite = "skip"
+    opt.step(poisoned)
+    opt.step(poisoned)
+    assert snapshot(opt) == before and opt.skipped_steps == 2 and not math.isfinite(opt.grad_norm)
+    assert pickle.loads(pickle.dumps(opt)).skipped_steps == 2 and copy.deepcopy(opt).skipped_steps == 2
+    opt.step(good)
+    assert opt.state["b"]["step"] == 2 and opt.skipped_steps == 2
+
+    opt.nonfinite = "propagate"
+    opt.step(poisoned)
+    assert opt.grad_norm is None
+    assert not np.isfinite(params["b"][place]) and np.isfinite(params["a"]).all()
+
+
+def test_squares_that_overflow_are_not_gradients_that_do():
+    p = np.ones(2)
+    opt = fastadam.Adam(p, nonfinite="raise")
+    opt.step(np.array([1e200, 1.0]))
+    assert opt.grad_norm == math.inf and opt.state[0]["step"] == 1 and np.isfinite(p).all()
+
+
+def test_wild_gradients_have_the_norm_of_the_twin(isa):
+    rng = np.random.default_rng(1)
+    for dtype in np.float32, np.float64:
+        grads = [wild(rng, 5000, dtype), rng.standard_normal(100).astype(dtype)]
+        opt = fastadam.Adam([np.ones_like(g) for g in grads], max_norm=1.0)
+        opt.step(grads)
+        assert np.array_equal([opt.grad_norm], [reference.grad_norm(grads)], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("max_norm", 0, ValueError), ("max_norm", -1.0, ValueError), ("max_norm", math.nan, ValueError),
+        ("max_norm", "1", TypeError), ("nonfinite", "ignore", ValueError), ("nonfinite", None, TypeError),
+    ],
+)  # fmt: skip
+def test_bad_values_are_refused_by_constructor_and_step(name, value, error):
+    with pytest.raises(error, match=name):
+        fastadam.Adam(np.ones(2), **{name: value})
+    with pytest.raises(error, match=name):
+        fastadam.AdamW(np.ones(2), **{name: value})
+    opt = fastadam.Adam(np.ones(2))
+    setattr(opt, name, value)
+    before = snapshot(opt)
+    with pytest.raises(error, match=name):
+        opt.step(np.ones(2))
+    assert snapshot(opt) == before
