@@ -72,6 +72,27 @@ def bar_memory_speed(n, rounds, dtype, threads):
     )
 
 
+def bar_clipping(n, rounds, threads):
+    plain = Checked(n, np.float32, threads)
+    p, start = plain.p.copy(), plain.start.copy()
+    clipped = fastadam.Adam(p, lr=LR, max_norm=1.0, threads=threads)
+    timings = alternate({"plain": plain.step, "clipped": lambda: clipped.step(plain.g)}, rounds)
+    plain.check()
+    norm, steps = float(np.linalg.norm(plain.g.astype(np.float64))), clipped.state[0]["step"]
+    assert abs(clipped.grad_norm - norm) <= 1e-12 * norm
+    g, m, v = plain.g[:1000], np.zeros_like(start), np.zeros_like(start)
+    for step in range(1, steps + 1):
+        reference.adam_update(start, g, m, v, step, lr=LR, grad_scale=1.0 / (clipped.grad_norm + 1e-6))
+    assert np.array_equal(start, p[:1000]), "the clipped step and its twin differ"
+    r = ratio(timings, "clipped", "plain")
+    row(
+        f"1 x {n >> 20} Mi float32, {threads} threads: clipped by the global norm, against a plain step",
+        "<= 1.2",
+        show(r),
+        r[0] <= 1.2,
+    )
+
+
 def bar_many_arrays(rounds, threads):
     params = [make(1024, np.float32, i)[0] for i in range(1000)]
     grads = [make(1024, np.float32, i)[1] for i in range(1000)]
@@ -258,6 +279,7 @@ def main(arguments):
     print("Ratios are medians over rounds, with quartiles.\n\n| what | bar | measured | |\n|---|---|---|---|")
     for dtype in np.float32, np.float64:
         bar_memory_speed((1 if quick else 64) << 20, rounds, dtype, threads)
+    bar_clipping((1 if quick else 64) << 20, rounds, threads)
     bar_many_arrays(rounds, threads)
     bar_overhead(rounds)
     bar_isa(rounds)

@@ -1,0 +1,71 @@
+"""The figures of examples/worked.py are true: against Adam written out in Python's own floats."""
+
+import importlib.util
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parent.parent / "examples" / "worked.py"
+
+
+@pytest.fixture(scope="module")
+def worked():
+    spec = importlib.util.spec_from_file_location("worked", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def by_hand(gradients_at, position, lr, steps):
+    """Positions after each step, as the paper's algorithm 1 says."""
+    x = list(position)
+    m, v = [0.0] * len(x), [0.0] * len(x)
+    for t in range(1, steps + 1):
+        for i, g in enumerate(gradients_at(t, tuple(x))):
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g * g
+            x[i] -= lr * (m[i] / (1 - 0.9**t)) / (math.sqrt(v[i] / (1 - 0.999**t)) + 1e-8)
+        yield tuple(x)
+
+
+def test_square(worked):
+    path = [x for (x,) in by_hand(lambda t, x: (2 * x[0],), (5.0,), 0.001, 11_000)]
+    after_1000, arrived = worked.square()
+    assert after_1000 == pytest.approx(path[999], rel=1e-9) and round(after_1000, 4) == 4.0447
+    assert arrived == next(t for t, x in enumerate(path, 1) if abs(2 * x) < 1e-7) == 10_813
+
+
+def test_line(worked):
+    points = [(x, 2 * x + 1) for x in range(1, 6)]
+
+    def gradients(t, weights):
+        errors = [weights[0] * x + weights[1] - y for x, y in points]
+        return 2 * sum(e * x for e, (x, _) in zip(errors, points, strict=True)) / 5, 2 * sum(errors) / 5
+
+    *_, last = by_hand(gradients, (0.0, 0.0), 0.01, 50)
+    assert worked.line() == pytest.approx(last, rel=1e-9)
+    assert [round(x, 4) for x in last] == [0.4812, 0.4807]
+    assert worked.line(1000, 0.1) == pytest.approx((2, 1), abs=1e-3)
+
+
+def test_cubic(worked):
+    assert worked.cubic(0) == 0
+    *_, (last,) = by_hand(lambda t, x: (3 * x[0] ** 2 - 4 * x[0],), (0.5,), 0.1, 100)
+    assert worked.cubic(0.5) == pytest.approx(last, rel=1e-9) == pytest.approx(4 / 3, abs=0.02)
+
+
+def test_agreeing_gradients(worked):
+    given = (0.9, 0.8, 0.7, 0.6)
+    expected = [x for (x,) in by_hand(lambda t, x: (given[t - 1],), (0.0,), 0.1, 4)]
+    assert worked.agreeing_gradients() == pytest.approx(expected, rel=1e-9)
+    assert [round(x, 4) for x in expected] == [-0.1, -0.1995, -0.2981, -0.3953]
+
+
+def test_it_runs_as_users_run_it():
+    printed = subprocess.run([sys.executable, str(PATH)], capture_output=True, text=True, check=True).stdout
+    for figure in "4.0447", "10813", "0.4812", "0.4807", "from 0 at 0.0000", "-0.1995 -0.2981 -0.3953":
+        assert re.search(re.escape(figure), printed), figure
