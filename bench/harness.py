@@ -112,13 +112,21 @@ def announce():
 PACKAGES = ("numpy", "numba", "scikit-learn", "thinc", "autograd", "jax", "optax", "torch", "deepspeed")
 
 
-def save(name, results):
-    """Keep results with machine, versions and date in bench/results/, from which `python -m bench report` draws."""
+def about():
     installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
     versions = {package: installed[package] for package in PACKAGES if package in installed}
-    about = {"machine": describe_machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
+    return {"machine": describe_machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
+
+
+def load(name):
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def save(name, results):
+    """Keep results with machine, versions and date in bench/results/, from which `python -m bench report` draws."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"about": about, "results": rounded(results)}, indent=1)
+    text = json.dumps({"about": about(), "results": rounded(results)}, indent=1)
     text = re.sub(r"\[[^\[\]{}]*\]", lambda samples: " ".join(samples[0].split()), text)  # a list on one line
     (RESULTS / f"{name}.json").write_text(text + "\n")
 

@@ -4,13 +4,12 @@
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from .harness import RESULTS
+from .harness import load
 from .pictures import draw_all
 from .runner import LIMITS
 from .versus import base, quartiles
@@ -33,11 +32,6 @@ BARS = [
     (("numba serial",), ("1 x 1 K",), 1.0),
     (("NumPy tutorial",), ("1 x 1 M", "1 x 64 Mi"), 20.0),
 ]
-
-
-def load(name):
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def table(columns, rows):

@@ -11,7 +11,7 @@ import statistics
 
 import fastadam
 
-from .harness import announce, save
+from .harness import about, announce, load, save
 from .peers import PEERS
 from .runner import LARGE, LIMITS, Runner
 from .workers import Worker, take_turns
@@ -71,14 +71,23 @@ def show(result):
             print(f"| {workload.name} | {name} | absent: {why} | | | | | |", flush=True)
 
 
+def kept(workloads):
+    """Saved results of other workloads, if machine, versions and date are the same."""
+    saved = load("versus") or {"about": None, "results": []}
+    if saved["about"] != about():
+        raise SystemExit(f"--add: the saved results are of {saved['about']}; this is {about()}")
+    return [result for result in saved["results"] if result["workload"] not in workloads]
+
+
 def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m bench versus", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small workloads, few rounds: a smoke test")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
+    parser.add_argument("--add", action="store_true", help="as --save, and keep what was saved of other workloads today")
     chosen = parser.parse_args(arguments)
-    if chosen.quick and chosen.save:
+    if chosen.quick and (chosen.save or chosen.add):
         parser.error("--quick is no measurement to keep")
     workloads = [WORKLOADS[name] for name in chosen.workloads.split(",")]
     if chosen.quick:
@@ -89,14 +98,14 @@ def main(arguments):
     print("|---|---|---|---|---|---|---|---|", flush=True)
     ours = Worker(Runner, OURS)
     peers = {name: Worker(Runner, [name]) for name in chosen.peers.split(",")}
-    results = []
+    results = kept(chosen.workloads.split(",")) if chosen.add else []
     for workload in workloads:
         groups = [[name] for name in peers] if workload.nbytes >= LARGE else [list(peers)]
         for group in groups:
             rounds = 3 if chosen.quick or (workload.nbytes >= LARGE and group[0] in SLOW) else 7
             results.append(measure(workload.name, ours, {name: peers[name] for name in group}, rounds))
             show(results[-1])
-            if chosen.save:
+            if chosen.save or chosen.add:
                 save("versus", results)
     for worker in [ours, *peers.values()]:
         worker.close()
