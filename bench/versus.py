@@ -85,7 +85,9 @@ def main(arguments):
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
-    parser.add_argument("--add", action="store_true", help="as --save, and keep what was saved of other workloads today")
+    parser.add_argument(
+        "--add", action="store_true", help="as --save, and keep what was saved of other workloads today"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.quick and (chosen.save or chosen.add):
         parser.error("--quick is no measurement to keep")

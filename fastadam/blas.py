@@ -115,7 +115,9 @@ def share_threads_with_blas() -> SharedThreads:
     waiting, busily, on the cores that a step could use. With it both run on OpenMP's team, taking turns: steps in a
     training loop can use all cores. Every OpenBLAS in the process is found (NumPy's and SciPy's wheels bring one each);
     libraries that are loaded later need another call. Call it, and leave it, while no other thread is inside a
-    BLAS call. Results do not change. While it lasts, Python threads that call the same BLAS take turns.
+    BLAS call. Results do not change. While it lasts, Python threads that call the same BLAS take turns; but
+    do not factorise (``np.linalg.solve``, ``inv``, ``det``) in one thread while another is inside BLAS: OpenBLAS's LU
+    bypasses this interface in part, and both can hang.
 
     Returns
     -------

@@ -62,7 +62,8 @@ def test_forks_wait_for_the_steps_of_other_threads_and_not_for_ever():
         START
         + """
 stop = threading.Event()
-others = [(opt, params)] + [(fastadam.Adam(p, threads=2), p) for p in [[np.ones(1 << 20, np.float32)] for _ in range(2)]]
+large = [[np.ones(1 << 20, np.float32)] for _ in range(2)]
+others = [(opt, params), *((fastadam.Adam(p, threads=2), p) for p in large)]
 def train(its_opt, its_params):
     its_grads = [np.full_like(p, 0.5) for p in its_params]
     while not stop.is_set():

@@ -60,7 +60,7 @@ with fastadam.share_threads_with_blas() as sharing:
 @pytest.mark.sklearn
 @pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
 def test_in_joblibs_workers(backend):
-    """The same bits everywhere; loky's workers are told how many threads each may have, so they do not oversubscribe."""
+    """The same bits everywhere; loky's workers are told how many threads each may have: no oversubscription."""
     run_python(f"""{TRAIN}
 import joblib
 

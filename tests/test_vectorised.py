@@ -29,6 +29,10 @@ PACKED = {  # (instruction set, element type): what a vectorised square root and
         ("baseline", "f64"): (r"\bfsqrt\s+v\d+\.2d", r"\bfdiv\s+v\d+\.2d"),
     },
 }
+SQUARES = {  # of float32 and float64, in float64
+    "x86_64": {"baseline": r"\bmulpd\s.*%xmm", "avx2": r"\bvmulpd\s.*%ymm", "avx512": r"\bvmulpd\s.*%zmm"},
+    "aarch64": {"baseline": r"\bfmul\s+v\d+\.2d"},
+}
 FUSED = r"\bvfn?m(add|sub)|\bfml[as]\b|\bfn?m(add|sub)\b"
 
 pytestmark = pytest.mark.skipif(
@@ -59,8 +63,15 @@ def test_loop_is_vectorised_at_full_width(functions, rule, isa, real):
     assert not re.search(FUSED, body), "a fused multiply-add rounds once where the specification rounds twice"
 
 
+@pytest.mark.parametrize("real", ["f32", "f64"])
+@pytest.mark.parametrize("isa", SQUARES.get(platform.machine(), {}))
+def test_the_norm_is_vectorised_at_full_width(functions, isa, real):
+    body = functions[f"squares_{real}_{isa}"]
+    assert re.search(SQUARES[platform.machine()][isa], body) and not re.search(FUSED, body)
+
+
 def test_every_compiled_loop_is_looked_at(functions):
-    expected = {f"{rule}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for rule in RULES}
+    expected = {f"{rule}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for rule in (*RULES, "squares")}
     found = {name for name in functions if re.search(r"_f(32|64)_(baseline|avx2|avx512)$", name)}
     assert found == expected
     assert {isa for isa, _ in PACKED[platform.machine()]} >= set(ISAS)

@@ -33,10 +33,10 @@ def by_hand(gradients_at, position, lr, steps):
 
 
 def test_square(worked):
-    path = [x for (x,) in by_hand(lambda t, x: (2 * x[0],), (5.0,), 0.001, 11_000)]
+    path = [5.0, *(x for (x,) in by_hand(lambda t, x: (2 * x[0],), (5.0,), 0.001, 11_000))]
     after_1000, arrived = worked.square()
-    assert after_1000 == pytest.approx(path[999], rel=1e-9) and round(after_1000, 4) == 4.0447
-    assert arrived == next(t for t, x in enumerate(path, 1) if abs(2 * x) < 1e-7) == 10_813
+    assert after_1000 == pytest.approx(path[1000], rel=1e-9) and round(after_1000, 4) == 4.0447
+    assert arrived == next(number for number, x in enumerate(path, 1) if abs(2 * x) < 1e-7) == 10_813
 
 
 def test_line(worked):

@@ -87,7 +87,8 @@ int main(void)
     memset(&t, 0, sizeof t);
     int wrong = 0;
     for (int i = 0; i < 5000; i++) {
-        wrong += i > 500 && take_step(&t, &programs[0], 100000) != 2;
+        int chosen = take_step(&t, &programs[0], 100000);
+        wrong += i > 500 && chosen != 2;
         now += 0.1;
         wrong += fa_tuner_next(&t, 20000, 1, 2, now) != 1;
         fa_tuner_done(&t, now += 0.1);
