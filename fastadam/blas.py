@@ -80,7 +80,7 @@ if hasattr(os, "register_at_fork"):
 
 def blas_libraries() -> list[Any]:
     try:
-        from threadpoolctl import ThreadpoolController
+        from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
             "share_threads_with_blas() finds BLAS libraries with threadpoolctl, which is not installed: "
