@@ -76,7 +76,7 @@ def main(arguments):
     chosen = parser.parse_args(arguments)
     names = chosen.contenders.split(",")
     announce()
-    results = measure(names, QUICK if chosen.quick else CASES, 2 if chosen.quick else 4)
+    results = measure(names, QUICK if chosen.quick else CASES, 2 if chosen.quick else 3)
     print("Milliseconds an iteration: medians of rounds (smallest to largest).\n")
     print("| width, batch | optimizer | forward + backward | step | step back to back | total |\n" + "|---" * 6 + "|")
     for result in results:

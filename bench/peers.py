@@ -16,7 +16,6 @@ class Contender:
     dtypes = ("float32", "float64")
     varies = True  # its gradients may differ from step to step
     least_steps = 1  # in one timed run
-    warm_up = 1  # steps before it is as fast as it gets
 
     def __init__(self, params, grads, threads, rule="Adam"):
         if rule not in self.rules:
@@ -67,8 +66,6 @@ class Fastadam(Contender):
 
 class FastadamDefault(Fastadam):
     """fastadam.Adam as it comes."""
-
-    warm_up = 30  # it has tried numbers of threads by then
 
     def setup(self, threads):
         super().setup(None)

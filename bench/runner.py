@@ -162,13 +162,16 @@ class Training:
         return (time.perf_counter() - start) / count
 
 
+WARM_UP = 30  # steps: fastadam has tried numbers of threads by then
+
+
 def train(name, cases, threads):
-    """[(forward and backward, step, step alone, loss)] of each case (width, batch, iterations); the first third of the
-    iterations warms up."""
+    """[(forward and backward, step, step alone, loss)] of each case (width, batch, iterations); a third of as many, or
+    WARM_UP, come before."""
     rows = []
     for width, batch, count in cases:
         training = Training(name, width, batch, threads)
-        training.iterate(max(count // 3, training.contender.warm_up))
+        training.iterate(max(count // 3, WARM_UP))
         times = training.iterate(count)
         loss = training.loss
         training.step_alone(count // 3)

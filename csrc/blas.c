@@ -36,7 +36,7 @@ static void give_up(void)
     abort();
 }
 
-/* Where OpenMP gives too few threads (inside a parallel region, by OMP_THREAD_LIMIT, OMP_DYNAMIC, in an orphaned child). */
+/* Where OpenMP gives too few threads (inside a parallel region, by OMP_THREAD_LIMIT, in an orphaned child). */
 static void run_on_threads_of_their_own(const job *first, int count)
 {
     job jobs[count];

@@ -5,7 +5,7 @@
  *     but themselves, or are NULL where there is none; array[FA_GRAD] holds n elements, is only read, and overlaps
  *     nothing that is written;
  *   - kernel and factors belong to the same rule.
- * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks.
+ * In return nothing here (but blas.c, which cannot go back once a call's jobs run) allocates, fails, calls Python or keeps state, except what is known about forks.
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -88,7 +88,7 @@ typedef struct {
     int most, best;                    /* threads: the bound, and what is best so far */
     int candidates[3], count;          /* threads on trial; count is 0 between trials */
     int candidate, tried;
-    int others;                        /* steps of other work, in a row */
+    int others, is_other;              /* steps of other work, less those of known; was the last one such? */
     int rest, rested, slow;            /* steps between trials; since the last; in a row that took too long */
     double started, usual;             /* seconds: when the last step began; what a step takes */
     double own[3][FA_TUNER_TRIES], period[3][FA_TUNER_TRIES];

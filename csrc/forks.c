@@ -29,6 +29,8 @@ static void find_runtime(void)
     if (!library)
         return;
     safe = dlsym(library, "kmp_get_blocktime") != 0; /* LLVM's or Intel's, which may pose as libgomp */
+    if (safe)
+        omp_get_max_threads(); /* it registers its own handlers now, so that ours, which wait for regions, run first */
     if (!safe && dlsym(library, "GOMP_parallel"))
         *(void **)&pause_all = dlsym(library, "omp_pause_resource_all");
 }

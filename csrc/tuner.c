@@ -12,7 +12,7 @@ enum {
     WAKING = 2,
     SHORTEST = 128,         /* steps between trials, doubled as long as nothing changes */
     LONGEST = 2048,
-    PATIENCE = 8,           /* steps of twice the usual time before the next trial; of other work, to begin anew */
+    PATIENCE = 8,           /* steps of twice the usual time before the next trial; of other work more than known, to begin anew */
 };
 
 static double median(const double *samples)
@@ -57,7 +57,8 @@ static void decide(fa_tuner *t)
 int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
 {
     int known = lines > t->lines / 4 * 3 && lines / 4 * 3 < t->lines && most == t->most;
-    t->others = known ? 0 : t->others + 1;
+    t->is_other = !known;
+    t->others += known ? -(t->others > 0) : 1;
     if (!known && t->lines && t->others < PATIENCE)
         return start; /* a step now and then of other work, which is not to spoil what is known */
     if (!known) {
@@ -85,7 +86,7 @@ int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
 void fa_tuner_done(fa_tuner *t, double now)
 {
     double own = now - t->started;
-    if (t->others)
+    if (t->is_other)
         return;
     if (t->count)
         t->own[t->candidate][t->tried] = own;

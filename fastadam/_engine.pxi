@@ -244,17 +244,17 @@ cdef class Engine:
                     copies[k].target, copies[k].source = data_of(<Array *>old), data_of(<Array *>new)
                     copies[k].size = nbytes_of(<Array *>old)
                     k += 1
-            with nogil:
-                fa_begin_writing()
-                for i in range(k):
-                    memcpy(copies[i].target, copies[i].source, copies[i].size)
-                for i in range(self.count):
-                    self.slots[i].step = self.slots[i].loaded
-                fa_end_writing()
+            # The GIL is kept, so no fork comes in between, and what groups held stays alive until all is in.
+            before = [dict(group) for group in groups]
+            for i in range(k):
+                memcpy(copies[i].target, copies[i].source, copies[i].size)
+            for i in range(self.count):
+                self.slots[i].step = self.slots[i].loaded
+            for group, new_group in zip(groups, new_groups):
+                group.update(new_group)
+            del before
         finally:
             PyMem_Free(copies)
-        for group, new_group in zip(groups, new_groups):
-            group.update(new_group)
 
     # -- memory that is written
 
@@ -322,6 +322,8 @@ cdef class Engine:
         cdef int mode = as_nonfinite(nonfinite), order = as_threads(threads), bound = bound_of_threads()
         cdef Py_ssize_t i, culprit = -1
         cdef bint measured = max_norm is not None or mode != PROPAGATE
+        cdef int team
+        cdef fa_fp_state saved
         self.begin_change()
         try:
             self.read_groups(list(groups))
@@ -332,16 +334,20 @@ cdef class Engine:
             while self.fill(grads):
                 self.convert(grads)
             if measured:
+                team = order if order else max(1, min(self.threads_used, bound, fa_max_threads()))
                 with nogil:
-                    norm = fabs(scale) * sqrt(self.sum_squares(order if order else max(self.threads_used, 1)))
+                    fa_fp_default(&saved)
+                    norm = fabs(scale) * sqrt(self.sum_squares(team))
                     if mode != PROPAGATE and not isfinite(norm):
-                        culprit = self.find_nonfinite()
+                        culprit = self.find_nonfinite(most < INFINITY)
                     if most < INFINITY and not most / (norm + 1e-6) >= 1.0:     # NaN goes on, as in torch
                         scale *= most / (norm + 1e-6)
+                    fa_fp_restore(&saved)
                 if culprit >= 0 and mode == RAISE:
                     raise FloatingPointError(
-                        f"the gradient of {self.name_of(culprit, FA_PARAM)} has NaN or infinity in it; nothing has "
-                        "changed (nonfinite='skip' leaves out such steps, 'propagate' takes them)")
+                        f"the gradient of {self.name_of(culprit, FA_PARAM)} has NaN or infinity in it, or is so large "
+                        "that its norm is infinite; nothing has changed (nonfinite='skip' leaves out such steps, "
+                        "'propagate' takes them)")
             with nogil:
                 self.norm, self.norm_known = norm, measured
                 if culprit >= 0:
@@ -512,9 +518,10 @@ cdef class Engine:
             total += self.sums[block]
         return total
 
-    cdef Py_ssize_t find_nonfinite(self) noexcept nogil:
-        """The first parameter whose gradient has NaN or infinity in it, or -1: squares of float64 can overflow, too."""
-        cdef Py_ssize_t i, k = 0
+    cdef Py_ssize_t find_nonfinite(self, bint overflow_counts) noexcept nogil:
+        """The first parameter with NaN or infinity in its gradient, or -1. Squares of finite float64 numbers can
+        overflow, too, which counts if they are to be clipped by."""
+        cdef Py_ssize_t i, k = 0, large = -1
         cdef int64_t block = 0, element
         for i in range(self.count):
             if not self.slots[i].active:
@@ -524,13 +531,14 @@ cdef class Engine:
                     block += 1
                 if isfinite(self.sums[block - 1]):
                     continue
+                large = i
                 if real_of(self.slots[i].array[FA_PARAM]) == FA_FLOAT32:
                     if not isfinite((<float *>self.tasks[k].array[FA_GRAD])[element]):
                         return i
                 elif not isfinite((<double *>self.tasks[k].array[FA_GRAD])[element]):
                     return i
             k += 1
-        return -1
+        return large if overflow_counts else -1
 
     cdef int refuse(self, Py_ssize_t i) except -1:
         """Say what is wrong with an array that was good when it was added."""

@@ -54,8 +54,10 @@ class Adam:
         Clip by the global norm, over all arrays and groups, as ``torch.nn.utils.clip_grad_norm_`` but without changing
         the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)). May be set later.
     nonfinite : "propagate", "raise" or "skip", default "propagate"
-        What to do about NaN and infinity in gradients: let them into the parameters; raise a FloatingPointError; or
-        leave the step out and count it in `skipped_steps`. Decided before anything changes. May be set later.
+        What to do about NaN and infinity in gradients (before grad_scale), or a norm to clip by that overflows: let
+        them into the parameters; raise a FloatingPointError; or leave the step out and count it in `skipped_steps`.
+        Decided before anything changes. May be set later. Like `max_norm` and `threads`, pickle keeps it and
+        `state_dict` does not.
     threads : int, 1 to 1024, or None
         An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
         what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
@@ -263,7 +265,7 @@ class Adam:
     def grad_norm(self) -> float | None:
         """The global norm of the last step's gradients, grad_scale included, before clipping.
 
-        None unless `max_norm` is set or `nonfinite` is not "propagate": then nobody has looked.
+        None before the first step, and where neither `max_norm` nor `nonfinite` has asked for it.
         """
         return self._engine.grad_norm
 

@@ -115,7 +115,7 @@ def grad_norm(grads: Sequence[np.ndarray], grad_scale: float = 1.0) -> float:
     Parameters
     ----------
     grads : sequence of ndarray
-        All gradients, in the types of their parameters.
+        All gradients, in the types and memory orders of their parameters.
     grad_scale : float, default 1
         As given to ``step``.
 

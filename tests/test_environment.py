@@ -57,6 +57,38 @@ def test_floating_point_control_neither_changes_nor_matters(mxcsr, threads):
 
 
 @x86_64_linux
+@pytest.mark.parametrize(
+    "mxcsr",
+    [
+        MXCSR_DEFAULT,
+        MXCSR_DEFAULT | FTZ | DAZ,
+        MXCSR_DEFAULT | ROUND_UP,
+        MXCSR_DEFAULT | ROUND_TO_ZERO | STICKY,
+        MXCSR_DEFAULT + UNMASKED,
+    ],
+)
+def test_floating_point_control_does_not_matter_to_the_norm(mxcsr):
+    fp = FloatingPointState()
+    results = []
+    for control in MXCSR_DEFAULT, mxcsr:
+        rng = np.random.default_rng(0)
+        params = [rng.standard_normal(n) for n in (5, 5000)]
+        grads = [rng.standard_normal(n) for n in (5, 5000)]
+        opt = fastadam.Adam(params, lr=0.1, max_norm=0.1, nonfinite="raise", threads=2)
+        before = fp.get()
+        try:
+            fp.set(control)
+            opt.step(grads, grad_scale=0.3)
+            after = fp.get()
+        finally:
+            fp.set(before)
+        assert after == control
+        results.append([*params, np.array([opt.grad_norm])])
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
+@x86_64_linux
 @pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
 @pytest.mark.parametrize("kind", [np.longdouble, np.float64, np.float16])
 def test_rounding_mode_does_not_matter_to_conversions(kind):

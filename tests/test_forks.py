@@ -98,6 +98,7 @@ def update():
         fastadam.adam_update(p, g, m, v, step, threads=2)
 saved = [copy.deepcopy(opt.state_dict())]
 opt.step(grads)
+opt.lr = 0.5
 saved.append(copy.deepcopy(opt.state_dict()))
 def load():
     while not stop.is_set():
@@ -105,9 +106,12 @@ def load():
 def whole():
     for array in p, m, v:
         assert (array == array[0]).all(), "torn"
-    first = opt.state[0]
-    expected = saved[first["step"] - 1]["state"][0]
-    assert (first["exp_avg"] == expected["exp_avg"]).all() and (first["exp_avg_sq"] == expected["exp_avg_sq"]).all()
+    which = opt.state[0]["step"] - 1
+    assert opt.lr == saved[which]["param_groups"][0]["lr"]
+    for key, entry in opt.state.items():
+        expected = saved[which]["state"][key]
+        assert entry["step"] == expected["step"]
+        assert (entry["exp_avg"] == expected["exp_avg"]).all() and (entry["exp_avg_sq"] == expected["exp_avg_sq"]).all()
     opt.step(grads)
 threads = [threading.Thread(target=update), threading.Thread(target=load)]
 for thread in threads: thread.start()
@@ -131,13 +135,18 @@ sharing = fastadam.share_threads_with_blas() if {sharing} else None
 a = np.random.default_rng(0).standard_normal((300, 300))
 product = a @ a
 path = next(path for path in fastadam._load.openmp_runtimes() if "libgomp" in path)
-def child():
+def alone(where):
     global TEAM
     TEAM = 1
     assert fastadam.get_num_threads() == 1
     assert np.allclose(a @ a, product)
-    check("child")
-    fork(lambda: check("grandchild"))
+    check(where)
+def in_a_thread_outside_the_region(where):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(alone, where).result()
+def child():
+    in_a_thread_outside_the_region("child")
+    fork(lambda: in_a_thread_outside_the_region("grandchild"))
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def region(_):
     if omp.omp_get_thread_num() == 0:

@@ -3,10 +3,11 @@
 import copy
 import math
 import pickle
+import sys
 
 import numpy as np
 import pytest
-from helpers import ISAS, assert_same_bits, snapshot, wild
+from helpers import ISAS, assert_same_bits, run_python, snapshot, wild
 
 import fastadam
 from fastadam import _core, reference
@@ -79,13 +80,51 @@ def test_all_groups_share_one_norm():
     assert opt.grad_norm == 10.0
 
 
+def test_the_memory_order_of_the_parameter_counts():
+    rng = np.random.default_rng(0)
+    param, grad = np.asfortranarray(np.ones((90, 70))), rng.standard_normal((90, 70))
+    opt = fastadam.Adam(param, max_norm=1.0)
+    with pytest.warns(fastadam.PerformanceWarning):
+        opt.step(grad)
+    assert opt.grad_norm == reference.grad_norm([np.asfortranarray(grad)])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_norms_pass_keeps_to_the_bound_of_threads():
+    """After a bound was set, no other thread may run; and an order of before is none any more."""
+    run_python("""
+import os, numpy as np, fastadam
+p, g = np.ones(1 << 20, np.float32), np.ones(1 << 20, np.float32)
+opt = fastadam.Adam(p, max_norm=1.0)
+opt.threads = 2
+opt.step(g)
+opt.threads = None
+fastadam.set_num_threads(1)
+def spent():    # of other threads than this one
+    return sum(int(open(f"/proc/self/task/{t}/schedstat").read().split()[2])
+               for t in os.listdir("/proc/self/task") if int(t) != os.getpid())
+import time
+time.sleep(0.05)
+before = spent()
+for _ in range(20): opt.step(g)
+assert opt.threads_used == 1 and spent() == before
+""")
+
+
+def test_pickle_and_copy_keep_how_to_clip():
+    opt = fastadam.Adam(np.ones(2), max_norm=2.0, nonfinite="skip")
+    for other in pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt):
+        assert other.max_norm == 2.0 and other.nonfinite == "skip"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("place", [0, 4095, 4096, -1])
 def test_raise_and_skip_decide_before_anything_changes(bad, dtype, place):
-    params = {"a": np.ones(3, dtype), "b": np.ones(9001, dtype)}
-    good = {name: np.full_like(p, 0.5) for name, p in params.items()}
-    poisoned = {"a": good["a"], "b": good["b"].copy()}
+    params = {"a": np.ones(3, dtype), "left alone": np.ones(9, dtype), "empty": np.ones(0, dtype)}
+    params["b"] = np.ones(9001, dtype)
+    good = {name: np.full_like(p, 0.5) for name, p in params.items()} | {"left alone": None}
+    poisoned = good | {"b": good["b"].copy()}
     poisoned["b"][place] = bad
     opt = fastadam.Adam(params, nonfinite="raise")
     opt.step(good)
@@ -113,15 +152,26 @@ def test_squares_that_overflow_are_not_gradients_that_do():
     opt = fastadam.Adam(p, nonfinite="raise")
     opt.step(np.array([1e200, 1.0]))
     assert opt.grad_norm == math.inf and opt.state[0]["step"] == 1 and np.isfinite(p).all()
+    opt.max_norm = 1.0  # but nothing can be clipped by such a norm
+    with pytest.raises(FloatingPointError, match="parameter 0 .* so large that its norm is infinite"):
+        opt.step(np.array([1e200, 1.0]))
+    assert opt.state[0]["step"] == 1
 
 
 def test_wild_gradients_have_the_norm_of_the_twin(isa):
     rng = np.random.default_rng(1)
     for dtype in np.float32, np.float64:
-        grads = [wild(rng, 5000, dtype), rng.standard_normal(100).astype(dtype)]
-        opt = fastadam.Adam([np.ones_like(g) for g in grads], max_norm=1.0)
-        opt.step(grads)
-        assert np.array_equal([opt.grad_norm], [reference.grad_norm(grads)], equal_nan=True)
+        anything = wild(rng, 5000, dtype)
+        finite = np.where(np.isfinite(anything), anything, dtype(0))
+        infinite = finite.copy()
+        infinite[77] = np.inf
+        for grad, norm in (anything, math.nan), (infinite, math.inf), (finite, None):
+            grads = [grad, rng.standard_normal(100).astype(dtype)]
+            opt = fastadam.Adam([np.ones_like(g) for g in grads], max_norm=1.0)
+            opt.step(grads)
+            assert np.array_equal([opt.grad_norm], [reference.grad_norm(grads)], equal_nan=True)
+            assert norm is None or np.array_equal([opt.grad_norm], [norm], equal_nan=True)
+            assert math.isfinite(opt.grad_norm) == (norm is None)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,14 @@ int main(void)
     printf("two kinds: %d of 10000 steps astray\n", wrong);
     failed += wrong > 150;
 
+    /* The work that was learned first becomes rare: the other is learned instead. */
+    memset(&t, 0, sizeof t);
+    int late_learned = 0;
+    for (int i = 0; i < 1000; i++)
+        late_learned += take_step(&t, &programs[0], i % 8 ? 100000 : 20000) != 2 && i % 8 && i > 200;
+    printf("rare and common: %d of 1000 steps astray\n", late_learned);
+    failed += late_learned > 60;
+
     /* Other work: what was learned is forgotten. */
     int other = astray(&t, &programs[5], 1000000, 100);
     printf("other work: %d of 100 steps astray\n", other);
