@@ -111,7 +111,7 @@ def test_parameters_may_be_torchs_own_memory(torch):
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
-def test_clipping_follows_clip_grad_norm(max_norm):
+def test_clipping_follows_clip_grad_norm(torch, max_norm):
     rng = np.random.default_rng(0)
     starts = [rng.standard_normal(n).astype(np.float64) for n in (5, 1000)]
     theirs = [torch.tensor(p.copy(), requires_grad=True) for p in starts]
