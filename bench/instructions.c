@@ -34,12 +34,14 @@ int main(int argc, char **argv)
     fa_adam_factors factors;
     fa_adam_factors_at(10, &options, 1.0, &factors);
 
-    fa_task task = {.n = n, .factors = &factors};
+    fa_task task = {.n = n};
     for (int array = 0; array < FA_ARRAYS; array++)
         task.array[array] = &data[array];
     for (int i = 0; i < 2; i++)
-        for (int rule = 0; fa_isa_available(isas[i]) && rule < FA_RULES; rule++)
+        for (int rule = 0; fa_isa_available(isas[i]) && rule <= FA_SUM_SQUARES; rule++)
             for (int real = 0; real < FA_REALS; real++) {
+                double sums[MOST / FA_SQUARES];
+                task.factors = rule == FA_SUM_SQUARES ? (void *)sums : (void *)&factors;
                 fill(real, n);
                 task.kernel = fa_kernel_of(isas[i], rule, real);
                 task.kernel->run(&task, 0, n);

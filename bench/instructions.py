@@ -2,7 +2,7 @@
 
 Counts, not times: a busy machine gives the figures of an idle one. Valgrind counts what the baseline and AVX2 kernels
 execute, over an array that is all vectors and over a short one with a tail. It cannot execute AVX-512: there the
-vector loop is found in the disassembly, and its instructions are counted.
+vector loops are found in the disassembly, and their instructions are counted.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 BUDGETS = Path(__file__).with_suffix(".json")
 SLACK = 1.01
 SIZES = [4096, 31]
-COLUMNS = [*(f"{isa} x {n}" for isa in ("baseline", "avx2") for n in SIZES), "avx512 loop"]
+EXECUTED = [f"{isa} x {n}" for isa in ("baseline", "avx2") for n in SIZES]
 KERNEL = r"(\w+_f(?:32|64))_(baseline|avx2|avx512)"
 NEEDS = "this needs gcc or clang, binutils and valgrind"
 WAY_OUT = "`python -m bench instructions --update`"
@@ -60,20 +60,26 @@ def functions(program):
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def avx512_loop(body, lanes):
-    """Instructions per element of the innermost loop around a square root of whole registers, None without one."""
+def avx512_loops(body, size):
+    """Instructions per element of `size` bytes of each innermost loop that computes with whole registers.
+
+    How many elements a turn takes is told by its largest pointer increment."""
     lines = re.findall(r"^ *([0-9a-f]+):\t(\S+) *(.*)", body, flags=re.MULTILINE)
     code = [(int(address, 16), operation, operands) for address, operation, operands in lines]
-    roots = [at for at, operation, operands in code if operation.startswith("vsqrtp") and "%zmm" in operands]
     jumps = [(int(to.split()[0], 16), at) for at, operation, to in code if operation[0] == "j" and to[0] != "*"]
+    loops = [(first, last) for first, last in jumps if first <= last]
     figures = []
-    for root in roots:
-        if around := [(first, last) for first, last in jumps if first <= root <= last]:
-            first, last = min(around, key=lambda loop: loop[1] - loop[0])
-            instructions = sum(first <= at <= last for at, _, _ in code)
-            unrolled = sum(first <= at <= last for at in roots)
-            figures.append(instructions / (lanes * unrolled))
-    return max(figures, default=None)
+    for first, last in sorted(loops):
+        if any((first, last) != inner and first <= inner[0] and inner[1] <= last for inner in loops):
+            continue
+        turn = [(operation, operands) for at, operation, operands in code if first <= at <= last]
+        computes = any(re.match(r"v(mul|add|sub)p", operation) and "%zmm" in operands for operation, operands in turn)
+        steps = [re.match(r"(add|sub) \$0x([0-9a-f]+),%r", " ".join(instruction)) for instruction in turn]
+        steps = [int(found[2], 16) if found[1] == "add" else 2**64 - int(found[2], 16) for found in steps if found]
+        bytes_a_turn = max((step for step in steps if step < 1 << 16), default=0)
+        if computes and bytes_a_turn >= 64:
+            figures.append(len(turn) * size / bytes_a_turn)
+    return figures
 
 
 def executed(program, n, profile):
@@ -94,24 +100,34 @@ def measure(cc, csrc):
             if found := re.fullmatch(KERNEL, function):
                 row = figures.setdefault(found[1], {})
                 if found[2] == "avx512":
-                    row["avx512 loop"] = avx512_loop(body, 16 if found[1].endswith("f32") else 8)
+                    loops = avx512_loops(body, 4 if found[1].endswith("f32") else 8)
+                    row |= {f"avx512 loop {i}": figure for i, figure in enumerate(loops, 1)}
         for n in SIZES:
             for kernel, isa, count in executed(program, n, f"{folder}/profile"):
                 figures[kernel][f"{isa} x {n}"] = int(count) / n
-    lost = [f"{kernel}, {column}" for kernel, row in figures.items() for column in COLUMNS if not row.get(column)]
+    needed = [*EXECUTED, "avx512 loop 1"]
+    lost = [f"{kernel}, {column}" for kernel, row in figures.items() for column in needed if not row.get(column)]
     if lost or not figures:
-        reasons = "no loop around a zmm square root (avx512), or not executed (avx2: has this CPU got it?)"
+        reasons = "no loop with arithmetic on zmm registers (avx512), or not executed (avx2: has this CPU got it?)"
         raise SystemExit("\n".join(["Nothing to count:", *(lost or ["no kernel at all"]), reasons]))
-    return {kernel: {column: round(figures[kernel][column], 4) for column in COLUMNS} for kernel in sorted(figures)}
+    return {kernel: {column: round(count, 4) for column, count in row.items()} for kernel, row in figures.items()}
 
 
 def compare(figures, budget):
     """Print the table; return a line for each figure that is not within its budget."""
-    print(f"| instructions per element | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
-    for kernel, row in figures.items():
-        print(f"| {kernel} | {' | '.join(f'{row[column]:.2f}' for column in COLUMNS)} |")
-    problems = [f"{kernel} has a budget but is not compiled" for kernel in budget if kernel not in figures]
-    for kernel, column in ((kernel, column) for kernel in figures for column in COLUMNS):
+    header = [*EXECUTED, "avx512, each loop"]
+    print(f"| instructions per element | {' | '.join(header)} |\n|---|{'---|' * len(header)}")
+    for kernel, row in sorted(figures.items()):
+        loops = ", ".join(f"{count:.2f}" for column, count in row.items() if column not in EXECUTED)
+        print(f"| {kernel} | {' | '.join(f'{row[column]:.2f}' for column in EXECUTED)} | {loops} |")
+    pairs = {(kernel, column) for kernel, row in figures.items() for column in row}
+    problems = [
+        f"{kernel}, {column} has a budget but is not compiled"
+        for kernel, row in budget.items()
+        for column in row
+        if (kernel, column) not in pairs
+    ]
+    for kernel, column in sorted(pairs):
         came, planned = figures[kernel][column], budget.get(kernel, {}).get(column)
         if planned is None:
             problems.append(f"{kernel}, {column} has no budget")
