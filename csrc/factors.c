@@ -1,41 +1,139 @@
 /* From what the user chose to what the loops read: float64, once for each group and step.
- * `pow` is what Python's float ** int calls, so reference.py finds the same factors. */
+ * `pow` is what Python's float ** calls, so reference.py finds the same factors. */
 #include <math.h>
+#include <string.h>
 #include "fastadam.h"
 
-fa_rule fa_adam_rule(const fa_adam_options *o)
+static double bias_correction(double beta, int64_t step, const fa_options *o)
 {
-    if (o->weight_decay == 0.0)
-        return o->amsgrad ? FA_ADAM_AMSGRAD : FA_ADAM;
-    if (o->decoupled)
-        return o->amsgrad ? FA_ADAM_DECOUPLED_AMSGRAD : FA_ADAM_DECOUPLED;
-    return o->amsgrad ? FA_ADAM_L2_AMSGRAD : FA_ADAM_L2;
+    return o->bias_correction ? 1.0 - pow(beta, (double)step) : 1.0;
 }
 
-void fa_adam_factors_at(int64_t step, const fa_adam_options *o, double grad_scale, fa_adam_factors *out)
+static int no_flags(const fa_options *o)
+{
+    (void)o;
+    return 0;
+}
+
+static int adam_flags(const fa_options *o)
+{
+    return o->amsgrad ? FA_AMSGRAD : 0;
+}
+
+static void adam(int64_t step, const fa_options *o, fa_factors *f)
+{
+    double bc1 = bias_correction(o->beta1, step, o), bc2 = bias_correction(o->beta2, step, o);
+    f->step_size = o->eps_hat ? o->lr * sqrt(bc2) / bc1 : o->lr / bc1;
+    f->inv_bc2 = o->eps_hat ? 1.0 : 1.0 / bc2;
+    f->eps_root = o->eps_root;
+}
+
+static int sgd_flags(const fa_options *o)
+{
+    return o->momentum == 0.0 ? 0 : o->nesterov ? FA_NESTEROV : FA_MOMENTUM;
+}
+
+static void sgd(int64_t step, const fa_options *o, fa_factors *f)
+{
+    f->b1 = o->momentum;
+    f->c1 = step == 1 ? 1.0 : 1.0 - o->dampening; /* the first gradient is the buffer */
+    f->step_size = o->lr;
+}
+
+static int rmsprop_flags(const fa_options *o)
+{
+    return (o->momentum == 0.0 ? 0 : FA_MOMENTUM) | (o->centered ? FA_CENTERED : 0);
+}
+
+static void rmsprop(int64_t step, const fa_options *o, fa_factors *f)
+{
+    (void)step;
+    f->b1 = o->momentum;
+    f->b2 = o->alpha;
+    f->c2 = 1.0 - o->alpha;
+    f->step_size = o->lr;
+}
+
+/* RMSprop's loop with a sum in place of the average. */
+static void adagrad(int64_t step, const fa_options *o, fa_factors *f)
+{
+    f->b2 = f->c2 = 1.0;
+    f->step_size = o->lr / (1.0 + (double)(step - 1) * o->lr_decay);
+}
+
+static void nadam(int64_t step, const fa_options *o, fa_factors *f)
+{
+    double t = (double)step;
+    double mu = o->beta1 * (1.0 - 0.5 * pow(0.96, t * o->momentum_decay));
+    double mu_next = o->beta1 * (1.0 - 0.5 * pow(0.96, (t + 1.0) * o->momentum_decay));
+    f->product = f->product * mu;
+    f->grad_size = o->lr * (1.0 - mu) / (1.0 - f->product);
+    f->step_size = o->lr * mu_next / (1.0 - f->product * mu_next);
+    f->inv_bc2 = 1.0 / (1.0 - pow(o->beta2, t));
+}
+
+/* Adam's loop. While the variance of the adaptive rate is infinite, the denominator is made 1. */
+static void radam(int64_t step, const fa_options *o, fa_factors *f)
+{
+    double t = (double)step, power = pow(o->beta2, t);
+    double bc1 = 1.0 - pow(o->beta1, t), bc2 = 1.0 - power;
+    double most = 2.0 / (1.0 - o->beta2) - 1.0, now = most - 2.0 * t * power / bc2;
+    if (now > 5.0) {
+        double rect = sqrt((now - 4.0) * (now - 2.0) * most / ((most - 4.0) * (most - 2.0) * now));
+        f->step_size = o->lr * rect * sqrt(bc2) / bc1;
+        f->inv_bc2 = 1.0;
+    } else {
+        f->step_size = o->lr / bc1;
+        f->inv_bc2 = 0.0;
+        f->eps = 1.0;
+    }
+}
+
+static void adamax(int64_t step, const fa_options *o, fa_factors *f)
+{
+    f->step_size = o->lr / (1.0 - pow(o->beta1, (double)step));
+}
+
+static const fa_family families[] = {
+    {"Adam", {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}, FA_ADAM, adam_flags, adam},
+    {"SGD", {"momentum_buffer"}, FA_SGD, sgd_flags, sgd},
+    {"RMSprop", {"grad_avg", "square_avg", "momentum_buffer"}, FA_RMSPROP, rmsprop_flags, rmsprop},
+    {"Adagrad", {NULL, "sum"}, FA_RMSPROP, no_flags, adagrad},
+    {"NAdam", {"exp_avg", "exp_avg_sq"}, FA_NADAM, no_flags, nadam},
+    {"RAdam", {"exp_avg", "exp_avg_sq"}, FA_ADAM, no_flags, radam},
+    {"Adamax", {"exp_avg", "exp_inf"}, FA_ADAMAX, no_flags, adamax},
+};
+
+const fa_family *fa_family_named(const char *name)
+{
+    for (size_t i = 0; i < sizeof(families) / sizeof(families[0]); i++)
+        if (strcmp(families[i].name, name) == 0)
+            return &families[i];
+    return NULL;
+}
+
+fa_rule fa_rule_of(const fa_family *family, const fa_options *o)
+{
+    int decay = o->weight_decay == 0.0 ? 0 : o->decoupled_weight_decay ? FA_DECOUPLED : FA_L2;
+    return family->loop | decay | family->flags(o);
+}
+
+void fa_factors_at(const fa_family *family, int64_t step, const fa_options *o, double grad_scale, double product,
+                   fa_factors *out)
 {
     fa_fp_state saved;
     fa_fp_default(&saved);
-
-    double bc1 = o->bias_correction ? 1.0 - pow(o->beta1, (double)step) : 1.0;
-    double bc2 = o->bias_correction ? 1.0 - pow(o->beta2, (double)step) : 1.0;
-
-    out->s = o->maximize ? -grad_scale : grad_scale;
-    out->wd = o->weight_decay;
-    out->d = 1.0 - o->lr * o->weight_decay;
-    out->b1 = o->beta1;
-    out->c1 = 1.0 - o->beta1;
-    out->b2 = o->beta2;
-    out->c2 = 1.0 - o->beta2;
-    if (o->eps_hat) {
-        out->step_size = o->lr * sqrt(bc2) / bc1;
-        out->inv_bc2 = 1.0;
-    } else {
-        out->step_size = o->lr / bc1;
-        out->inv_bc2 = 1.0 / bc2;
-    }
-    out->eps_root = o->eps_root;
-    out->eps = o->eps;
-
+    *out = (fa_factors){
+        .s = o->maximize ? -grad_scale : grad_scale,
+        .wd = o->weight_decay,
+        .d = 1.0 - o->lr * o->weight_decay,
+        .b1 = o->beta1,
+        .c1 = 1.0 - o->beta1,
+        .b2 = o->beta2,
+        .c2 = 1.0 - o->beta2,
+        .eps = o->eps,
+        .product = product,
+    };
+    family->coefficients(step, o, out);
     fa_fp_restore(&saved);
 }

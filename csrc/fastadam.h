@@ -4,7 +4,7 @@
  *   - array[FA_PARAM] and the state arrays hold n elements of the kernel's type, aligned, and overlap nothing
  *     but themselves, or are NULL where there is none; array[FA_GRAD] holds n elements, is only read, and overlaps
  *     nothing that is written;
- *   - kernel and factors belong to the same rule.
+ *   - kernel and factors belong to the same rule, and the arrays are those that it needs.
  * In return nothing here (but blas.c, which cannot go back once a call's jobs run) allocates, fails, calls Python or keeps state, except what is known about forks.
  */
 #ifndef FASTADAM_H
@@ -15,45 +15,72 @@
 
 /* ---- rules (rules.inc) ---------------------------------------------------------------------------------- */
 
-/* One entry for each loop that is compiled: a rule and the flags that are constant in it. */
-typedef enum {
-    FA_ADAM,
-    FA_ADAM_L2,
-    FA_ADAM_DECOUPLED,
-    FA_ADAM_AMSGRAD,
-    FA_ADAM_L2_AMSGRAD,
-    FA_ADAM_DECOUPLED_AMSGRAD,
-    FA_RULES,
-    FA_SUM_SQUARES = FA_RULES /* updates nothing: a double for each block of FA_SQUARES elements of the gradient */
-} fa_rule;
+/* A rule is a loop and the flags that are constant in it. */
+typedef int fa_rule;
+
+enum { /* loops */
+    FA_ADAM = 0,
+    FA_SGD = 16,
+    FA_RMSPROP = 32,
+    FA_NADAM = 48,
+    FA_ADAMAX = 64,
+    FA_RULES = 80,
+    FA_SUM_SQUARES = FA_RULES, /* updates nothing: a double for each block of FA_SQUARES elements of the gradient */
+    FA_ALL_RULES
+};
+
+enum { /* flags */
+    FA_L2 = 1,        /* decay as part of the gradient */
+    FA_DECOUPLED = 2, /* decay as a step of its own */
+    FA_AMSGRAD = 4,   /* Adam */
+    FA_MOMENTUM = 4,  /* SGD, RMSprop */
+    FA_NESTEROV = 8,  /* SGD */
+    FA_CENTERED = 8   /* RMSprop */
+};
 
 enum { FA_SQUARES = 4096 };
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
 
-/* The order of a task's arrays; the state of a rule follows the gradient. */
-enum { FA_PARAM, FA_GRAD, FA_STATE, FA_EXP_AVG = FA_STATE, FA_EXP_AVG_SQ, FA_MAX_EXP_AVG_SQ, FA_ARRAYS };
+/* The order of a task's arrays. M, V and W are state: what each holds is said by the family (factors.c). */
+enum { FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_ARRAYS, FA_STATE = FA_M, FA_STATES = 3 };
 
-/* ---- factors (factors.c) -------------------------------------------------------------------------------- */
+/* ---- families of rules (factors.c) ---------------------------------------------------------------------- */
 
-/* What the user chose for Adam. */
+/* What the user chose: every hyper-parameter of every family. */
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, eps_root;
-    int decoupled, amsgrad, maximize, bias_correction, eps_hat;
-} fa_adam_options;
+    double momentum, dampening, alpha, lr_decay, initial_accumulator_value, momentum_decay;
+    int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered;
+} fa_options;
 
-/* What the Adam loops read: the same for all elements of one group at one step. Kernels round each to their
- * element type, once. */
+/* What the loops read: the same for all elements of one group at one step. Kernels round each to their element type,
+ * once. */
 typedef struct {
     double s;                    /* multiplies the gradient */
     double wd, d;                /* L2: g += wd*p; decoupled: p *= d */
-    double b1, c1, b2, c2;       /* moments: m = b1*m + c1*g, v = b2*v + c2*g*g */
-    double step_size, inv_bc2;   /* bias corrections, and where eps is put */
+    double b1, c1, b2, c2;       /* averages: m = b1*m + c1*g, v = b2*v + c2*g*g */
+    double step_size, inv_bc2;   /* learning rate and bias corrections */
     double eps_root, eps;
-} fa_adam_factors;
+    double grad_size;            /* NAdam: what the gradient itself contributes */
+    double product;              /* NAdam: of all momenta up to and with this step */
+} fa_factors;
 
-fa_rule fa_adam_rule(const fa_adam_options *options);
-void fa_adam_factors_at(int64_t step, const fa_adam_options *options, double grad_scale, fa_adam_factors *out);
+/* An optimizer: its loop, its coefficients, its state. */
+typedef struct {
+    const char *name;
+    const char *state[FA_STATES];                                 /* names of M, V, W, or NULL */
+    fa_rule loop;
+    int (*flags)(const fa_options *options);                      /* those of the loop that decay does not decide */
+    void (*coefficients)(int64_t step, const fa_options *options, fa_factors *f);
+} fa_family;
+
+const fa_family *fa_family_named(const char *name);               /* or NULL */
+fa_rule fa_rule_of(const fa_family *family, const fa_options *options);
+
+/* `product` is the one after the step before, 1 at the start. */
+void fa_factors_at(const fa_family *family, int64_t step, const fa_options *options, double grad_scale, double product,
+                   fa_factors *out);
 
 /* ---- kernels and instruction sets (kernels.c, cpu.c) ---------------------------------------------------- */
 
@@ -62,6 +89,7 @@ typedef struct fa_task fa_task;
 typedef struct {
     void (*run)(const fa_task *task, int64_t begin, int64_t end); /* updates elements [begin, end) */
     int64_t line;                                                 /* elements in a cache line of parameters */
+    int states;                                                   /* the state arrays that it needs: 1 M, 2 V, 4 W */
 } fa_kernel;
 
 typedef enum { FA_BASELINE, FA_AVX2, FA_AVX512, FA_ISAS } fa_isa;

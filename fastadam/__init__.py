@@ -1,4 +1,4 @@
-"""Adam and AdamW for NumPy arrays on CPUs: fused, in place, multi-core, the same bits everywhere.
+"""Adam and its family for NumPy arrays on CPUs: fused, in place, multi-core, the same bits everywhere.
 
 >>> import numpy as np, fastadam
 >>> weights = [np.ones((3, 2), np.float32), np.zeros(2, np.float32)]
@@ -16,12 +16,20 @@ from fastadam import reference
 from fastadam._config import __version__, config, show_config
 from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
 from fastadam.blas import share_threads_with_blas
-from fastadam.optimizers import Adam, AdamW
+from fastadam.optimizer import Optimizer
+from fastadam.optimizers import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 
 __all__ = [
+    "SGD",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "NAdam",
+    "Optimizer",
     "PerformanceWarning",
+    "RAdam",
+    "RMSprop",
     "__version__",
     "adam_update",
     "config",

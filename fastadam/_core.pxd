@@ -2,10 +2,10 @@
 from libc.stdint cimport int64_t
 
 cdef extern from "fastadam.h" nogil:
-    ctypedef enum fa_rule:
-        FA_SUM_SQUARES
+    ctypedef int fa_rule
 
     enum:
+        FA_SUM_SQUARES
         FA_SQUARES
 
     ctypedef enum fa_real:
@@ -17,20 +17,28 @@ cdef extern from "fastadam.h" nogil:
         FA_PARAM
         FA_GRAD
         FA_STATE
+        FA_STATES
         FA_ARRAYS
 
-    ctypedef struct fa_adam_options:
+    ctypedef struct fa_options:
         double lr, beta1, beta2, eps, weight_decay, eps_root
-        int decoupled, amsgrad, maximize, bias_correction, eps_hat
+        double momentum, dampening, alpha, lr_decay, initial_accumulator_value, momentum_decay
+        int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered
 
-    ctypedef struct fa_adam_factors:
-        pass
+    ctypedef struct fa_factors:
+        double product
 
-    fa_rule fa_adam_rule(const fa_adam_options *options)
-    void fa_adam_factors_at(int64_t step, const fa_adam_options *options, double grad_scale, fa_adam_factors *out)
+    ctypedef struct fa_family:
+        const char *name
+        const char *state[3]
+
+    const fa_family *fa_family_named(const char *name)
+    fa_rule fa_rule_of(const fa_family *family, const fa_options *options)
+    void fa_factors_at(const fa_family *family, int64_t step, const fa_options *options, double grad_scale,
+                       double product, fa_factors *out)
 
     ctypedef struct fa_kernel:
-        pass
+        int states
 
     ctypedef enum fa_isa:
         FA_BASELINE

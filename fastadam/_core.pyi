@@ -6,10 +6,7 @@ from typing import Any, SupportsFloat, SupportsIndex, final
 
 import numpy as np
 
-STATE_NAMES: tuple[str, ...]
 UPDATE_NAMES: tuple[str, ...]
-SCHEDULABLE: tuple[str, ...]
-GROUP_KEYS: frozenset[str]
 MAX_THREADS: int
 
 class PerformanceWarning(UserWarning): ...
@@ -50,6 +47,8 @@ def check_group(group: dict[str, Any]) -> None: ...
 
 @final
 class Engine:
+    names: list[str]
+    def __new__(cls, family: str, names: list[str]) -> "Engine": ...
     lock: RLock
     keys: list[Any]
     arrays: list[tuple[np.ndarray, ...]]
@@ -61,10 +60,17 @@ class Engine:
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
     def index_of(self, key: Any) -> int: ...
-    def step_of(self, i: int) -> int: ...
+    def entry(self, i: int) -> dict[str, Any]: ...
+    def made(self) -> list[int]: ...
+    def products(self) -> list[float]: ...
     def steps(self) -> list[int]: ...
     def add_group(
-        self, keys: list[Any], params: tuple[np.ndarray, ...], amsgrad: bool, lists: list[tuple[list[Any], Any]]
+        self,
+        keys: list[Any],
+        params: tuple[np.ndarray, ...],
+        values: dict[str, Any],
+        lists: list[tuple[list[Any], Any]],
+        made: int | None = None,
     ) -> None: ...
     def check_groups(self, groups: list[dict[str, Any]]) -> None: ...
     def load(
@@ -73,6 +79,7 @@ class Engine:
         new_groups: list[dict[str, Any]],
         new_arrays: list[list[np.ndarray]],
         steps: list[int],
+        products: list[float],
     ) -> None: ...
     def step(
         self,

@@ -56,12 +56,6 @@ cdef extern from "Python.h":
     void PyMem_Free(void *)
 
 UPDATE_NAMES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")     # adam_update's arguments, in a task's order
-STATE_NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-GROUP_KEYS = frozenset({
-    "params", "lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize", "bias_correction",
-    "eps_root", "eps_hat"})
-cdef Py_ssize_t group_size = len(GROUP_KEYS)
-SCHEDULABLE = ("lr", "eps", "weight_decay", "eps_root")     # and betas, as a whole or each
 MAX_THREADS = 1024      # OpenMP runtimes end the process when the system has no more threads to give
 
 
@@ -73,6 +67,7 @@ class PerformanceWarning(UserWarning):
 
 cdef fa_isa chosen_isa = FA_BASELINE
 cdef object thread_bound = None
+cdef const fa_family *ADAM = fa_family_named("Adam")
 cdef int cpu_quota = cgroup_cpus() or MAX_THREADS
 
 
@@ -241,8 +236,8 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     ----------
     Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015. The placement of eps is torch's.
     """
-    cdef fa_adam_options options
-    cdef fa_adam_factors factors
+    cdef fa_options options
+    cdef fa_factors factors
     cdef fa_task task
     cdef Array *array[4]
     cdef bint good
@@ -250,8 +245,19 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     cdef int i, j, count = 3, order = as_threads(threads), bound = bound_of_threads()
     cdef double scale = as_grad_scale(grad_scale)
 
-    set_options(&options, lr, betas, eps, weight_decay, eps_root, decoupled_weight_decay, amsgrad, maximize,
-                bias_correction, eps_hat)
+    memset(&options, 0, sizeof(options))
+    beta1, beta2 = as_pair(betas)
+    options.lr = as_magnitude(lr, "lr")
+    options.beta1 = as_beta(beta1, "betas[0]")
+    options.beta2 = as_beta(beta2, "betas[1]")
+    options.eps = as_magnitude(eps, "eps")
+    options.weight_decay = as_magnitude(weight_decay, "weight_decay")
+    options.eps_root = as_magnitude(eps_root, "eps_root")
+    options.decoupled_weight_decay = as_flag(decoupled_weight_decay, "decoupled_weight_decay")
+    options.amsgrad = as_flag(amsgrad, "amsgrad")
+    options.maximize = as_flag(maximize, "maximize")
+    options.bias_correction = as_flag(bias_correction, "bias_correction")
+    options.eps_hat = as_flag(eps_hat, "eps_hat")
     if options.amsgrad != (max_exp_avg_sq is not None):
         raise ValueError("amsgrad=True needs max_exp_avg_sq, and max_exp_avg_sq needs amsgrad=True")
     t = as_step(step)
@@ -288,9 +294,9 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
             if overlaps(array[i], array[j]):
                 raise overlap_error(UPDATE_NAMES[j], UPDATE_NAMES[i])
 
-    fa_adam_factors_at(t, &options, scale, &factors)
+    fa_factors_at(ADAM, t, &options, scale, 1.0, &factors)
     memset(&task, 0, sizeof(task))
-    task.kernel = fa_kernel_of(chosen_isa, fa_adam_rule(&options), real_of(array[0]))
+    task.kernel = fa_kernel_of(chosen_isa, fa_rule_of(ADAM, &options), real_of(array[0]))
     task.array[FA_PARAM], task.array[FA_GRAD] = data_of(array[0]), data_of(<Array *>grad)
     for i in range(1, count):
         task.array[FA_STATE + i - 1] = data_of(array[i])
@@ -305,6 +311,6 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
 include "_engine.pxi"
 
 
-assert ARRAYS == FA_ARRAYS
+assert ARRAYS == FA_ARRAYS and STATES == FA_STATES
 select_isa(os.environ.get("FASTADAM_ISA"))
 fa_watch_forks()

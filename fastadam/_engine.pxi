@@ -1,24 +1,29 @@
 # Engine, the stateful step: parameters, their state and counters, and the memory that is written.
 
 cdef enum:
-    ARRAYS = 5              # FA_ARRAYS, which Cython does not know as a constant
+    ARRAYS = 5              # FA_ARRAYS and FA_STATES, which Cython does not know as constants
+    STATES = 3
 
 cdef struct Slot:           # one parameter
     Array *array[ARRAYS]        # in a task's order, [FA_GRAD] unused, NULL where there is none; owned by Engine.arrays
     char *data[ARRAYS]          # where each was when last looked at; [FA_GRAD]: the last gradient found to be apart
     int64_t n
     int64_t step, loaded
+    double product, loaded_product      # NAdam's
     int group
     bint active                 # has a gradient in this step
     bint convert                # whose gradient has to be copied first
     bint warned
 
 cdef struct Group:
-    fa_adam_options options
-    bint amsgrad                # what its state was made for
+    fa_options options
+    int made                    # the state that it has: 1 M, 2 V, 4 W
+    bint amsgrad, centered      # when it was made
+    const fa_kernel *kernel[2]  # for each element type
     int64_t count               # its largest step counter
-    fa_adam_factors *factors    # the last made, for the counter below
+    fa_factors *factors         # the last made, for the counter and product below
     int64_t step
+    double product
 
 cdef struct Copy:           # state to load
     char *target
@@ -32,21 +37,14 @@ cdef struct Range:          # memory that is written
     int array
 
 
-cdef int check_group_keys(dict group, Py_ssize_t i) except -1:
-    missing, unknown = list(GROUP_KEYS - group.keys()), list(group.keys() - GROUP_KEYS)
-    if missing or unknown:
-        raise ValueError(f"param_groups[{i}]: missing the hyper-parameters {missing}, unknown are {unknown}") from None
-    return 0
-
-
 cdef int by_begin(const void *a, const void *b) noexcept nogil:
     cdef char *x = (<const Range *>a).begin
     cdef char *y = (<const Range *>b).begin
     return (x > y) - (x < y)
 
 
-cdef list fresh_state(tuple params, int count):
-    """For each kind of state, zeros like every parameter.
+cdef list fresh_state(tuple params, int count, double initial):
+    """For each kind of state, arrays like every parameter, filled with `initial`.
 
     All in one block: each array begins a cache line, and those of small parameters lie side by side, which is 6 %
     faster in cache and 14 % for 1000 arrays of 1 K than arrays from NumPy's allocator."""
@@ -63,7 +61,10 @@ cdef list fresh_state(tuple params, int count):
         arrays = []
         for param, size in zip(params, sizes):
             order = "C" if param.flags.c_contiguous else "F"
-            arrays.append(block[place:place + param.nbytes].view(param.dtype).reshape(param.shape, order=order))
+            array = block[place:place + param.nbytes].view(param.dtype).reshape(param.shape, order=order)
+            if initial != 0.0:
+                array.fill(initial)
+            arrays.append(array)
             place += size
         kinds.append(arrays)
     return kinds
@@ -89,7 +90,10 @@ cdef class Engine:
     """
     cdef readonly object lock
     cdef object acquire, release
-    cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, exp_avg, exp_avg_sq, ...)
+    cdef const fa_family *family
+    cdef readonly list names            # of the family's hyper-parameters
+    cdef Field *fields                  # one for each name
+    cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, state, ...)
     cdef dict index                     # key -> number
     cdef list group_params
     cdef Slot *slots
@@ -102,18 +106,27 @@ cdef class Engine:
     cdef double norm                    # of the last step's gradients, if
     cdef bint norm_known                # it was asked for
     cdef public int64_t skipped         # steps that were not taken, because of NaN or infinity
-    cdef fa_adam_factors *factors
+    cdef fa_factors *factors
     cdef Range *ranges                  # sorted, disjoint
     cdef Py_ssize_t count, group_count, task_count, range_count
     cdef bint changing
     cdef object __weakref__
 
-    def __cinit__(self):
+    def __cinit__(self, str family, names):
         self.new_lock()
         watch(self)
         self.keys, self.arrays, self.index, self.group_params = [], [], {}, []
+        self.names = list(names)
+        self.family = fa_family_named(family.encode())
+        if self.family == NULL:
+            raise ValueError(f"no family of rules is called {family!r}")
+        grow(<void **>&self.fields, len(self.names) * sizeof(Field))
+        for i, name in enumerate(self.names):
+            kind, offset = FIELDS[name]
+            self.fields[i].kind, self.fields[i].offset = kind, offset
 
     def __dealloc__(self):
+        PyMem_Free(self.fields)
         PyMem_Free(self.slots)
         PyMem_Free(self.groups)
         PyMem_Free(self.tasks)
@@ -166,37 +179,62 @@ cdef class Engine:
     def steps(self):
         return [self.slots[i].step for i in range(self.count)]
 
-    def step_of(self, Py_ssize_t i):
-        return self.slots[i].step
+    def products(self):
+        return [self.slots[i].product for i in range(self.count)]
+
+    def made(self):
+        """For each group, the state that it has."""
+        return [self.groups[i].made for i in range(self.group_count)]
+
+    cdef list names_of_state(self, int made):
+        return [(<bytes>self.family.state[a]).decode() for a in range(STATES) if made & 1 << a]
+
+    def entry(self, Py_ssize_t i):
+        """The state of a parameter, by name."""
+        entry = {"step": self.slots[i].step}
+        if self.family.name == b"NAdam":
+            entry["mu_product"] = self.slots[i].product
+        names = self.names_of_state(self.groups[self.slots[i].group].made)
+        entry.update(zip(names, self.arrays[i][1:], strict=True))
+        return entry
 
     # -- adding and loading, inside `with engine`
 
-    def add_group(self, list keys, tuple params, bint amsgrad, list lists):
+    def add_group(self, list keys, tuple params, dict values, list lists, object made=None):
         """Take over parameters, with fresh state, as one more group, and append items to lists of (list, item).
 
-        All or nothing: what can fail comes first, and Ctrl-C waits."""
+        The state is what the values need, or what is `made`. All or nothing: what can fail comes first, and Ctrl-C
+        waits."""
         cdef Py_ssize_t i, count = self.count, total = count + len(params)
-        cdef int a
+        cdef int a, states
+        cdef fa_options options
+        read_plain(values, &options)
+        states = made if made is not None else self.states_for(&options)
         for key, param in zip(keys, params):
             check_writable(param, f"parameter {key!r}")
         old = self.keys, self.arrays, self.index, self.group_params
         new_keys = self.keys + keys
-        new_arrays = self.arrays + list(zip(params, *fresh_state(params, 3 if amsgrad else 2)))
+        state = fresh_state(params, (<object>states).bit_count(), options.initial_accumulator_value)
+        new_arrays = self.arrays + list(zip(params, *state))
+        places = [FA_PARAM] + [FA_STATE + a for a in range(STATES) if states & 1 << a]
         new_index = {key: i for i, key in enumerate(new_keys)}
         new_group_params = [*self.group_params, params]
         grow(<void **>&self.slots, total * sizeof(Slot))
         grow(<void **>&self.tasks, total * sizeof(fa_task))
-        grow(<void **>&self.factors, total * sizeof(fa_adam_factors))
+        grow(<void **>&self.factors, total * sizeof(fa_factors))
         grow(<void **>&self.ranges, total * (ARRAYS - 1) * sizeof(Range))
         grow(<void **>&self.groups, (self.group_count + 1) * sizeof(Group))
 
         memset(&self.groups[self.group_count], 0, sizeof(Group))
-        self.groups[self.group_count].amsgrad = amsgrad
+        self.groups[self.group_count].made = states
+        self.groups[self.group_count].amsgrad = options.amsgrad
+        self.groups[self.group_count].centered = options.centered
         for i in range(count, total):
             memset(&self.slots[i], 0, sizeof(Slot))
             self.slots[i].group = self.group_count
-            for a, array in enumerate(new_arrays[i]):
-                self.slots[i].array[FA_PARAM if a == 0 else FA_STATE + a - 1] = <Array *>array
+            self.slots[i].product = 1.0
+            for a, array in zip(places, new_arrays[i]):
+                self.slots[i].array[a] = <Array *>array
             self.slots[i].n = size_of(self.slots[i].array[FA_PARAM])
         self.keys, self.arrays, self.index, self.group_params = new_keys, new_arrays, new_index, new_group_params
         self.count = total
@@ -214,12 +252,15 @@ cdef class Engine:
             raise
         self.group_count += 1
 
-    def load(self, list groups, list new_groups, list new_arrays, list steps):
+    cdef int states_for(self, const fa_options *options) noexcept:
+        return fa_kernel_of(FA_BASELINE, fa_rule_of(self.family, options), FA_FLOAT32).states
+
+    def load(self, list groups, list new_groups, list new_arrays, list steps, list products):
         """Copy validated state in. Compiled, so that Ctrl-C waits until all of it is in."""
         cdef Py_ssize_t i, k = 0
         cdef Copy *copies = NULL
         cdef list sources = []
-        if not len(new_arrays) == len(steps) == self.count:
+        if not len(new_arrays) == len(steps) == len(products) == self.count:
             raise ValueError(f"expected the state of {self.count} parameters, got {len(new_arrays)}")
         for mine, news in zip(self.arrays, new_arrays):
             for old, new in zip(mine[1:], news, strict=True):
@@ -230,7 +271,7 @@ cdef class Engine:
                     new = numpy.array(new, order="C" if old.flags.c_contiguous else "F")
                 sources.append(new)
         for i in range(self.count):
-            self.slots[i].loaded = steps[i]
+            self.slots[i].loaded, self.slots[i].loaded_product = steps[i], products[i]
         try:
             grow(<void **>&copies, (len(sources) + 1) * sizeof(Copy))
             # All of it is looked at without running Python code before any of it is copied.
@@ -249,7 +290,7 @@ cdef class Engine:
             for i in range(k):
                 memcpy(copies[i].target, copies[i].source, copies[i].size)
             for i in range(self.count):
-                self.slots[i].step = self.slots[i].loaded
+                self.slots[i].step, self.slots[i].product = self.slots[i].loaded, self.slots[i].loaded_product
             for group, new_group in zip(groups, new_groups):
                 group.update(new_group)
             del before
@@ -260,7 +301,9 @@ cdef class Engine:
 
     cdef str name_of(self, Py_ssize_t i, int a):
         key = self.keys[i]
-        return f"parameter {key!r}" if a == FA_PARAM else f"{STATE_NAMES[a - FA_STATE]} of parameter {key!r}"
+        if a == FA_PARAM:
+            return f"parameter {key!r}"
+        return f"{(<bytes>self.family.state[a - FA_STATE]).decode()} of parameter {key!r}"
 
     cdef int locate(self) except -1:
         """Find out where the arrays are, and that no two overlap."""
@@ -304,14 +347,17 @@ cdef class Engine:
 
     cdef object written_by(self, object array):
         """The name of an array of ours that shares memory with any array, or None."""
+        cdef Py_ssize_t i
+        cdef int a
         array = numpy.asarray(array)
         low, high = byte_bounds(array)
         if self.touched(<char *><size_t>low, <char *><size_t>high) == NULL:
             return None
-        for i, mine in enumerate(self.arrays):
-            for a, own in enumerate(mine):
-                if numpy.shares_memory(numpy.asarray(own), array):
-                    return self.name_of(i, FA_PARAM if a == 0 else FA_STATE + a - 1)
+        for i in range(self.count):
+            for a in range(ARRAYS):
+                own = <object><PyObject *>self.slots[i].array[a] if self.slots[i].array[a] != NULL else None
+                if own is not None and numpy.shares_memory(numpy.asarray(own), array):
+                    return self.name_of(i, a)
         return None
 
     # -- the step
@@ -356,42 +402,66 @@ cdef class Engine:
                     self.make_factors(scale)
                     fa_begin_writing()
                     self.threads_used = fa_run(self.tasks, self.task_count, order, bound, &self.tuner)
-                    for i in range(self.count):
-                        self.slots[i].step += self.slots[i].active
+                    self.count_step()
                     fa_end_writing()
         finally:
             self.end_change()
+
+    cdef void count_step(self) noexcept nogil:
+        cdef Py_ssize_t i, task = 0
+        for i in range(self.count):
+            if self.slots[i].active:
+                self.slots[i].step += 1
+                self.slots[i].product = (<const fa_factors *>self.tasks[task].factors).product
+                task += 1
+
+    cdef int check_group_keys(self, dict group, Py_ssize_t i) except -1:
+        expected = {"params", *self.names}
+        missing, unknown = list(expected - group.keys()), list(group.keys() - expected)
+        if missing or unknown:
+            raise ValueError(
+                f"param_groups[{i}]: missing the hyper-parameters {missing}, unknown are {unknown}") from None
+        return 0
 
     cdef dict group_values(self, list groups, Py_ssize_t i):
         """The dict of a group, if it is the one that was added; costs next to nothing when it is."""
         group = groups[i]
         if type(group) is not dict:
             raise TypeError(f"param_groups[{i}] must be a dict, got a {type(group).__name__}")
-        if len(<dict>group) != group_size or (<dict>group).get("params") is not self.group_params[i]:
-            check_group_keys(group, i)
+        if len(<dict>group) != len(self.names) + 1 or (<dict>group).get("params") is not self.group_params[i]:
+            self.check_group_keys(group, i)
             raise ValueError(f"params was replaced in param_groups[{i}]; make a new optimizer or use add_param_group")
         return group
 
     def check_groups(self, list groups):
         """Raise unless these are the groups that were added, with hyper-parameters changed at most."""
         cdef Py_ssize_t i
+        cdef fa_options options
         if len(groups) != self.group_count:
             raise ValueError("param_groups grew or shrank; use add_param_group")
         for i in range(self.group_count):
             values = self.group_values(groups, i)
-            check_group_keys(values, i)
-            self.check_amsgrad(i, as_flag(values["amsgrad"], "amsgrad"))
+            self.check_group_keys(values, i)
+            read_plain(values, &options)
+            self.check_fixed(i, &options)
 
-    cdef int check_amsgrad(self, Py_ssize_t i, bint amsgrad) except -1:
-        if amsgrad != self.groups[i].amsgrad:
-            raise ValueError(
-                f"amsgrad was {bool(self.groups[i].amsgrad)} when the group was added; make a new optimizer")
+    cdef int check_fixed(self, Py_ssize_t i, const fa_options *options) except -1:
+        """State is made with the group: what needs more of it comes too late."""
+        cdef Group *group = &self.groups[i]
+        for name, now, then in (("amsgrad", options.amsgrad, group.amsgrad),
+                                ("centered", options.centered, group.centered)):
+            if now != then:
+                raise ValueError(f"{name} was {bool(then)} when the group was added; make a new optimizer")
+        if self.states_for(options) & ~group.made:
+            raise ValueError("momentum was 0 when the group was added, so there is no momentum_buffer; "
+                             "make a new optimizer")
         return 0
 
     cdef int read_groups(self, list groups) except -1:
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, k
         cdef dict values
         cdef Group *group
+        cdef fa_rule rule
         if len(groups) != self.group_count:
             raise ValueError("param_groups grew or shrank; use add_param_group")
         for i in range(self.group_count):
@@ -402,13 +472,22 @@ cdef class Engine:
         for i in range(self.group_count):
             group = &self.groups[i]
             values = self.group_values(groups, i)
+            memset(&group.options, 0, sizeof(fa_options))
             try:
-                read_group(values, group.count, &group.options)
-                self.check_amsgrad(i, group.options.amsgrad)
+                for k in range(len(self.names)):
+                    name = <str>self.names[k]
+                    read_value(values[name], name, self.fields[k].kind, group.count,
+                               <char *>&group.options + self.fields[k].offset)
+                rule = fa_rule_of(self.family, &group.options)
+                if (group.options.amsgrad != group.amsgrad or group.options.centered != group.centered
+                        or fa_kernel_of(FA_BASELINE, rule, FA_FLOAT32).states & ~group.made):
+                    self.check_fixed(i, &group.options)
             except Exception as error:
-                check_group_keys(values, i)
+                self.check_group_keys(values, i)
                 error.add_note(f"in param_groups[{i}]")
                 raise
+            for k in range(FA_REALS):
+                group.kernel[k] = fa_kernel_of(chosen_isa, rule, <fa_real>k)
         return 0
 
     cdef Py_ssize_t fill(self, list grads) except -1:
@@ -458,7 +537,7 @@ cdef class Engine:
                 slot.data[FA_GRAD] = data_of(grad)
 
             task = &self.tasks[k]
-            task.kernel = fa_kernel_of(chosen_isa, fa_adam_rule(&self.groups[slot.group].options), real_of(param))
+            task.kernel = self.groups[slot.group].kernel[<int>real_of(param)]
             for a in range(ARRAYS):
                 task.array[a] = slot.data[a]
             task.n = slot.n
@@ -467,7 +546,7 @@ cdef class Engine:
         return conversions
 
     cdef void make_factors(self, double scale) noexcept nogil:
-        """One set for each group and counter."""
+        """One set for each group and counter (and product of momenta)."""
         cdef Py_ssize_t i, task = 0, made = 0
         cdef Slot *slot
         cdef Group *group
@@ -478,10 +557,10 @@ cdef class Engine:
             if not slot.active:
                 continue
             group = &self.groups[slot.group]
-            if group.factors == NULL or group.step != slot.step + 1:
-                group.step = slot.step + 1
+            if group.factors == NULL or group.step != slot.step + 1 or group.product != slot.product:
+                group.step, group.product = slot.step + 1, slot.product
                 group.factors = &self.factors[made]
-                fa_adam_factors_at(group.step, &group.options, scale, group.factors)
+                fa_factors_at(self.family, group.step, &group.options, scale, slot.product, group.factors)
                 made += 1
             self.tasks[task].factors = group.factors
             task += 1
@@ -545,8 +624,10 @@ cdef class Engine:
         cdef int a
         param = self.arrays[i][0]
         check_writable(param, self.name_of(i, FA_PARAM))
-        for a, array in enumerate(self.arrays[i][1:], FA_STATE):
-            check_like(array, self.name_of(i, a), param, self.name_of(i, FA_PARAM))
+        for a in range(FA_STATE, ARRAYS):
+            if self.slots[i].array[a] != NULL:
+                array = <object><PyObject *>self.slots[i].array[a]
+                check_like(array, self.name_of(i, a), param, self.name_of(i, FA_PARAM))
         if self.slots[i].step == INT64_MAX:
             raise ValueError(f"{self.name_of(i, FA_PARAM)} has taken 2**63 - 1 steps; make a new optimizer")
         raise ValueError(f"{self.name_of(i, FA_PARAM)} changed since it was added; make a new optimizer")

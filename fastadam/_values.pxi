@@ -96,21 +96,48 @@ cdef as_pair(object betas):
     raise TypeError(f"betas must be a pair of numbers, got {betas!r}")
 
 
-cdef int set_options(fa_adam_options *o, lr, betas, eps, weight_decay, eps_root, decoupled_weight_decay, amsgrad,
-                     maximize, bias_correction, eps_hat) except -1:
-    beta1, beta2 = as_pair(betas)
-    o.lr = as_magnitude(lr, "lr")
-    o.beta1 = as_beta(beta1, "betas[0]")
-    o.beta2 = as_beta(beta2, "betas[1]")
-    o.eps = as_magnitude(eps, "eps")
-    o.weight_decay = as_magnitude(weight_decay, "weight_decay")
-    o.eps_root = as_magnitude(eps_root, "eps_root")
-    o.decoupled = as_flag(decoupled_weight_decay, "decoupled_weight_decay")
-    o.amsgrad = as_flag(amsgrad, "amsgrad")
-    o.maximize = as_flag(maximize, "maximize")
-    o.bias_correction = as_flag(bias_correction, "bias_correction")
-    o.eps_hat = as_flag(eps_hat, "eps_hat")
-    return 0
+# ---- hyper-parameters: what each may be, and where C has it
+
+cdef enum:
+    MAGNITUDE       # finite, >= 0
+    BETA            # in [0, 1)
+    BETAS           # a pair of these
+    FLAG
+    FIXED_FLAG      # decided when the group is made, because it needs state
+    INITIAL         # a magnitude that only the first state depends on, so no schedule
+
+cdef struct Field:
+    int kind
+    Py_ssize_t offset       # in fa_options
+
+cdef double NOT_ZERO = 0.5   # for what a schedule will say later
+
+
+cdef dict known_fields():
+    cdef fa_options o
+    cdef char *base = <char *>&o
+    return {
+        "lr": (MAGNITUDE, <char *>&o.lr - base),
+        "betas": (BETAS, <char *>&o.beta1 - base),
+        "eps": (MAGNITUDE, <char *>&o.eps - base),
+        "eps_root": (MAGNITUDE, <char *>&o.eps_root - base),
+        "weight_decay": (MAGNITUDE, <char *>&o.weight_decay - base),
+        "decoupled_weight_decay": (FLAG, <char *>&o.decoupled_weight_decay - base),
+        "amsgrad": (FIXED_FLAG, <char *>&o.amsgrad - base),
+        "maximize": (FLAG, <char *>&o.maximize - base),
+        "bias_correction": (FLAG, <char *>&o.bias_correction - base),
+        "eps_hat": (FLAG, <char *>&o.eps_hat - base),
+        "momentum": (MAGNITUDE, <char *>&o.momentum - base),
+        "dampening": (MAGNITUDE, <char *>&o.dampening - base),
+        "nesterov": (FLAG, <char *>&o.nesterov - base),
+        "alpha": (BETA, <char *>&o.alpha - base),
+        "centered": (FIXED_FLAG, <char *>&o.centered - base),
+        "lr_decay": (MAGNITUDE, <char *>&o.lr_decay - base),
+        "initial_accumulator_value": (INITIAL, <char *>&o.initial_accumulator_value - base),
+        "momentum_decay": (MAGNITUDE, <char *>&o.momentum_decay - base),
+    }
+
+cdef dict FIELDS = known_fields()
 
 
 cdef object at(object value, int64_t count):
@@ -118,23 +145,44 @@ cdef object at(object value, int64_t count):
     return value(count) if type(value) is not float and callable(value) else value
 
 
-cdef int read_group(dict group, int64_t count, fa_adam_options *o) except -1:
-    """What a group asks for, its schedules called with `count`."""
-    beta1, beta2 = as_pair(at(group["betas"], count))
-    return set_options(
-        o, at(group["lr"], count), (at(beta1, count), at(beta2, count)), at(group["eps"], count),
-        at(group["weight_decay"], count), at(group["eps_root"], count), group["decoupled_weight_decay"],
-        group["amsgrad"], group["maximize"], group["bias_correction"], group["eps_hat"])
+cdef int read_value(object value, str name, int kind, int64_t count, char *target) except -1:
+    cdef double *number = <double *>target
+    if kind == MAGNITUDE:
+        number[0] = as_magnitude(at(value, count), name)
+    elif kind == FLAG or kind == FIXED_FLAG:
+        (<int *>target)[0] = as_flag(value, name)
+    elif kind == BETAS:
+        beta1, beta2 = as_pair(at(value, count))
+        number[0], number[1] = as_beta(at(beta1, count), "betas[0]"), as_beta(at(beta2, count), "betas[1]")
+    elif kind == BETA:
+        number[0] = as_beta(at(value, count), name)
+    else:
+        number[0] = as_magnitude(value, name)
+    return 0
+
+
+cdef object without_schedules(object value):
+    if isinstance(value, (tuple, list)):
+        return tuple([without_schedules(x) for x in value])
+    return NOT_ZERO if callable(value) else value
+
+
+cdef int read_plain(dict group, fa_options *o) except -1:
+    """A group's hyper-parameters, without calling its schedules: each step checks what they return."""
+    memset(o, 0, sizeof(fa_options))
+    for name, value in group.items():
+        if name == "params":
+            continue
+        kind, offset = FIELDS[name]
+        if kind == BETAS:
+            value = (NOT_ZERO, NOT_ZERO) if callable(value) else without_schedules(as_pair(value))
+        elif kind in (MAGNITUDE, BETA):
+            value = without_schedules(value)
+        read_value(value, name, kind, 0, <char *>o + <Py_ssize_t>offset)
+    return 0
 
 
 def check_group(dict group):
-    """Raise if a value in the group is out of range. Schedules are not called: each step checks what they return."""
-    cdef fa_adam_options options
-    plain = dict(group)
-    for name in SCHEDULABLE:
-        if callable(plain[name]):
-            plain[name] = 0.0
-    if callable(plain["betas"]):
-        plain["betas"] = (0.0, 0.0)
-    plain["betas"] = tuple([0.0 if callable(beta) else beta for beta in as_pair(plain["betas"])])
-    read_group(plain, 0, &options)
+    """Raise if a value in the group is out of range."""
+    cdef fa_options options
+    read_plain(group, &options)

@@ -1,22 +1,11 @@
-"""The optimizers: groups, hyper-parameters, state. No arithmetic on arrays happens here: `_core.Engine` does it."""
+"""The optimizers: the hyper-parameters of each rule, and what the rule is. `Optimizer` does the rest."""
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Unpack
 
-import numpy as np
-
-from fastadam import _core
-from fastadam.containers import Tree, is_container
-from fastadam.state import State, has_schedule, match_groups, match_state
-
-Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
-Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
-Number: TypeAlias = float | Callable[[int], Any]
-Betas: TypeAlias = Sequence[Number] | Callable[[int], Any]
+from fastadam.optimizer import Around, Betas, Container, Number, Optimizer
 
 
-class Adam:
+class Adam(Optimizer):
     r"""Adam over any number of NumPy arrays, in place, all of them in one parallel pass per step.
 
     .. math::
@@ -26,11 +15,9 @@ class Adam:
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        p, float32 or float64 of any shape: native byte order, aligned, writeable, C- or F-contiguous, not
-        overlapping. Groups are dicts with the key "params" and the hyper-parameters that differ from those below.
+        p, float32 or float64, updated in place; see `Optimizer`.
     lr : float or callable, default 1e-3, finite, >= 0
-        Learning rate. Every hyper-parameter that is a number may be a callable instead: it is given the number of
-        steps that the group has taken (0 first) and returns the value for the next.
+        Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
     betas : pair of float, default (0.9, 0.999), each in [0, 1)
         Decay per step of the averages m of the gradient and v of its square.
     eps : float, default 1e-8, finite, >= 0
@@ -50,28 +37,8 @@ class Adam:
     eps_hat : bool, default False
         Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
         lr * sqrt(1 - beta2**t), and v is not corrected.
-    max_norm : float > 0 or None, default None
-        Clip by the global norm, over all arrays and groups, as ``torch.nn.utils.clip_grad_norm_`` but without changing
-        the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)). May be set later.
-    nonfinite : "propagate", "raise" or "skip", default "propagate"
-        What to do about NaN and infinity in gradients (before grad_scale), or a norm to clip by that overflows: let
-        them into the parameters; raise a FloatingPointError; or leave the step out and count it in `skipped_steps`.
-        Decided before anything changes. May be set later. Like `max_norm` and `threads`, pickle keeps it and
-        `state_dict` does not.
-    threads : int, 1 to 1024, or None
-        An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
-        what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
-
-    Attributes
-    ----------
-    param_groups : list of dict
-        Like torch's. Hyper-parameters may be changed between steps; "params" and "amsgrad" may not.
-    threads_used : int
-        The threads that the last step took; 0 before the first.
-    grad_norm : float or None
-        The global norm of the last step's gradients, if `max_norm` or `nonfinite` asked for it.
-    skipped_steps : int
-        The steps that ``nonfinite="skip"`` has left out.
+    max_norm, nonfinite, threads
+        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
 
     Raises
     ------
@@ -80,9 +47,10 @@ class Adam:
 
     Notes
     -----
-    Memory: two arrays of the size of the parameters (three with amsgrad). Subnormal moments are flushed to zero.
-    As in ``torch.optim.Adam``, eps is added after the bias correction; optax computes the same in another order of
-    rounding.
+    State: `exp_avg` (m), `exp_avg_sq` (v), and `max_exp_avg_sq` with amsgrad, each of the size of the parameters.
+    Subnormal moments are flushed to zero. As in ``torch.optim.Adam``, eps is added after the bias correction, AMSGrad
+    takes the largest v before it (optax and Keras: after it), and the decay comes before the step. Choose it where
+    gradients differ much in size between parameters, or little time is to be spent on the learning rate.
 
     Examples
     --------
@@ -102,10 +70,7 @@ class Adam:
     and Beyond", ICLR 2018 (amsgrad).
     """
 
-    param_groups: list[dict[str, Any]]
-    max_norm: float | None
-    nonfinite: str
-    threads: int | None
+    _family = "Adam"
 
     def __init__(
         self,
@@ -121,14 +86,9 @@ class Adam:
         bias_correction: bool = True,
         eps_root: Number = 0.0,
         eps_hat: bool = False,
-        max_norm: float | None = None,
-        nonfinite: str = "propagate",
-        threads: int | None = None,
+        **around: Unpack[Around],
     ) -> None:
-        _core.as_max_norm(max_norm)
-        _core.as_nonfinite(nonfinite)
-        _core.as_threads(threads)
-        self._defaults = {
+        hyper = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
@@ -140,243 +100,7 @@ class Adam:
             "eps_root": eps_root,
             "eps_hat": eps_hat,
         }
-        _core.check_group(self._defaults)
-        self.max_norm, self.nonfinite, self.threads = max_norm, nonfinite, threads
-        self.param_groups = []
-        self._engine = _core.Engine()
-        self._trees: list[Tree] = []
-        groups, self._began_grouped = as_groups(params, self._defaults)
-        for group in groups:
-            self.add_param_group(group)
-        if not self._engine.keys:
-            raise ValueError("params holds no arrays; there is nothing to optimize")
-
-    def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add parameters, with fresh state, and hyper-parameters of their own.
-
-        From then on `step` takes a list with one entry per group.
-
-        Parameters
-        ----------
-        group : dict
-            "params" and, where they differ from the constructor's, hyper-parameters.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As the constructor; nothing has been added then.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam
-        >>> opt = fastadam.AdamW({"W": np.ones((2, 2))}, lr=0.1)
-        >>> opt.add_param_group({"params": {"b": np.ones(2)}, "weight_decay": 0.0})
-        >>> opt.step([{"W": np.ones((2, 2))}, {"b": np.ones(2)}])
-        """
-        if not isinstance(group, Mapping):
-            raise TypeError(f"a parameter group must be a dict, got a {type(group).__name__}")
-        if "params" not in group:
-            raise ValueError("a parameter group needs the key 'params'")
-        unknown = [name for name in group if name not in self._defaults and name != "params"]
-        if unknown:
-            raise ValueError(f"unknown hyper-parameters {unknown} in a group; known are {list(self._defaults)}")
-        with self._engine:
-            leaves: list[tuple[Any, np.ndarray]] = []
-            tree = Tree.of(group["params"], leaves, start=sum(tree.items for tree in self._trees))
-            keys = [key for key, _ in leaves]
-            params = tuple(array for _, array in leaves)
-            full = {"params": params, **self._defaults, **{k: v for k, v in group.items() if k != "params"}}
-            _core.check_group(full)
-            if not callable(full["betas"]):
-                full["betas"] = tuple(full["betas"])  # nobody else's list
-            taken = set(self._engine.keys)
-            for key in keys:
-                if key in taken:
-                    raise ValueError(f"two parameters have the key {key!r}; rename one")
-                taken.add(key)
-            lists: list[tuple[list[Any], Any]] = [(self.param_groups, full), (self._trees, tree)]
-            self._engine.add_group(keys, params, bool(full["amsgrad"]), lists)
-
-    def step(self, grads: Gradients, *, grad_scale: float = 1.0) -> None:
-        """Update the parameters in place.
-
-        Parameters
-        ----------
-        grads : the container of the parameters, with gradients in it
-            Arrays with the shape of their parameters; only read. None for an array leaves it and its counter alone.
-            Another dtype or memory order than the parameter's costs a copy and a `PerformanceWarning`.
-        grad_scale : float, default 1, finite
-            Multiplies the gradients. (torch's fused optimizers divide by theirs.)
-
-        Raises
-        ------
-        TypeError, ValueError
-            As the constructor.
-        FloatingPointError
-            NaN or infinity in a gradient, with ``nonfinite="raise"``.
-
-        Whatever is raised, nothing has changed.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam
-        >>> weights = {"W": np.ones((2, 2)), "b": np.ones(2)}
-        >>> opt = fastadam.Adam(weights, lr=0.5)
-        >>> opt.step({"W": np.ones((2, 2)), "b": None})
-        >>> opt.state["W"]["step"], opt.state["b"]["step"]
-        (1, 0)
-        """
-        if grads is None:
-            raise TypeError("grads must not be None; to leave one array alone, put None in its place in the container")
-        is_grouped = self._began_grouped or len(self._trees) > 1
-        tree = Tree(None, None, self._trees) if is_grouped else self._trees[0]
-        flat: list[Any] = []
-        tree.match(grads, flat)
-        self._engine.step(flat, self.param_groups, grad_scale, self.threads, self.max_norm, self.nonfinite)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "lr" and name in self.__dict__.get("_defaults", ()):
-            raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
-        super().__setattr__(name, value)
-
-    @property
-    def lr(self) -> Any:
-        """The learning rate (or schedule) of all groups; setting it sets all groups.
-
-        Raises ValueError when groups differ: read `param_groups` then.
-        """
-        first = self.param_groups[0]["lr"]
-        if any(group["lr"] != first for group in self.param_groups):
-            raise ValueError("the groups have different learning rates; read opt.param_groups[i]['lr']")
-        return first
-
-    @lr.setter
-    def lr(self, value: Number) -> None:
-        _core.check_group({**self._defaults, "lr": value})
-        for group in self.param_groups:
-            group["lr"] = value
-
-    @property
-    def threads_used(self) -> int:
-        """The threads that the last step took; 0 before the first."""
-        return self._engine.threads_used
-
-    @property
-    def grad_norm(self) -> float | None:
-        """The global norm of the last step's gradients, grad_scale included, before clipping.
-
-        None before the first step, and where neither `max_norm` nor `nonfinite` has asked for it.
-        """
-        return self._engine.grad_norm
-
-    @property
-    def skipped_steps(self) -> int:
-        """The steps that ``nonfinite="skip"`` has left out."""
-        return self._engine.skipped
-
-    @property
-    def state(self) -> Mapping[Any, Mapping[str, Any]]:
-        """For each key {"step": int, "exp_avg": ndarray, "exp_avg_sq": ndarray, ["max_exp_avg_sq": ndarray]}.
-
-        Keys are the running index in a sequence and the name in a mapping, joined by dots when nested. The arrays
-        are live; the mapping is read-only (`load_state_dict` sets counters).
-        """
-        return State(self._engine)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State and hyper-parameters in the layout of ``torch.optim.Optimizer.state_dict``.
-
-        State is keyed by running index; keys of ours are in ``["param_groups"][i]["param_names"]``. The arrays are
-        live, not copies: copy.deepcopy keeps a moment. Schedules are code and are left out.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam
-        >>> fastadam.Adam(np.ones(2)).state_dict()["state"]
-        {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
-        """
-        with self._engine.lock:
-            self._engine.check_groups(self.param_groups)
-            state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
-            groups: list[dict[str, Any]] = []
-            start = 0
-            for group in self.param_groups:
-                stop = start + len(group["params"])
-                plain = {k: v for k, v in group.items() if k != "params" and not has_schedule(v)}
-                groups.append(
-                    {**plain, "params": list(range(start, stop)), "param_names": self._engine.keys[start:stop]}
-                )
-                start = stop
-        return {"state": state, "param_groups": groups}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Copy state and hyper-parameters in, from a fastadam or torch (CPU) state_dict of the same groups.
-
-        Parameters
-        ----------
-        state_dict : dict
-            As from `state_dict`. Parameters without an entry start fresh, as in torch.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Something does not match in number, name, shape or dtype (nothing is ever cast); nothing has changed.
-
-        Examples
-        --------
-        >>> import copy, numpy as np, fastadam
-        >>> w = np.ones(2)
-        >>> opt = fastadam.Adam(w)
-        >>> opt.step(np.ones(2))
-        >>> saved = copy.deepcopy(opt.state_dict())
-        >>> new = fastadam.Adam(w)
-        >>> new.load_state_dict(saved)
-        >>> new.state[0]["step"]
-        1
-        """
-        with self._engine:
-            self._engine.check_groups(self.param_groups)
-            groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys)
-            arrays, steps = match_state(state_dict, indices, self.state)
-            self._engine.load(self.param_groups, groups, arrays, steps)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
-        with self._engine.lock:
-            self._engine.check_groups(self.param_groups)
-            states = [arrays[1:] for arrays in self._engine.arrays]
-            engine = (list(self._engine.keys), states, self._engine.steps(), self._engine.skipped)
-            return {**self.__dict__, "_engine": engine}
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        keys, states, steps, skipped = saved["_engine"]
-        self.__dict__.update(saved)
-        self._engine = _core.Engine()
-        self._engine.skipped = skipped
-        remaining = iter(keys)
-        with self._engine:
-            for group in self.param_groups:
-                params = group["params"]
-                self._engine.add_group([next(remaining) for _ in params], params, bool(group["amsgrad"]), [])
-            self._engine.load([], [], states, steps)
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Adam":
-        with self._engine.lock:  # no step in the middle
-            copied = type(self).__new__(type(self))
-            memo[id(self)] = copied
-            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return copied
-
-    def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}("]
-        for i, group in enumerate(self.param_groups):
-            options = ", ".join(f"{name}={value!r}" for name, value in group.items() if name != "params")
-            elements = sum(array.size for array in group["params"])
-            lines.append(f"  group {i}: {len(group['params'])} arrays, {elements} elements, {options}")
-        return "\n".join([*lines, ")"])
+        super().__init__(params, hyper, **around)
 
 
 class AdamW(Adam):
@@ -422,9 +146,7 @@ class AdamW(Adam):
         bias_correction: bool = True,
         eps_root: Number = 0.0,
         eps_hat: bool = False,
-        max_norm: float | None = None,
-        nonfinite: str = "propagate",
-        threads: int | None = None,
+        **around: Unpack[Around],
     ) -> None:
         super().__init__(
             params,
@@ -438,24 +160,481 @@ class AdamW(Adam):
             bias_correction=bias_correction,
             eps_root=eps_root,
             eps_hat=eps_hat,
-            max_norm=max_norm,
-            nonfinite=nonfinite,
-            threads=threads,
+            **around,
         )
 
 
-def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
-    """The groups that `params` stands for, and whether it was given as groups."""
-    if isinstance(params, Mapping) and any(name in options for name in params):
-        raise ValueError(
-            f"params has the keys {list(params)}; a group must be in a list: [{{'params': ..., 'lr': ...}}]"
-        )
-    if not is_container(params) or isinstance(params, Mapping):
-        return [{"params": params}], False
-    items = list(params)
-    are_groups = [isinstance(item, Mapping) and any(key in ("params", *options) for key in item) for item in items]
-    if items and all(are_groups):
-        return items, True
-    if any(are_groups):
-        raise ValueError("params mixes groups (dicts with the key 'params') with other items; make all of them groups")
-    return [{"params": items}], False
+class NAdam(Optimizer):
+    r"""Adam with Nesterov's momentum.
+
+    .. math::
+        \mu_t = \beta_1 (1 - 0.5 \cdot 0.96^{t \cdot momentum\_decay}), \quad
+        p = p - lr \left( \frac{1-\mu_t}{1-\prod_{i \le t} \mu_i} g +
+        \frac{\mu_{t+1}}{1-\prod_{i \le t+1} \mu_i} m \right) / \left( \sqrt{v/(1-\beta_2^t)} + eps \right)
+
+    with m and v as in `Adam`.
+
+    Parameters
+    ----------
+    params : ndarray, iterable, mapping, these nested, or a list of groups
+        p, float32 or float64, updated in place; see `Optimizer`.
+    lr : float or callable, default 2e-3, finite, >= 0
+        Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
+    betas : pair of float, default (0.9, 0.999), each in [0, 1)
+        Decay per step of the averages m of the gradient and v of its square.
+    eps : float, default 1e-8, finite, >= 0
+        Added to the root.
+    weight_decay : float, default 0, finite, >= 0
+        L2 penalty: g += weight_decay * p.
+    momentum_decay : float, default 4e-3, finite, >= 0
+        How soon the momentum grows from half of beta1 to beta1.
+    decoupled_weight_decay : bool, default False
+        p *= 1 - lr * weight_decay instead, and the gradient is left alone.
+    maximize : bool, default False
+        Ascend: the gradient is negated.
+    max_norm, nonfinite, threads
+        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+
+    Notes
+    -----
+    State: `exp_avg` (m), `exp_avg_sq` (v), and the number `mu_product`. As torch's; Keras has momentum_decay 1. Choose
+    it as Adam; it often starts faster.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> x = np.array([5.0])
+    >>> fastadam.NAdam(x, lr=0.1).step(2 * x)
+    >>> x.round(4)
+    array([4.8944])
+
+    References
+    ----------
+    Dozat, "Incorporating Nesterov Momentum into Adam", ICLR workshop 2016. The rule is ``torch.optim.NAdam``'s.
+    """
+
+    _family = "NAdam"
+
+    def __init__(
+        self,
+        params: Container,
+        lr: Number = 2e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 0.0,
+        momentum_decay: Number = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        **around: Unpack[Around],
+    ) -> None:
+        hyper = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum_decay": momentum_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, hyper, **around)
+
+
+class RAdam(Optimizer):
+    r"""Adam that waits with adaptive steps until v is reliable.
+
+    .. math::
+        \rho_\infty = \frac{2}{1-\beta_2} - 1, \quad \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1-\beta_2^t}, \quad
+        r = \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}
+
+    With m and v as in `Adam`: :math:`p = p - lr \cdot r \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m}{\sqrt{v}+eps}`
+    where :math:`\rho_t > 5`, before that :math:`p = p - lr \cdot m / (1-\beta_1^t)`.
+
+    Parameters
+    ----------
+    params : ndarray, iterable, mapping, these nested, or a list of groups
+        p, float32 or float64, updated in place; see `Optimizer`.
+    lr : float or callable, default 1e-3, finite, >= 0
+        Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
+    betas : pair of float, default (0.9, 0.999), each in [0, 1)
+        Decay per step of the averages m of the gradient and v of its square.
+    eps : float, default 1e-8, finite, >= 0
+        Added to the root.
+    weight_decay : float, default 0, finite, >= 0
+        L2 penalty: g += weight_decay * p.
+    decoupled_weight_decay : bool, default False
+        p *= 1 - lr * weight_decay instead, and the gradient is left alone.
+    maximize : bool, default False
+        Ascend: the gradient is negated.
+    max_norm, nonfinite, threads
+        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+
+    Notes
+    -----
+    State: `exp_avg` (m), `exp_avg_sq` (v). As torch's, which adds eps before the bias correction of v here (unlike in
+    its Adam). Choose it instead of Adam with a warm-up of the learning rate. A gradient whose square overflows makes
+    the parameter NaN in the first steps.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> x = np.array([5.0])
+    >>> fastadam.RAdam(x, lr=0.01).step(2 * x)
+    >>> x
+    array([4.9])
+
+    References
+    ----------
+    Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020. The rule is
+    ``torch.optim.RAdam``'s.
+    """
+
+    _family = "RAdam"
+
+    def __init__(
+        self,
+        params: Container,
+        lr: Number = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        **around: Unpack[Around],
+    ) -> None:
+        hyper = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, hyper, **around)
+
+
+class Adamax(Optimizer):
+    r"""Adam with the largest recent gradient in place of the mean square.
+
+    .. math::
+        m = \beta_1 m + (1-\beta_1) g, \quad u = \max(\beta_2 u, |g| + eps), \quad
+        p = p - \frac{lr}{1-\beta_1^t} \frac{m}{u}
+
+    Parameters
+    ----------
+    params : ndarray, iterable, mapping, these nested, or a list of groups
+        p, float32 or float64, updated in place; see `Optimizer`.
+    lr : float or callable, default 2e-3, finite, >= 0
+        Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
+    betas : pair of float, default (0.9, 0.999), each in [0, 1)
+        Decay per step of the average m of the gradient and of the largest gradient u.
+    eps : float, default 1e-8, finite, >= 0
+        Added to the size of the gradient.
+    weight_decay : float, default 0, finite, >= 0
+        L2 penalty: g += weight_decay * p.
+    maximize : bool, default False
+        Ascend: the gradient is negated.
+    max_norm, nonfinite, threads
+        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+
+    Notes
+    -----
+    State: `exp_avg` (m), `exp_inf` (u). As torch's; Keras adds eps to u instead. Choose it as Adam, where single large
+    gradients should be felt for long.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> x = np.array([5.0])
+    >>> fastadam.Adamax(x, lr=0.1).step(2 * x)
+    >>> x.round(6)
+    array([4.9])
+
+    References
+    ----------
+    Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, section 7.1. The rule is
+    ``torch.optim.Adamax``'s.
+    """
+
+    _family = "Adamax"
+
+    def __init__(
+        self,
+        params: Container,
+        lr: Number = 2e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 0.0,
+        *,
+        maximize: bool = False,
+        **around: Unpack[Around],
+    ) -> None:
+        hyper = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, hyper, **around)
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent, with or without momentum.
+
+    .. math::
+        b = \mu b + (1 - dampening) g \;\; (b = g \text{ at first}), \quad p = p - lr \cdot b,
+        \quad \text{or with nesterov } p = p - lr (g + \mu b)
+
+    Parameters
+    ----------
+    params : ndarray, iterable, mapping, these nested, or a list of groups
+        p, float32 or float64, updated in place; see `Optimizer`.
+    lr : float or callable, default 1e-3, finite, >= 0
+        Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
+    momentum : float, default 0, finite, >= 0
+        mu. 0 keeps no state; a group that starts with 0 cannot be given momentum later.
+    dampening : float, default 0, finite, >= 0
+        Makes gradients count less in the buffer.
+    weight_decay : float, default 0, finite, >= 0
+        L2 penalty: g += weight_decay * p.
+    nesterov : bool, default False
+        Look ahead; needs momentum > 0 and dampening 0.
+    maximize : bool, default False
+        Ascend: the gradient is negated.
+    max_norm, nonfinite, threads
+        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+
+    Notes
+    -----
+    State: `momentum_buffer` (b), only with momentum. As torch's; Keras and optax have lr inside the buffer or the
+    gradient unscaled in the same way, which differs once lr changes. Choose it where the learning rate is tuned: it
+    needs the least memory, and often generalises best.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> x = np.array([5.0])
+    >>> opt = fastadam.SGD(x, lr=0.1, momentum=0.5)
+    >>> for _ in range(2):
+    ...     opt.step(2 * x)
+    >>> x
+    array([2.7])
+
+    References
+    ----------
+    Polyak, "Some methods of speeding up the convergence of iteration methods", 1964; Sutskever et al., "On the
+    importance of initialization and momentum in deep learning", ICML 2013. The rule is ``torch.optim.SGD``'s.
+    """
+
+    _family = "SGD"
+
+    def __init__(
+        self,
+        params: Container,
+        lr: Number = 1e-3,
+        momentum: Number = 0.0,
+        dampening: Number = 0.0,
+        weight_decay: Number = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        **around: Unpack[Around],
+    ) -> None:
+        hyper = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
+        super().__init__(params, hyper, **around)
+
+    @staticmethod
+    def _check_group(group: dict[str, Any]) -> None:
+        Optimizer._check_group(group)
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                f"nesterov=True needs momentum > 0 and dampening 0, got {group['momentum']!r} and "
+                f"{group['dampening']!r}"
+            )
+
+
+class RMSprop(Optimizer):
+    r"""Gradients divided by the root of their mean square.
+
+    .. math::
+        v = \alpha v + (1-\alpha) g^2, \quad p = p - lr \frac{g}{\sqrt{v} + eps}
+
+    With momentum :math:`b = \mu b + g / (\sqrt{v} + eps)` and :math:`p = p - lr \cdot b`; centered, the mean gradient's
+    square is subtracted from v below the root.
+
+    Parameters
+    ----------
+    params : ndarray, iterable, mapping, these nested, or a list of groups
+        p, float32 or float64, updated in place; see `Optimizer`.
+    lr : float or callable, default 1e-2, finite, >= 0
+        Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
+    alpha : float, default 0.99, in [0, 1)
+        Decay per step of the averages.
+    eps : float, default 1e-8, finite, >= 0
+        Added to the root.
+    weight_decay : float, default 0, finite, >= 0
+        L2 penalty: g += weight_decay * p.
+    momentum : float, default 0, finite, >= 0
+        mu. A group that starts with 0 cannot be given momentum later.
+    centered : bool, default False
+        Divide by the standard deviation of the gradient instead.
+    maximize : bool, default False
+        Ascend: the gradient is negated.
+    max_norm, nonfinite, threads
+        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+
+    Notes
+    -----
+    State: `square_avg` (v), `momentum_buffer` (b) with momentum, `grad_avg` when centered. As torch's, but a variance
+    that rounding makes negative counts as 0, where torch's root is NaN. Keras adds eps under the root. Choose it where
+    the size of gradients drifts, as in reinforcement learning or recurrent nets.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> x = np.array([5.0])
+    >>> fastadam.RMSprop(x, lr=0.1).step(2 * x)
+    >>> x.round(6)
+    array([4.])
+
+    References
+    ----------
+    Tieleman & Hinton, Lecture 6.5 of "Neural Networks for Machine Learning", 2012; Graves, "Generating Sequences With
+    Recurrent Neural Networks", 2013 (centered). The rule is ``torch.optim.RMSprop``'s.
+    """
+
+    _family = "RMSprop"
+
+    def __init__(
+        self,
+        params: Container,
+        lr: Number = 1e-2,
+        alpha: Number = 0.99,
+        eps: Number = 1e-8,
+        weight_decay: Number = 0.0,
+        momentum: Number = 0.0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+        **around: Unpack[Around],
+    ) -> None:
+        hyper = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+            "maximize": maximize,
+        }
+        super().__init__(params, hyper, **around)
+
+
+class Adagrad(Optimizer):
+    r"""Gradients divided by the root of the sum of all their squares.
+
+    .. math::
+        s = s + g^2, \quad p = p - \frac{lr}{1 + (t-1) \cdot lr\_decay} \frac{g}{\sqrt{s} + eps}
+
+    Parameters
+    ----------
+    params : ndarray, iterable, mapping, these nested, or a list of groups
+        p, float32 or float64, updated in place; see `Optimizer`.
+    lr : float or callable, default 1e-2, finite, >= 0
+        Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
+    lr_decay : float, default 0, finite, >= 0
+        Decay of the learning rate with the step t.
+    weight_decay : float, default 0, finite, >= 0
+        L2 penalty: g += weight_decay * p.
+    initial_accumulator_value : float, default 0, finite, >= 0
+        Where s starts. No schedule; changing it later changes nothing.
+    eps : float, default 1e-10, finite, >= 0
+        Added to the root.
+    maximize : bool, default False
+        Ascend: the gradient is negated.
+    max_norm, nonfinite, threads
+        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+
+    Notes
+    -----
+    State: `sum` (s). As torch's; Keras starts s at 0.1 and adds eps under the root. Choose it for sparse features with
+    a convex loss; in long trainings its steps become ever smaller.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> x = np.array([5.0])
+    >>> opt = fastadam.Adagrad(x, lr=0.5)
+    >>> for _ in range(2):
+    ...     opt.step(np.ones(1))
+    >>> x.round(4)
+    array([4.1464])
+
+    References
+    ----------
+    Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 2011.
+    The rule is ``torch.optim.Adagrad``'s.
+    """
+
+    _family = "Adagrad"
+
+    def __init__(
+        self,
+        params: Container,
+        lr: Number = 1e-2,
+        lr_decay: Number = 0.0,
+        weight_decay: Number = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: Number = 1e-10,
+        *,
+        maximize: bool = False,
+        **around: Unpack[Around],
+    ) -> None:
+        hyper = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "eps": eps,
+            "maximize": maximize,
+        }
+        super().__init__(params, hyper, **around)

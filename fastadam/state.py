@@ -1,6 +1,6 @@
 """The state of an optimizer as users see it, and what a state dict must be before any of it is loaded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,8 +22,7 @@ class State(Mapping[Any, Mapping[str, Any]]):
             i = self._engine.index_of(key)
         except KeyError:
             raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
-        names = dict(zip(_core.STATE_NAMES, self._engine.arrays[i][1:], strict=False))
-        return Entry(step=self._engine.step_of(i), **names)
+        return Entry(self._engine.entry(i))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self._engine.keys))
@@ -48,7 +47,10 @@ class Entry(dict[str, Any]):
 
 
 def match_groups(
-    state_dict: Mapping[str, Any], param_groups: list[dict[str, Any]], keys: list[Any]
+    state_dict: Mapping[str, Any],
+    param_groups: list[dict[str, Any]],
+    keys: list[Any],
+    check: Callable[[dict[str, Any]], None],
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """The hyper-parameters to set in each group, and the saved index of each of our parameters."""
     check_kind(state_dict, Mapping, "state_dict")
@@ -79,9 +81,10 @@ def match_groups(
         unknown = [name for name in change if name not in ours]
         if unknown:
             raise ValueError(f"{where} has unknown keys {unknown}; known are {list(ours)}")
-        _core.check_group({**ours, **change})
-        if change.get("amsgrad", ours["amsgrad"]) != ours["amsgrad"]:
-            raise ValueError(f"{where} has amsgrad={change['amsgrad']}, the optimizer {ours['amsgrad']}")
+        check({**ours, **change})
+        for flag in {"amsgrad", "centered"} & change.keys():
+            if change[flag] != ours[flag]:
+                raise ValueError(f"{where} has {flag}={change[flag]}, the optimizer {ours[flag]}")
         if "betas" in change and not callable(change["betas"]):
             change["betas"] = tuple(change["betas"])
         changes.append(change)
@@ -93,33 +96,38 @@ def match_groups(
 
 def match_state(
     state_dict: Mapping[str, Any], indices: list[Any], state: Mapping[Any, Mapping[str, Any]]
-) -> tuple[list[list[np.ndarray]], list[int]]:
-    """The arrays and the counter to set for each of our parameters."""
+) -> tuple[list[list[np.ndarray]], list[int], list[float]]:
+    """The arrays, the counter and NAdam's product to set for each of our parameters."""
     check_kind(state_dict["state"], Mapping, "state_dict['state']")
     saved_state = dict(state_dict["state"])
     unknown = saved_state.keys() - set(indices)
     if unknown:
         raise ValueError(f"state_dict['state'] has entries {list(unknown)} that no group lists in its 'params'")
-    arrays, steps = [], []
+    arrays, steps, products = [], [], []
     for index, (key, entry) in zip(indices, state.items(), strict=True):
         where = f"state_dict['state'][{index!r}] (parameter {key!r})"
         saved = saved_state.get(index, {})
         check_kind(saved, Mapping, where)
-        names = [name for name in entry if name != "step"]
-        if not saved:  # torch has none, or an empty one, before the first step
-            saved = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
-            saved["step"] = 0
+        names = [name for name in entry if name not in ("step", "mu_product")]
+        saved = {name: value for name, value in saved.items() if value is not None}
+        if not saved:  # torch has none, an empty one, or None for a buffer, before the first step
+            fresh = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
+            saved = {**entry, "step": 0, "mu_product": 1.0, **fresh}
+            saved = {name: saved[name] for name in entry}
+        elif saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
+            saved["step"] = 1
         if saved.keys() != entry.keys():
             raise ValueError(f"{where} has the keys {list(saved)}, expected {list(entry)}")
         arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
         steps.append(as_counter(saved["step"], f"{where}['step']"))
+        products.append(as_product(saved.get("mu_product", 1.0), f"{where}['mu_product']"))
         is_own = any(np.shares_memory(a, entry[name]) for a, name in zip(arrays[-1], names, strict=True))
         if is_own and steps[-1] != entry["step"]:
             raise ValueError(
                 f"{where} says step {steps[-1]}, but its arrays are this optimizer's own, which went on to step "
                 f"{entry['step']}; state_dict() does not copy: keep copy.deepcopy(opt.state_dict())"
             )
-    return arrays, steps
+    return arrays, steps, products
 
 
 def has_schedule(value: Any) -> bool:
@@ -150,3 +158,11 @@ def as_counter(step: Any, where: str) -> int:
     if not (0 <= number < 2**63 and number == int(number)):
         raise ValueError(f"{where} must be an integer >= 0 and less than 2**63, got {step!r}")
     return int(number)
+
+
+def as_product(value: Any, where: str) -> float:
+    """NAdam's product of momenta, which torch keeps as a float tensor."""
+    product = _core.as_number(value, where)
+    if not 0 <= product <= 1:
+        raise ValueError(f"{where} must be from 0 to 1, got {value!r}")
+    return product

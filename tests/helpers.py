@@ -55,7 +55,10 @@ def at_offset(array, offset):
 def snapshot(opt):
     """Everything that a refused call must leave as it was."""
     return (
-        [(key, {k: v if k == "step" else v.tobytes() for k, v in entry.items()}) for key, entry in opt.state.items()],
+        [
+            (key, {k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in entry.items()})
+            for key, entry in opt.state.items()
+        ],
         [[p.tobytes() for p in group["params"]] for group in opt.param_groups],
         [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups],
     )

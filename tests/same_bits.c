@@ -38,13 +38,16 @@ static void add_to_digest(const unsigned char *bytes, size_t size)
 static void run(fa_rule rule, fa_real real, int64_t n, int threads)
 {
     size_t size = real == FA_FLOAT64 ? sizeof(double) : sizeof(float);
-    fa_adam_options options = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1,
-                               .eps_root = 1e-12, .bias_correction = 1};
+    const char *families[] = {"Adam", "SGD", "RMSprop", "NAdam", "Adamax"};
+    const fa_family *family = fa_family_named(families[rule / 16]);
+    fa_options options = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .eps_root = 1e-12,
+                          .bias_correction = 1, .momentum = 0.8, .alpha = 0.99, .momentum_decay = 4e-3};
+    double product = 1.0;
     fa_task task = {.kernel = fa_kernel_of(FA_BASELINE, rule, real), .n = n};
     for (int a = 0; a < FA_ARRAYS; a++) {
         task.array[a] = malloc((size_t)n * size + 1);
         for (int64_t i = 0; i < n; i++) {
-            double x = number(a <= FA_EXP_AVG);
+            double x = number(a <= FA_M);
             if (real == FA_FLOAT64)
                 ((double *)task.array[a])[i] = x;
             else
@@ -52,9 +55,10 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads)
         }
     }
     for (int64_t step = 1; step < 4; step++) {
-        fa_adam_factors factors;
+        fa_factors factors;
         fesetround(FE_UPWARD);
-        fa_adam_factors_at(step, &options, 0.7, &factors);
+        fa_factors_at(family, step, &options, 0.7, product, &factors);
+        product = factors.product;
         task.factors = &factors;
         fa_run(&task, 1, threads, threads, 0);
         if (fegetround() != FE_UPWARD)
@@ -76,7 +80,8 @@ int main(void)
     for (int real = 0; real < FA_REALS; real++)
         for (int rule = 0; rule < FA_RULES; rule++)
             for (int64_t n = 0; n < 2000; n += n < 70 ? 1 : 311)
-                run(rule, real, n, 1 + (int)(n % 3));
+                if (fa_kernel_of(FA_BASELINE, rule, real)->run)
+                    run(rule, real, n, 1 + (int)(n % 3));
     printf("%016llx\n", (unsigned long long)digest);
     return 0;
 }

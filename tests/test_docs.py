@@ -12,7 +12,9 @@ import fastadam
 ROOT = Path(__file__).parent.parent
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
 
-WITH_EXAMPLES = ["fastadam"] + [f"fastadam.{n}" for n in ("_config", "_core", "blas", "optimizers", "reference")]
+WITH_EXAMPLES = ["fastadam"] + [
+    f"fastadam.{n}" for n in ("_config", "_core", "blas", "optimizer", "optimizers", "reference")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

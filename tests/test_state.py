@@ -415,9 +415,9 @@ def test_state_dict_that_changes_the_optimizer_while_it_is_read_is_an_error(trai
     opt = trained[1]
 
     class Meddling(dict):
-        def keys(self):
+        def items(self):
             opt.add_param_group({"params": {f"p{i}": np.ones(1) for i in range(1000)}})
-            return super().keys()
+            return super().items()
 
     saved = opt.state_dict()
     saved["state"] = Meddling(saved["state"])

@@ -67,6 +67,83 @@ def test_training_follows_torch(torch, name, dtype, weight_decay, amsgrad, maxim
     assert np.abs(ours - start).max() > 1e-3
 
 
+FAMILY = [
+    ("SGD", {"lr": 0.01}),
+    ("SGD", {"lr": 0.01, "momentum": 0.9}),
+    ("SGD", {"lr": 0.01, "momentum": 0.9, "dampening": 0.3}),
+    ("SGD", {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+    *[("RMSprop", {"momentum": m, "centered": c}) for m in (0.0, 0.8) for c in (False, True)],
+    ("RMSprop", {"alpha": 0.5, "eps": 1e-3}),
+    ("Adagrad", {}),
+    ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-3}),
+    ("NAdam", {}),
+    ("NAdam", {"betas": (0.5, 0.9), "momentum_decay": 1.0, "eps": 1e-3}),
+    ("NAdam", {"decoupled_weight_decay": True}),
+    ("RAdam", {}),
+    ("RAdam", {"betas": (0.5, 0.6), "eps": 1e-3}),
+    ("RAdam", {"decoupled_weight_decay": True}),
+    ("Adamax", {}),
+    ("Adamax", {"betas": (0.5, 0.9), "eps": 1e-3}),
+]
+
+
+def differences(torch, name, options, dtype, steps=STEPS):
+    """Ours and torch's parameters after training from one start on the same gradients, and the largest |p| seen."""
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((37, 11)).astype(dtype)
+    ours = start.copy()
+    opt = getattr(fastadam, name)(ours, **options)
+    theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    torch_opt = getattr(torch.optim, name)([theirs], foreach=False, **options)
+    largest = np.abs(start)
+    for _ in range(steps):
+        grad = (rng.standard_normal(start.shape) * 10.0 ** rng.uniform(-2, 1, start.shape)).astype(dtype)
+        opt.step(grad)
+        theirs.grad = torch.from_numpy(grad)
+        torch_opt.step()
+        largest = np.maximum(largest, np.abs(ours))
+    assert np.abs(ours - start).max() > 1e-3
+    return opt, ours, theirs.detach().numpy(), largest, torch_opt.state[theirs]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "options"), FAMILY)
+@pytest.mark.parametrize(("weight_decay", "maximize"), [(0.0, False), (0.1, False), (0.1, True)])
+def test_the_family_follows_torch(torch, name, options, dtype, weight_decay, maximize):
+    """4 ulp of the largest |p| a step, as above; centered 64, because a variance is what two squares leave of each
+    other. torch keeps NAdam's product in float32: 64 ulp of float32 in either precision."""
+    options = {**options, "weight_decay": weight_decay, "maximize": maximize}
+    opt, ours, theirs, largest, state = differences(torch, name, options, dtype)
+    ulp = np.spacing(largest.astype(np.float32 if name == "NAdam" else dtype))
+    allowed = 64 * STEPS if options.get("centered") else 64 if name == "NAdam" else 4 * STEPS
+    assert (np.abs(ours - theirs) / ulp).max() <= allowed
+    assert set(state) - {"step"} == set(opt.state[0]) - {"step"} or (name, options.get("momentum")) == ("SGD", None)
+
+
+@pytest.mark.parametrize(("name", "options"), FAMILY)
+def test_a_state_dict_of_the_family_loads_and_training_goes_on(torch, name, options):
+    rng = np.random.default_rng(0)
+    parameter = torch.nn.Parameter(torch.from_numpy(rng.standard_normal(50)))
+    torch_opt = getattr(torch.optim, name)([parameter], **options)
+
+    def torch_step(grad):
+        parameter.grad = torch.from_numpy(grad.copy())
+        torch_opt.step()
+
+    ours = np.zeros(50)
+    opt = getattr(fastadam, name)(ours, **{k: v for k, v in options.items() if k in ("momentum", "centered")})
+    opt.load_state_dict(torch_opt.state_dict())  # before the first step: nothing in it
+    for _ in range(7):
+        torch_step(rng.standard_normal(50))
+    ours[...] = parameter.detach().numpy()
+    opt.load_state_dict(torch_opt.state_dict())
+    for _ in range(5):
+        grad = rng.standard_normal(50)
+        torch_step(grad)
+        opt.step(grad)
+    np.testing.assert_allclose(ours, parameter.detach().numpy(), rtol=1e-6, atol=1e-7)
+
+
 def test_a_torch_state_dict_loads_and_training_goes_on(torch):
     rng = np.random.default_rng(1)
     start = [rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal(3).astype(np.float32)]

@@ -14,7 +14,13 @@ from helpers import ISAS
 
 from fastadam import _core
 
-RULES = ["adam" + decay + amsgrad for decay in ("", "_l2", "_decoupled") for amsgrad in ("", "_amsgrad")]
+RULES = [
+    *("adam" + decay + amsgrad for decay in ("", "_l2", "_decoupled") for amsgrad in ("", "_amsgrad")),
+    *("sgd" + decay + momentum for decay in ("", "_l2") for momentum in ("", "_momentum", "_nesterov")),
+    *("rmsprop" + decay + m + c for decay in ("", "_l2") for m in ("", "_momentum") for c in ("", "_centered")),
+    *("nadam" + decay for decay in ("", "_l2", "_decoupled")),
+    *("adamax" + decay for decay in ("", "_l2")),
+]
 PACKED = {  # (instruction set, element type): what a vectorised square root and division look like
     "x86_64": {
         ("baseline", "f32"): (r"\bsqrtps\s.*%xmm", r"\bdivps\s.*%xmm"),
@@ -29,9 +35,13 @@ PACKED = {  # (instruction set, element type): what a vectorised square root and
         ("baseline", "f64"): (r"\bfsqrt\s+v\d+\.2d", r"\bfdiv\s+v\d+\.2d"),
     },
 }
-SQUARES = {  # of float32 and float64, in float64
-    "x86_64": {"baseline": r"\bmulpd\s.*%xmm", "avx2": r"\bvmulpd\s.*%ymm", "avx512": r"\bvmulpd\s.*%zmm"},
-    "aarch64": {"baseline": r"\bfmul\s+v\d+\.2d"},
+PRODUCTS = {  # (instruction set, element type): what a vectorised product looks like
+    "x86_64": {
+        (isa, real): rf"\b{v}mulp{real_letter}\s.*%{register}"
+        for isa, v, register in (("baseline", "", "xmm"), ("avx2", "v", "ymm"), ("avx512", "v", "zmm"))
+        for real, real_letter in (("f32", "s"), ("f64", "d"))
+    },
+    "aarch64": {("baseline", "f32"): r"\bfmul\s+v\d+\.4s", ("baseline", "f64"): r"\bfmul\s+v\d+\.2d"},
 }
 FUSED = r"\bvfn?m(add|sub)|\bfml[as]\b|\bfn?m(add|sub)\b"
 
@@ -49,6 +59,16 @@ def disassemble(path, objdump="objdump"):
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def expected_in(rule, machine, isa, real):
+    """A product always; a root and a quotient where the rule has them."""
+    root, quotient = PACKED[machine][isa, real]
+    family = rule.split("_")[0]
+    return [
+        PRODUCTS[machine][isa, real],
+        *([] if family == "sgd" else [quotient] if family == "adamax" else [root, quotient]),
+    ]
+
+
 @pytest.fixture
 def functions():
     return disassemble(_core.__file__)
@@ -58,16 +78,15 @@ def functions():
 @pytest.mark.parametrize("rule", RULES)
 def test_loop_is_vectorised_at_full_width(functions, rule, isa, real):
     body = functions[f"{rule}_{real}_{isa}"]
-    for pattern in PACKED[platform.machine()][isa, real]:
+    for pattern in expected_in(rule, platform.machine(), isa, real):
         assert re.search(pattern, body), f"no {pattern} in {rule}_{real}_{isa}"
     assert not re.search(FUSED, body), "a fused multiply-add rounds once where the specification rounds twice"
 
 
-@pytest.mark.parametrize("real", ["f32", "f64"])
-@pytest.mark.parametrize("isa", SQUARES.get(platform.machine(), {}))
-def test_the_norm_is_vectorised_at_full_width(functions, isa, real):
+@pytest.mark.parametrize(("isa", "real"), PACKED.get(platform.machine(), {}))
+def test_the_norm_is_vectorised_at_full_width_in_float64(functions, isa, real):
     body = functions[f"squares_{real}_{isa}"]
-    assert re.search(SQUARES[platform.machine()][isa], body) and not re.search(FUSED, body)
+    assert re.search(PRODUCTS[platform.machine()][isa, "f64"], body) and not re.search(FUSED, body)
 
 
 def test_every_compiled_loop_is_looked_at(functions):

@@ -1,0 +1,360 @@
+"""What all optimizers have in common: groups, state, steps. No arithmetic on arrays here: `_core.Engine` does it."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict
+
+import numpy as np
+
+from fastadam import _core
+from fastadam.containers import Tree, is_container
+from fastadam.state import State, has_schedule, match_groups, match_state
+
+Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
+Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
+Number: TypeAlias = float | Callable[[int], Any]
+Betas: TypeAlias = Sequence[Number] | Callable[[int], Any]
+
+
+class Around(TypedDict, total=False):
+    """What every optimizer can do around its rule; `Optimizer` documents it."""
+
+    max_norm: float | None
+    nonfinite: Literal["propagate", "raise", "skip"]
+    threads: int | None
+
+
+class Optimizer:
+    """What all optimizers have in common. Use one of its subclasses.
+
+    Parameters
+    ----------
+    params : ndarray, iterable, mapping, these nested, or a list of groups
+        Arrays of float32 or float64 of any shape: native byte order, aligned, writeable, C- or F-contiguous, not
+        overlapping. Groups are dicts with the key "params" and the hyper-parameters that differ from the optimizer's.
+    defaults : dict
+        The hyper-parameters of the rule. One that is a number may be a callable instead: it is given the number of
+        steps that the group has taken (0 first) and returns the value for the next.
+    max_norm : float > 0 or None, default None
+        Clip by the global norm, over all arrays and groups, as ``torch.nn.utils.clip_grad_norm_`` but without changing
+        the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)). May be set later.
+    nonfinite : "propagate", "raise" or "skip", default "propagate"
+        What to do about NaN and infinity in gradients (before grad_scale), or a norm to clip by that overflows: let
+        them into the parameters; raise a FloatingPointError; or leave the step out and count it in `skipped_steps`.
+        Decided before anything changes. May be set later. Like `max_norm` and `threads`, pickle keeps it and
+        `state_dict` does not.
+    threads : int, 1 to 1024, or None
+        An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
+        what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        Like torch's. Hyper-parameters may be changed between steps; "params", "amsgrad" and "centered" may not.
+    threads_used : int
+        The threads that the last step took; 0 before the first.
+    grad_norm : float or None
+        The global norm of the last step's gradients, if `max_norm` or `nonfinite` asked for it.
+    skipped_steps : int
+        The steps that ``nonfinite="skip"`` has left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> x = np.array([5.0])
+    >>> opt = fastadam.SGD(x, lr=0.1, max_norm=1.0)
+    >>> opt.step(2 * x)
+    >>> x.round(4), opt.grad_norm
+    (array([4.9]), 10.0)
+    """
+
+    _family: ClassVar[str]
+    param_groups: list[dict[str, Any]]
+    max_norm: float | None
+    nonfinite: str
+    threads: int | None
+
+    def __init__(
+        self,
+        params: Container,
+        defaults: dict[str, Any],
+        *,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+        threads: int | None = None,
+    ) -> None:
+        _core.as_max_norm(max_norm)
+        _core.as_nonfinite(nonfinite)
+        _core.as_threads(threads)
+        self._check_group(defaults)
+        self._defaults = defaults
+        self.max_norm, self.nonfinite, self.threads = max_norm, nonfinite, threads
+        self.param_groups = []
+        self._engine = _core.Engine(self._family, list(defaults))
+        self._trees: list[Tree] = []
+        groups, self._began_grouped = as_groups(params, self._defaults)
+        for group in groups:
+            self.add_param_group(group)
+        if not self._engine.keys:
+            raise ValueError("params holds no arrays; there is nothing to optimize")
+
+    @staticmethod
+    def _check_group(group: dict[str, Any]) -> None:
+        """Raise if a hyper-parameter is out of range."""
+        _core.check_group(group)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add parameters, with fresh state, and hyper-parameters of their own.
+
+        From then on `step` takes a list with one entry per group.
+
+        Parameters
+        ----------
+        group : dict
+            "params" and, where they differ from the constructor's, hyper-parameters.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor; nothing has been added then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> opt = fastadam.AdamW({"W": np.ones((2, 2))}, lr=0.1)
+        >>> opt.add_param_group({"params": {"b": np.ones(2)}, "weight_decay": 0.0})
+        >>> opt.step([{"W": np.ones((2, 2))}, {"b": np.ones(2)}])
+        """
+        if not isinstance(group, Mapping):
+            raise TypeError(f"a parameter group must be a dict, got a {type(group).__name__}")
+        if "params" not in group:
+            raise ValueError("a parameter group needs the key 'params'")
+        unknown = [name for name in group if name not in self._defaults and name != "params"]
+        if unknown:
+            raise ValueError(f"unknown hyper-parameters {unknown} in a group; known are {list(self._defaults)}")
+        with self._engine:
+            leaves: list[tuple[Any, np.ndarray]] = []
+            tree = Tree.of(group["params"], leaves, start=sum(tree.items for tree in self._trees))
+            keys = [key for key, _ in leaves]
+            params = tuple(array for _, array in leaves)
+            full = {"params": params, **self._defaults, **{k: v for k, v in group.items() if k != "params"}}
+            self._check_group(full)
+            if "betas" in full and not callable(full["betas"]):
+                full["betas"] = tuple(full["betas"])  # nobody else's list
+            taken = set(self._engine.keys)
+            for key in keys:
+                if key in taken:
+                    raise ValueError(f"two parameters have the key {key!r}; rename one")
+                taken.add(key)
+            lists: list[tuple[list[Any], Any]] = [(self.param_groups, full), (self._trees, tree)]
+            self._engine.add_group(keys, params, full, lists)
+
+    def step(self, grads: Gradients, *, grad_scale: float = 1.0) -> None:
+        """Update the parameters in place.
+
+        Parameters
+        ----------
+        grads : the container of the parameters, with gradients in it
+            Arrays with the shape of their parameters; only read. None for an array leaves it and its counter alone.
+            Another dtype or memory order than the parameter's costs a copy and a `PerformanceWarning`.
+        grad_scale : float, default 1, finite
+            Multiplies the gradients. (torch's fused optimizers divide by theirs.)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor.
+        FloatingPointError
+            NaN or infinity in a gradient, with ``nonfinite="raise"``.
+
+        Whatever is raised, nothing has changed.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> weights = {"W": np.ones((2, 2)), "b": np.ones(2)}
+        >>> opt = fastadam.Adam(weights, lr=0.5)
+        >>> opt.step({"W": np.ones((2, 2)), "b": None})
+        >>> opt.state["W"]["step"], opt.state["b"]["step"]
+        (1, 0)
+        """
+        if grads is None:
+            raise TypeError("grads must not be None; to leave one array alone, put None in its place in the container")
+        is_grouped = self._began_grouped or len(self._trees) > 1
+        tree = Tree(None, None, self._trees) if is_grouped else self._trees[0]
+        flat: list[Any] = []
+        tree.match(grads, flat)
+        self._engine.step(flat, self.param_groups, grad_scale, self.threads, self.max_norm, self.nonfinite)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "lr" and name in self.__dict__.get("_defaults", ()):
+            raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
+        super().__setattr__(name, value)
+
+    @property
+    def lr(self) -> Any:
+        """The learning rate (or schedule) of all groups; setting it sets all groups.
+
+        Raises ValueError when groups differ: read `param_groups` then.
+        """
+        first = self.param_groups[0]["lr"]
+        if any(group["lr"] != first for group in self.param_groups):
+            raise ValueError("the groups have different learning rates; read opt.param_groups[i]['lr']")
+        return first
+
+    @lr.setter
+    def lr(self, value: Number) -> None:
+        self._check_group({**self._defaults, "lr": value})
+        for group in self.param_groups:
+            group["lr"] = value
+
+    @property
+    def threads_used(self) -> int:
+        """The threads that the last step took; 0 before the first."""
+        return self._engine.threads_used
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The global norm of the last step's gradients, grad_scale included, before clipping.
+
+        None before the first step, and where neither `max_norm` nor `nonfinite` has asked for it.
+        """
+        return self._engine.grad_norm
+
+    @property
+    def skipped_steps(self) -> int:
+        """The steps that ``nonfinite="skip"`` has left out."""
+        return self._engine.skipped
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Any]]:
+        """For each key {"step": int, and the state of the rule by torch's names, "exp_avg": ndarray for example}.
+
+        Keys are the running index in a sequence and the name in a mapping, joined by dots when nested. The arrays
+        are live; the mapping is read-only (`load_state_dict` sets counters).
+        """
+        return State(self._engine)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and hyper-parameters in the layout of ``torch.optim.Optimizer.state_dict``.
+
+        State is keyed by running index; keys of ours are in ``["param_groups"][i]["param_names"]``. The arrays are
+        live, not copies: copy.deepcopy keeps a moment. Schedules are code and are left out.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> fastadam.Adam(np.ones(2)).state_dict()["state"]
+        {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
+        """
+        with self._engine.lock:
+            self._engine.check_groups(self.param_groups)
+            state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
+            groups: list[dict[str, Any]] = []
+            start = 0
+            for group in self.param_groups:
+                stop = start + len(group["params"])
+                plain = {k: v for k, v in group.items() if k != "params" and not has_schedule(v)}
+                groups.append(
+                    {**plain, "params": list(range(start, stop)), "param_names": self._engine.keys[start:stop]}
+                )
+                start = stop
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Copy state and hyper-parameters in, from a fastadam or torch (CPU) state_dict of the same groups.
+
+        Parameters
+        ----------
+        state_dict : dict
+            As from `state_dict`. Parameters without an entry start fresh, as in torch.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Something does not match in number, name, shape or dtype (nothing is ever cast); nothing has changed.
+
+        Examples
+        --------
+        >>> import copy, numpy as np, fastadam
+        >>> w = np.ones(2)
+        >>> opt = fastadam.Adam(w)
+        >>> opt.step(np.ones(2))
+        >>> saved = copy.deepcopy(opt.state_dict())
+        >>> new = fastadam.Adam(w)
+        >>> new.load_state_dict(saved)
+        >>> new.state[0]["step"]
+        1
+        """
+        with self._engine:
+            self._engine.check_groups(self.param_groups)
+            groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys, self._check_group)
+            arrays, steps, products = match_state(state_dict, indices, self.state)
+            self._engine.load(self.param_groups, groups, arrays, steps, products)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
+        with self._engine.lock:
+            self._engine.check_groups(self.param_groups)
+            engine = self._engine
+            saved = {
+                "keys": list(engine.keys),
+                "made": engine.made(),
+                "arrays": [arrays[1:] for arrays in engine.arrays],
+                "steps": engine.steps(),
+                "products": engine.products(),
+                "skipped": engine.skipped,
+            }
+            return {**self.__dict__, "_engine": saved}
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        saved = attributes["_engine"]
+        self.__dict__.update(attributes)
+        self._engine = _core.Engine(self._family, list(self._defaults))
+        self._engine.skipped = saved["skipped"]
+        remaining = iter(saved["keys"])
+        with self._engine:
+            for group, made in zip(self.param_groups, saved["made"], strict=True):
+                params = group["params"]
+                self._engine.add_group([next(remaining) for _ in params], params, group, [], made)
+            self._engine.load([], [], saved["arrays"], saved["steps"], saved["products"])
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Optimizer":
+        with self._engine.lock:  # no step in the middle
+            copied = type(self).__new__(type(self))
+            memo[id(self)] = copied
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}("]
+        for i, group in enumerate(self.param_groups):
+            options = ", ".join(f"{name}={value!r}" for name, value in group.items() if name != "params")
+            elements = sum(array.size for array in group["params"])
+            lines.append(f"  group {i}: {len(group['params'])} arrays, {elements} elements, {options}")
+        return "\n".join([*lines, ")"])
+
+
+def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
+    """The groups that `params` stands for, and whether it was given as groups."""
+    if isinstance(params, Mapping) and any(name in options for name in params):
+        raise ValueError(
+            f"params has the keys {list(params)}; a group must be in a list: [{{'params': ..., 'lr': ...}}]"
+        )
+    if not is_container(params) or isinstance(params, Mapping):
+        return [{"params": params}], False
+    items = list(params)
+    are_groups = [isinstance(item, Mapping) and any(key in ("params", *options) for key in item) for item in items]
+    if items and all(are_groups):
+        return items, True
+    if any(are_groups):
+        raise ValueError("params mixes groups (dicts with the key 'params') with other items; make all of them groups")
+    return [{"params": items}], False

@@ -1,0 +1,331 @@
+"""Promise 3 for the whole family: every optimizer and its NumPy twin agree to the last bit, in parameters and state.
+
+Adam has more switches, and tests of its own in test_bits.py."""
+
+import copy
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+from allpairspy import AllPairs
+from helpers import DTYPES, ISAS, assert_same_bits, at_offset, snapshot, tame, wild
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastadam
+from fastadam import _core, reference
+
+OPTIONS = {  # what makes other loops or other coefficients; decay and direction come on top
+    "SGD": [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "dampening": 0.3},
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": lambda count: 0.0 if count < 2 else 0.5},
+    ],
+    "RMSprop": [{"momentum": m, "centered": c} for m in (0.0, 0.8) for c in (False, True)],
+    "Adagrad": [{}, {"lr_decay": 0.1}, {"initial_accumulator_value": 0.1}],
+    "NAdam": [{}, {"momentum_decay": 1.0}, {"betas": lambda count: (0.5 + 0.05 * count, 0.9)}],
+    "RAdam": [{}, {"betas": (0.5, 0.6)}, {"betas": (0.9, 0.8)}],
+    "Adamax": [{}, {"eps": 0.0}],
+}
+DECOUPLED = {"NAdam", "RAdam"}
+STATE = {
+    "SGD": {"momentum_buffer"},
+    "RMSprop": {"square_avg", "momentum_buffer", "grad_avg"},
+    "Adagrad": {"sum"},
+    "NAdam": {"exp_avg", "exp_avg_sq", "mu_product"},
+    "RAdam": {"exp_avg", "exp_avg_sq"},
+    "Adamax": {"exp_avg", "exp_inf"},
+}
+CASES = [(name, options) for name, several in OPTIONS.items() for options in several]
+SIZES = [0, 1, 7, 16, 31, 64, 100, 1025, 4099]
+STEPS = 7  # RAdam changes its formula on the way
+
+
+@pytest.fixture(autouse=True)
+def restore_isa():
+    before = _core.isa()
+    yield
+    _core.select_isa(before)
+
+
+class Twin:
+    """The same optimizer on a copy, by the reference."""
+
+    def __init__(self, opt, param):
+        self.update = getattr(reference, f"{type(opt).__name__.lower()}_update")
+        self.param = param.copy()
+        self.state = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in opt.state[0].items()}
+
+    def step(self, grad, hyper, grad_scale):
+        count = self.state["step"]
+        now = {name: value(count) if callable(value) else value for name, value in hyper.items()}
+        self.state["step"] += 1
+        product = self.update(self.param, grad, **self.state, **now, grad_scale=grad_scale)
+        if product is not None:
+            self.state["mu_product"] = product
+
+    def assert_equals(self, opt, param, what):
+        assert_same_bits(param, self.param, what)
+        assert opt.state[0].keys() == self.state.keys()
+        for name, value in opt.state[0].items():
+            if isinstance(value, np.ndarray):
+                assert_same_bits(value, self.state[name], f"{name} {what}")
+            else:
+                assert value == self.state[name], name
+
+
+def check(name, options, isa, dtype, decay, maximize, n, offset, make, threads):
+    hyper = {"lr": 0.01, "weight_decay": 0.0 if decay == "none" else 0.1, "maximize": maximize, **options}
+    if name in DECOUPLED:
+        hyper["decoupled_weight_decay"] = decay == "decoupled"
+    _core.select_isa(isa)
+    rng = np.random.default_rng(n + offset)
+    param = at_offset(make(rng, n, dtype), offset)
+    opt = getattr(fastadam, name)(param, threads=threads, **hyper)
+    twin = Twin(opt, param)
+    for _ in range(STEPS):
+        grad = at_offset(make(rng, n, dtype), offset)
+        opt.step(grad, grad_scale=0.7)
+        twin.step(grad, hyper, 0.7)
+    twin.assert_equals(opt, param, f"{name} {options} {isa} {dtype} {decay} {maximize} {n} {offset} {threads}")
+
+
+AXES = [ISAS, DTYPES, ["none", "l2", "decoupled"], [False, True], SIZES, range(3), [tame, wild], [1, 2, 3, 8]]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_kernel_equals_twin_for_every_pair_of_settings(name, options):
+    cases = list(AllPairs(AXES))
+    assert len(cases) >= len(SIZES) * 4
+    for case in cases:
+        check(name, options, *case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_kernel_equals_twin_for_all_settings(name, options):
+    for case in itertools.product(*AXES):
+        check(name, options, *case)
+
+
+def test_every_loop_that_is_compiled_is_covered():
+    """Options here and in test_bits.py reach each of the table's loops: names are made of the flags."""
+    assert {name for name, _ in CASES} | {"Adam", "AdamW"} == {
+        name
+        for name in fastadam.__all__
+        if isinstance(thing := getattr(fastadam, name), type)
+        and issubclass(thing, fastadam.Optimizer)
+        and thing is not fastadam.Optimizer
+    }
+
+
+hyper_parameters = st.floats(0, 1e4)
+fractions = st.floats(0, 1, exclude_max=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), name=st.sampled_from(sorted(OPTIONS)), dtype=st.sampled_from(DTYPES), scale=st.floats(-1e3, 1e3))
+def test_any_hyper_parameters_give_the_twins_bits(data, name, dtype, scale):
+    plain = {
+        "SGD": {"momentum": hyper_parameters, "dampening": hyper_parameters},
+        "RMSprop": {"alpha": fractions, "momentum": hyper_parameters, "centered": st.booleans()},
+        "Adagrad": {"lr_decay": hyper_parameters, "initial_accumulator_value": hyper_parameters},
+        "NAdam": {"betas": st.tuples(fractions, fractions), "momentum_decay": hyper_parameters},
+        "RAdam": {"betas": st.tuples(fractions, fractions)},
+        "Adamax": {"betas": st.tuples(fractions, fractions)},
+    }[name]
+    hyper = {"lr": st.floats(0, 1e300), "weight_decay": hyper_parameters, **plain}
+    if name != "SGD":
+        hyper["eps"] = hyper_parameters
+    hyper = {key: data.draw(value) for key, value in hyper.items()}
+    rng = np.random.default_rng(0)
+    param = wild(rng, 37, dtype)
+    opt = getattr(fastadam, name)(param, **hyper)
+    twin = Twin(opt, param)
+    for _ in range(2):
+        grad = wild(rng, 37, dtype)
+        opt.step(grad, grad_scale=scale)
+        twin.step(grad, hyper, scale)
+    twin.assert_equals(opt, param, f"{name} {hyper}")
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_state_has_torchs_names_and_no_more_than_is_needed(name, options):
+    entry = getattr(fastadam, name)(np.ones(3), **options).state[0]
+    expected = set(STATE[name])
+    if not options.get("momentum"):
+        expected -= {"momentum_buffer"}
+    if not options.get("centered"):
+        expected -= {"grad_avg"}
+    assert entry.keys() == expected | {"step"}
+    assert entry["step"] == 0
+
+
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if not any(map(callable, case[1].values()))])
+@pytest.mark.parametrize("how", ["state_dict", "pickle", "deepcopy"])
+def test_training_goes_on_with_the_same_bits_after_a_copy(name, options, how):
+    rng = np.random.default_rng(0)
+    grads = rng.standard_normal((10, 33))
+    param = rng.standard_normal(33)
+    opt = getattr(fastadam, name)(param, **options)
+    for grad in grads[:4]:
+        opt.step(grad)
+    if how == "state_dict":
+        saved = copy.deepcopy(opt.state_dict())
+        other = param.copy()
+        new = getattr(fastadam, name)(other, **options)
+        new.load_state_dict(saved)
+    else:
+        new = pickle.loads(pickle.dumps(opt)) if how == "pickle" else copy.deepcopy(opt)
+        other = new.param_groups[0]["params"][0]
+    for grad in grads[4:]:
+        opt.step(grad)
+        new.step(grad)
+    assert_same_bits(param, other)
+    assert opt.state[0].keys() == new.state[0].keys()
+    assert opt.state[0].get("mu_product") == new.state[0].get("mu_product")
+    assert not np.array_equal(param, np.random.default_rng(0).standard_normal((11, 33))[10])
+
+
+def test_momentum_may_rest_but_not_begin_late():
+    param = np.ones(3)
+    opt = fastadam.SGD(param, momentum=0.9)
+    opt.step(np.ones(3))
+    buffer = opt.state[0]["momentum_buffer"].copy()
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step(np.full(3, 5.0))
+    assert np.array_equal(opt.state[0]["momentum_buffer"], buffer)
+    pickle.loads(pickle.dumps(opt)).step(np.ones(3))
+    opt.param_groups[0]["momentum"] = 0.9
+    opt.step(np.ones(3))
+    np.testing.assert_allclose(opt.state[0]["momentum_buffer"], 0.9 * buffer + 1)
+
+    late = fastadam.SGD(param)
+    late.param_groups[0]["momentum"] = 0.9
+    before = snapshot(late)
+    with pytest.raises(ValueError, match="momentum was 0 when the group was added"):
+        late.step(np.ones(3))
+    with pytest.raises(ValueError, match="momentum was 0 when the group was added"):
+        late.state_dict()
+    assert snapshot(late) == before
+
+
+def test_centered_may_not_change():
+    opt = fastadam.RMSprop(np.ones(3))
+    opt.param_groups[0]["centered"] = True
+    with pytest.raises(ValueError, match="centered was False when the group was added"):
+        opt.step(np.ones(3))
+    saved = copy.deepcopy(fastadam.RMSprop(np.ones(3), centered=True).state_dict())
+    with pytest.raises(ValueError, match="centered=True, the optimizer False"):
+        fastadam.RMSprop(np.ones(3)).load_state_dict(saved)
+
+
+def test_a_variance_that_rounding_makes_negative_counts_as_zero():
+    """torch's centered RMSprop makes NaN of it."""
+    param = np.zeros(100, np.float32)
+    opt = fastadam.RMSprop(param, centered=True, lr=1e-3)
+    grad = np.linspace(0.1, 7, 100, dtype=np.float32)
+    negative = 0
+    for _ in range(3000):
+        opt.step(grad)
+        entry = opt.state[0]
+        negative += np.sum(entry["square_avg"] < entry["grad_avg"] ** 2)
+    assert negative > 0, "this test no longer tests anything"
+    assert np.isfinite(param).all()
+
+
+@pytest.mark.parametrize("hyper", [{}, {"momentum": 0.9, "dampening": 0.1}, {"dampening": lambda count: 0.1}])
+def test_nesterov_needs_momentum_and_no_dampening(hyper):
+    with pytest.raises(ValueError, match=r"nesterov=True needs momentum > 0 and dampening 0"):
+        fastadam.SGD(np.ones(2), nesterov=True, **hyper)
+    with pytest.raises(ValueError, match=r"nesterov=True needs momentum > 0 and dampening 0"):
+        fastadam.SGD([{"params": np.ones(2), "nesterov": True, **hyper}])
+
+
+RANGES = [
+    *[("SGD", name) for name in ("lr", "momentum", "dampening", "weight_decay")],
+    *[("RMSprop", name) for name in ("lr", "alpha", "eps", "weight_decay", "momentum")],
+    *[("Adagrad", name) for name in ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")],
+    *[(name, h) for name in ("NAdam", "RAdam", "Adamax") for h in ("lr", "betas", "eps", "weight_decay")],
+    ("NAdam", "momentum_decay"),
+]
+
+
+@pytest.mark.parametrize(("name", "hyper"), RANGES)
+def test_values_out_of_range_are_refused(name, hyper):
+    make = getattr(fastadam, name)
+    bad = [
+        (-1e-9, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        ("1", TypeError),
+        (None, TypeError),
+    ]
+    if hyper == "alpha":
+        bad.append((1.0, ValueError))
+    for value, error in bad:
+        value = (value, 0.9) if hyper == "betas" else value
+        with pytest.raises(error, match=f"^{hyper}"):
+            make(np.ones(2), **{hyper: value})
+        opt = make(np.ones(2), momentum=0.5) if hyper == "momentum" else make(np.ones(2))
+        opt.param_groups[0][hyper] = value
+        before = snapshot(opt)
+        with pytest.raises(error, match=f"^{hyper}") as caught:
+            opt.step(np.ones(2))
+        assert caught.value.__notes__ == ["in param_groups[0]"]
+        assert snapshot(opt) == before
+
+
+def test_a_schedule_for_where_a_sum_starts_is_refused():
+    with pytest.raises(TypeError, match="^initial_accumulator_value must be a number"):
+        fastadam.Adagrad(np.ones(2), initial_accumulator_value=lambda count: 0.1)
+
+
+def test_hyper_parameters_of_another_rule_are_refused():
+    with pytest.raises(TypeError, match="betas"):
+        fastadam.SGD(np.ones(2), betas=(0.9, 0.999))
+    with pytest.raises(ValueError, match=r"unknown hyper-parameters \['betas'\]"):
+        fastadam.SGD([{"params": np.ones(2), "betas": (0.9, 0.999)}])
+    saved = fastadam.Adam(np.ones(2)).state_dict()
+    with pytest.raises(ValueError, match="unknown keys"):
+        fastadam.SGD(np.ones(2)).load_state_dict(saved)
+
+
+def test_counters_and_products_belong_to_arrays():
+    """A gradient that is None leaves NAdam's product alone, too."""
+    a, b = np.ones(3), np.ones(3)
+    opt = fastadam.NAdam([a, b], lr=0.1)
+    opt.step([np.ones(3), None])
+    opt.step([np.ones(3), np.ones(3)])
+    alone = np.ones(3)
+    other = fastadam.NAdam(alone, lr=0.1)
+    other.step(np.ones(3))
+    assert opt.state[1]["mu_product"] == other.state[0]["mu_product"] != opt.state[0]["mu_product"]
+    assert_same_bits(b, alone)
+
+
+@pytest.mark.parametrize("product", [-0.1, 1.5, float("nan")])
+def test_a_product_that_cannot_be_is_refused(product):
+    saved = copy.deepcopy(fastadam.NAdam(np.ones(2)).state_dict())
+    saved["state"][0]["mu_product"] = product
+    opt = fastadam.NAdam(np.ones(2))
+    with pytest.raises(ValueError, match="mu_product.*from 0 to 1"):
+        opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "Adam", "AdamW"])
+def test_subnormal_state_is_flushed(name):
+    """0.9 * x never reaches zero: dead weights would keep subnormal state, and every step would pay."""
+    options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    if name in ("NAdam", "RAdam", "Adamax", "Adam", "AdamW"):
+        options["betas"] = (0.5, 0.5)
+    opt = getattr(fastadam, name)(np.ones(4, np.float32), **options)
+    opt.step(np.full(4, 1e-18, np.float32))
+    for _ in range(300):
+        opt.step(np.zeros(4, np.float32))
+    for value in opt.state[0].values():
+        if isinstance(value, np.ndarray):
+            assert not np.any((value != 0) & (np.abs(value) < np.finfo(np.float32).tiny))
