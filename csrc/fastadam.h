@@ -25,7 +25,9 @@ enum { /* loops */
     FA_NADAM = 48,
     FA_ADAMAX = 64,
     FA_RULES = 80,
-    FA_SUM_SQUARES = FA_RULES, /* updates nothing: a double for each block of FA_SQUARES elements of the gradient */
+    FA_GRADIENT = FA_RULES, /* what stands before a rule: makes the gradient that it takes */
+    FA_AVERAGE = 96,        /* what stands after a rule: the moving average of the parameters */
+    FA_SUM_SQUARES,         /* updates nothing: a double for each block of FA_SQUARES elements of the gradient */
     FA_ALL_RULES
 };
 
@@ -35,15 +37,19 @@ enum { /* flags */
     FA_AMSGRAD = 4,   /* Adam */
     FA_MOMENTUM = 4,  /* SGD, RMSprop */
     FA_NESTEROV = 8,  /* SGD */
-    FA_CENTERED = 8   /* RMSprop */
+    FA_CENTERED = 8,  /* RMSprop */
+    FA_SUMMED = 1,    /* gradient: added to the sum of those before */
+    FA_CLIPPED = 2,   /* gradient: by value */
+    FA_IN_PLACE = 4   /* gradient: the sum itself becomes the result */
 };
 
 enum { FA_SQUARES = 4096 };
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
 
-/* The order of a task's arrays. M, V and W are state: what each holds is said by the family (factors.c). */
-enum { FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_ARRAYS, FA_STATE = FA_M, FA_STATES = 3 };
+/* The order of a task's arrays. M, V and W are state: what each holds is said by the family (factors.c). EMA is the
+ * moving average of the parameters, SUM that of gradients that wait for a step. */
+enum { FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_ARRAYS, FA_STATE = FA_M, FA_STATES = 5 };
 
 /* ---- families of rules (factors.c) ---------------------------------------------------------------------- */
 
@@ -66,10 +72,16 @@ typedef struct {
     double product;              /* NAdam: of all momenta up to and with this step */
 } fa_factors;
 
+/* What the loops around a rule read. */
+typedef struct {
+    double s, mean, limit;       /* gradient: (SUM + s*g) * mean, clipped to [-limit, limit] */
+    double decay, rest;          /* average: EMA = decay*EMA + rest*p, rest is 1 - decay */
+} fa_around;
+
 /* An optimizer: its loop, its coefficients, its state. */
 typedef struct {
     const char *name;
-    const char *state[FA_STATES];                                 /* names of M, V, W, or NULL */
+    const char *state[3];                                         /* names of M, V, W, or NULL */
     fa_rule loop;
     int (*flags)(const fa_options *options);                      /* those of the loop that decay does not decide */
     void (*coefficients)(int64_t step, const fa_options *options, fa_factors *f);
@@ -90,6 +102,7 @@ typedef struct {
     void (*run)(const fa_task *task, int64_t begin, int64_t end); /* updates elements [begin, end) */
     int64_t line;                                                 /* elements in a cache line of parameters */
     int states;                                                   /* the state arrays that it needs: 1 M, 2 V, 4 W */
+    int64_t size, block;                                          /* bytes of an element; elements of a staged block */
 } fa_kernel;
 
 typedef enum { FA_BASELINE, FA_AVX2, FA_AVX512, FA_ISAS } fa_isa;
@@ -105,7 +118,10 @@ struct fa_task {
     const fa_kernel *kernel;
     void *array[FA_ARRAYS];
     int64_t n;
-    const void *factors; /* of FA_SUM_SQUARES: where its sums go */
+    const void *factors; /* of FA_SUM_SQUARES: where its sums go; of loops around a rule: fa_around */
+    const fa_kernel *before, *after; /* loops that run block by block with the rule, or NULL */
+    const fa_around *around;
+    int64_t offset; /* of FA_SUM_SQUARES: elements before the first, in the whole array */
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 

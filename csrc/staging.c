@@ -1,10 +1,13 @@
-/* Arrays that lie nearly a multiple of 1 MiB apart.
+/* Tasks that are run block by block, with copies on the stack.
  *
- * Where an array that is read lies a few bytes behind one that is written, modulo 1 MiB, and both in huge pages (whose
- * addresses are the hardware's own up to that size), Intel's processors take loads from the one for loads of what was
- * just stored in the other: steps take up to three times as long. malloc makes such pairs: arrays of 4 MiB, one after
- * the other, are 4 MiB + 16 apart. So the one that trails is first copied to the stack, block by block: its loads and
- * those stores are then apart in time. */
+ * What stands before a rule writes the gradient that the rule takes into such a block; what stands after it reads the
+ * parameters again, while they are in the first-level cache.
+ *
+ * And arrays that lie nearly a multiple of 1 MiB apart: where an array that is read lies a few bytes behind one that is
+ * written, modulo 1 MiB, and both in huge pages (whose addresses are the hardware's own up to that size), Intel's
+ * processors take loads from the one for loads of what was just stored in the other: steps take up to three times as
+ * long. malloc makes such pairs: arrays of 4 MiB, one after the other, are 4 MiB + 16 apart. So the one that trails is
+ * first copied to the stack: its loads and those stores are then apart in time. */
 #include <string.h>
 #include "fastadam.h"
 
@@ -26,25 +29,34 @@ static int trailing(const fa_task *t, int *which)
         return 0; /* too small for huge pages */
     for (int read = 0; read < FA_ARRAYS; read++)
         for (int written = 0; written < FA_ARRAYS; written++)
-            if (written != FA_GRAD && t->array[read] && t->array[written] && trails(t, read, written)) {
+            if (written != FA_GRAD && written != FA_SUM && t->array[read] && t->array[written] && trails(t, read, written)) {
                 which[count++] = read;
                 break;
             }
     return count;
 }
 
+static void run_loop(const fa_kernel *kernel, const fa_task *staged, void *written, int64_t n)
+{
+    fa_task loop = *staged;
+    loop.array[FA_PARAM] = written;
+    loop.factors = staged->around;
+    kernel->run(&loop, 0, n);
+}
+
 void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
 {
     int which[FA_ARRAYS], count = trailing(t, which);
-    if (count == 0) {
+    if (count == 0 && !t->before && !t->after) {
         t->kernel->run(t, begin, end);
         return;
     }
-    _Alignas(64) char copies[FA_ARRAYS][BLOCK];
-    int64_t size = 64 / t->kernel->line, block = BLOCK / size;
+    _Alignas(64) char copies[FA_ARRAYS][BLOCK], gradient[FA_SQUARES * sizeof(double)];
+    int64_t size = t->kernel->size, block = t->kernel->block;
     for (; begin < end; begin += block) {
         int64_t n = end - begin < block ? end - begin : block;
         fa_task staged = *t;
+        staged.offset = begin;
         for (int i = 0; i < FA_ARRAYS; i++)
             if (t->array[i])
                 staged.array[i] = (char *)t->array[i] + begin * size;
@@ -52,9 +64,15 @@ void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
             memcpy(copies[which[i]], staged.array[which[i]], (size_t)(n * size));
             staged.array[which[i]] = copies[which[i]];
         }
+        if (t->before) {
+            run_loop(t->before, &staged, gradient, n);
+            staged.array[FA_GRAD] = gradient;
+        }
         t->kernel->run(&staged, 0, n);
+        if (t->after)
+            run_loop(t->after, &staged, staged.array[FA_PARAM], n);
         for (int i = 0; i < count; i++)
-            if (which[i] != FA_GRAD)
+            if (which[i] != FA_GRAD && which[i] != FA_SUM)
                 memcpy((char *)t->array[which[i]] + begin * size, copies[which[i]], (size_t)(n * size));
     }
 }

@@ -5,6 +5,11 @@ cdef extern from "fastadam.h" nogil:
     ctypedef int fa_rule
 
     enum:
+        FA_GRADIENT
+        FA_SUMMED
+        FA_CLIPPED
+        FA_IN_PLACE
+        FA_AVERAGE
         FA_SUM_SQUARES
         FA_SQUARES
 
@@ -16,6 +21,8 @@ cdef extern from "fastadam.h" nogil:
     enum:
         FA_PARAM
         FA_GRAD
+        FA_EMA
+        FA_SUM
         FA_STATE
         FA_STATES
         FA_ARRAYS
@@ -27,6 +34,9 @@ cdef extern from "fastadam.h" nogil:
 
     ctypedef struct fa_factors:
         double product
+
+    ctypedef struct fa_around:
+        double s, mean, limit, decay, rest
 
     ctypedef struct fa_family:
         const char *name
@@ -53,6 +63,9 @@ cdef extern from "fastadam.h" nogil:
         void *array[FA_ARRAYS]
         int64_t n
         const void *factors
+        const fa_kernel *before
+        const fa_kernel *after
+        const fa_around *around
 
     ctypedef struct fa_tuner:
         pass

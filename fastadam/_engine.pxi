@@ -1,8 +1,8 @@
 # Engine, the stateful step: parameters, their state and counters, and the memory that is written.
 
 cdef enum:
-    ARRAYS = 5              # FA_ARRAYS and FA_STATES, which Cython does not know as constants
-    STATES = 3
+    ARRAYS = 7              # FA_ARRAYS and FA_STATES, which Cython does not know as constants
+    STATES = 5
 
 cdef struct Slot:           # one parameter
     Array *array[ARRAYS]        # in a task's order, [FA_GRAD] unused, NULL where there is none; owned by Engine.arrays
@@ -10,14 +10,16 @@ cdef struct Slot:           # one parameter
     int64_t n
     int64_t step, loaded
     double product, loaded_product      # NAdam's
+    int64_t summed, loaded_summed       # gradients in its sum, which wait for a step
     int group
-    bint active                 # has a gradient in this step
+    bint active                 # has a gradient in this call
+    bint steps                  # which completes its sum, so it takes a step
     bint convert                # whose gradient has to be copied first
     bint warned
 
 cdef struct Group:
     fa_options options
-    int made                    # the state that it has: 1 M, 2 V, 4 W
+    int made                    # the state that it has: 1 M, 2 V, 4 W, EMA_BIT, SUM_BIT
     bint amsgrad, centered      # when it was made
     const fa_kernel *kernel[2]  # for each element type
     int64_t count               # its largest step counter
@@ -43,12 +45,15 @@ cdef int by_begin(const void *a, const void *b) noexcept nogil:
     return (x > y) - (x < y)
 
 
-cdef list fresh_state(tuple params, int count, double initial):
-    """For each kind of state, arrays like every parameter, filled with `initial`.
+cdef list fresh_state(tuple params, int made, double initial):
+    """For each kind of state that is `made`, arrays like every parameter: averages are copies of these, sums of gradients
+    zeros, the rule's own is `initial`.
 
     All in one block: each array begins a cache line, and those of small parameters lie side by side, which is 6 %
     faster in cache and 14 % for 1000 arrays of 1 K than arrays from NumPy's allocator."""
     params = tuple([numpy.asarray(param) for param in params])
+    kinds_made = [1 << a for a in range(STATES) if made & 1 << a]
+    count = len(kinds_made)
     sizes = [-(-param.nbytes // 64) * 64 for param in params]
     # Kinds of state, the first and the third too, are kept apart modulo 1 MiB (csrc/staging.c).
     stride = sum(sizes)
@@ -56,13 +61,15 @@ cdef list fresh_state(tuple params, int count, double initial):
     block = numpy.zeros(count * stride + 64, numpy.uint8)
     start = -(<size_t>data_of(<Array *>block)) % 64
     kinds = []
-    for kind in range(count):
+    for kind, bit in enumerate(kinds_made):
         place = start + kind * stride
         arrays = []
         for param, size in zip(params, sizes):
             order = "C" if param.flags.c_contiguous else "F"
             array = block[place:place + param.nbytes].view(param.dtype).reshape(param.shape, order=order)
-            if initial != 0.0:
+            if bit == EMA_BIT:
+                array[...] = param
+            elif bit != SUM_BIT and initial != 0.0:
                 array.fill(initial)
             arrays.append(array)
             place += size
@@ -72,6 +79,17 @@ cdef list fresh_state(tuple params, int count, double initial):
 
 cdef inline int64_t blocks_of(int64_t n) noexcept nogil:
     return (n + FA_SQUARES - 1) // FA_SQUARES
+
+
+cdef void exchange(char *a, char *b, Py_ssize_t size) noexcept nogil:
+    cdef char block[4096]
+    cdef Py_ssize_t done = 0, now
+    while done < size:
+        now = min(<Py_ssize_t>4096, size - done)
+        memcpy(block, a + done, now)
+        memcpy(a + done, b + done, now)
+        memcpy(b + done, block, now)
+        done += now
 
 
 cdef int grow(void **memory, Py_ssize_t size) except -1:
@@ -93,12 +111,17 @@ cdef class Engine:
     cdef const fa_family *family
     cdef readonly list names            # of the family's hyper-parameters
     cdef Field *fields                  # one for each name
+    cdef readonly int extras            # EMA_BIT, SUM_BIT
     cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, state, ...)
     cdef dict index                     # key -> number
     cdef list group_params
     cdef Slot *slots
     cdef Group *groups
+    cdef Settings settings
+    cdef double scale                   # grad_scale
+    cdef Py_ssize_t first, last         # the parameters that this call is about
     cdef fa_task *tasks
+    cdef fa_around *arounds
     cdef fa_task *squares               # the same gradients, to be summed before
     cdef double *sums                   # of the squares, one for each block
     cdef fa_tuner tuner
@@ -110,13 +133,15 @@ cdef class Engine:
     cdef Range *ranges                  # sorted, disjoint
     cdef Py_ssize_t count, group_count, task_count, range_count
     cdef bint changing
+    cdef readonly bint swapped          # the averages are in the parameters
     cdef object __weakref__
 
-    def __cinit__(self, str family, names):
+    def __cinit__(self, str family, names, int extras=0):
         self.new_lock()
         watch(self)
         self.keys, self.arrays, self.index, self.group_params = [], [], {}, []
         self.names = list(names)
+        self.extras = extras
         self.family = fa_family_named(family.encode())
         if self.family == NULL:
             raise ValueError(f"no family of rules is called {family!r}")
@@ -130,6 +155,7 @@ cdef class Engine:
         PyMem_Free(self.slots)
         PyMem_Free(self.groups)
         PyMem_Free(self.tasks)
+        PyMem_Free(self.arounds)
         PyMem_Free(self.squares)
         PyMem_Free(self.sums)
         PyMem_Free(self.factors)
@@ -142,6 +168,9 @@ cdef class Engine:
         if self.changing:
             self.release()
             raise RuntimeError("an optimizer was stepped or changed from inside its own step (by a schedule?)")
+        if self.swapped:
+            self.release()
+            raise RuntimeError("the averages are in the parameters; leave `with opt.swap_ema():` first")
         self.changing = True
         return 0
 
@@ -182,19 +211,27 @@ cdef class Engine:
     def products(self):
         return [self.slots[i].product for i in range(self.count)]
 
+    def summed(self):
+        return [self.slots[i].summed for i in range(self.count)]
+
     def made(self):
         """For each group, the state that it has."""
         return [self.groups[i].made for i in range(self.group_count)]
 
-    cdef list names_of_state(self, int made):
-        return [(<bytes>self.family.state[a]).decode() for a in range(STATES) if made & 1 << a]
+    cdef str name_of_state(self, int a):
+        if a + FA_STATE == FA_EMA:
+            return "ema"
+        return "grad_sum" if a + FA_STATE == FA_SUM else (<bytes>self.family.state[a]).decode()
 
     def entry(self, Py_ssize_t i):
         """The state of a parameter, by name."""
         entry = {"step": self.slots[i].step}
         if self.family.name == b"NAdam":
             entry["mu_product"] = self.slots[i].product
-        names = self.names_of_state(self.groups[self.slots[i].group].made)
+        if self.extras & SUM_BIT:
+            entry["grad_count"] = self.slots[i].summed
+        made = self.groups[self.slots[i].group].made
+        names = [self.name_of_state(a) for a in range(STATES) if made & 1 << a]
         entry.update(zip(names, self.arrays[i][1:], strict=True))
         return entry
 
@@ -209,18 +246,19 @@ cdef class Engine:
         cdef int a, states
         cdef fa_options options
         read_plain(values, &options)
-        states = made if made is not None else self.states_for(&options)
+        states = made if made is not None else self.states_for(&options) | self.extras
         for key, param in zip(keys, params):
             check_writable(param, f"parameter {key!r}")
         old = self.keys, self.arrays, self.index, self.group_params
         new_keys = self.keys + keys
-        state = fresh_state(params, (<object>states).bit_count(), options.initial_accumulator_value)
+        state = fresh_state(params, states, options.initial_accumulator_value)
         new_arrays = self.arrays + list(zip(params, *state))
         places = [FA_PARAM] + [FA_STATE + a for a in range(STATES) if states & 1 << a]
         new_index = {key: i for i, key in enumerate(new_keys)}
         new_group_params = [*self.group_params, params]
         grow(<void **>&self.slots, total * sizeof(Slot))
         grow(<void **>&self.tasks, total * sizeof(fa_task))
+        grow(<void **>&self.arounds, total * sizeof(fa_around))
         grow(<void **>&self.factors, total * sizeof(fa_factors))
         grow(<void **>&self.ranges, total * (ARRAYS - 1) * sizeof(Range))
         grow(<void **>&self.groups, (self.group_count + 1) * sizeof(Group))
@@ -255,12 +293,13 @@ cdef class Engine:
     cdef int states_for(self, const fa_options *options) noexcept:
         return fa_kernel_of(FA_BASELINE, fa_rule_of(self.family, options), FA_FLOAT32).states
 
-    def load(self, list groups, list new_groups, list new_arrays, list steps, list products):
+    def load(self, list groups, list new_groups, list new_arrays, list steps, list products,
+             list summed):
         """Copy validated state in. Compiled, so that Ctrl-C waits until all of it is in."""
         cdef Py_ssize_t i, k = 0
         cdef Copy *copies = NULL
         cdef list sources = []
-        if not len(new_arrays) == len(steps) == len(products) == self.count:
+        if not len(new_arrays) == len(steps) == len(products) == len(summed) == self.count:
             raise ValueError(f"expected the state of {self.count} parameters, got {len(new_arrays)}")
         for mine, news in zip(self.arrays, new_arrays):
             for old, new in zip(mine[1:], news, strict=True):
@@ -272,6 +311,7 @@ cdef class Engine:
                 sources.append(new)
         for i in range(self.count):
             self.slots[i].loaded, self.slots[i].loaded_product = steps[i], products[i]
+            self.slots[i].loaded_summed = summed[i]
         try:
             grow(<void **>&copies, (len(sources) + 1) * sizeof(Copy))
             # All of it is looked at without running Python code before any of it is copied.
@@ -291,6 +331,8 @@ cdef class Engine:
                 memcpy(copies[i].target, copies[i].source, copies[i].size)
             for i in range(self.count):
                 self.slots[i].step, self.slots[i].product = self.slots[i].loaded, self.slots[i].loaded_product
+                self.slots[i].summed = self.slots[i].loaded_summed
+            self.count_groups()
             for group, new_group in zip(groups, new_groups):
                 group.update(new_group)
             del before
@@ -303,7 +345,7 @@ cdef class Engine:
         key = self.keys[i]
         if a == FA_PARAM:
             return f"parameter {key!r}"
-        return f"{(<bytes>self.family.state[a - FA_STATE]).decode()} of parameter {key!r}"
+        return f"{self.name_of_state(a - FA_STATE)} of parameter {key!r}"
 
     cdef int locate(self) except -1:
         """Find out where the arrays are, and that no two overlap."""
@@ -327,7 +369,8 @@ cdef class Engine:
         qsort(self.ranges, k, sizeof(Range), by_begin)
         for i in range(1, k):
             if self.ranges[i].begin < self.ranges[i - 1].end:
-                self.slots[0].data[FA_PARAM] = NULL     # look again at the next step
+                for k in range(self.count):
+                    self.slots[k].data[FA_PARAM] = NULL     # look again at the next step
                 r = &self.ranges[i - 1]
                 raise overlap_error(self.name_of(r.slot, r.array), self.name_of(r[1].slot, r[1].array))
         return 0
@@ -362,58 +405,118 @@ cdef class Engine:
 
     # -- the step
 
-    def step(self, list grads, list groups, grad_scale, threads, max_norm, nonfinite):
+    def step(self, list grads, list groups, grad_scale, tuple settings):
         """Update every parameter whose gradient is not None, and its counter; `grads` is a list of our own."""
-        cdef double scale = as_grad_scale(grad_scale), most = as_max_norm(max_norm), norm = 0.0
-        cdef int mode = as_nonfinite(nonfinite), order = as_threads(threads), bound = bound_of_threads()
-        cdef Py_ssize_t i, culprit = -1
-        cdef bint measured = max_norm is not None or mode != PROPAGATE
-        cdef int team
-        cdef fa_fp_state saved
         self.begin_change()
         try:
-            self.read_groups(list(groups))
             if len(grads) != self.count:
                 raise ValueError(f"expected {self.count} gradients, got {len(grads)}")
-            if measured:
-                self.make_room_for_sums()
-            while self.fill(grads):
-                self.convert(grads)
-            if measured:
-                team = order if order else max(1, min(self.threads_used, bound, fa_max_threads()))
-                with nogil:
-                    fa_fp_default(&saved)
-                    norm = fabs(scale) * sqrt(self.sum_squares(team))
-                    if mode != PROPAGATE and not isfinite(norm):
-                        culprit = self.find_nonfinite(most < INFINITY)
-                    if most < INFINITY and not most / (norm + 1e-6) >= 1.0:     # NaN goes on, as in torch
-                        scale *= most / (norm + 1e-6)
-                    fa_fp_restore(&saved)
-                if culprit >= 0 and mode == RAISE:
-                    raise FloatingPointError(
-                        f"the gradient of {self.name_of(culprit, FA_PARAM)} has NaN or infinity in it, or is so large "
-                        "that its norm is infinite; nothing has changed (nonfinite='skip' leaves out such steps, "
-                        "'propagate' takes them)")
-            with nogil:
-                self.norm, self.norm_known = norm, measured
-                if culprit >= 0:
-                    self.skipped += 1
-                else:
-                    self.make_factors(scale)
-                    fa_begin_writing()
-                    self.threads_used = fa_run(self.tasks, self.task_count, order, bound, &self.tuner)
-                    self.count_step()
-                    fa_end_writing()
+            self.first, self.last = 0, self.count
+            self.take(grads, groups, grad_scale, settings)
         finally:
             self.end_change()
 
+    def step_one(self, Py_ssize_t i, grad, list groups, grad_scale, tuple settings):
+        """The same for one parameter alone."""
+        self.begin_change()
+        try:
+            self.first, self.last = i, i + 1
+            self.take([grad], groups, grad_scale, settings)
+        finally:
+            self.end_change()
+
+    cdef int take(self, list grads, list groups, grad_scale, tuple settings) except -1:
+        cdef Settings *s = &self.settings
+        cdef double norm = 0.0, scale
+        cdef Py_ssize_t i, culprit = -1
+        cdef bint measured, staged, steps
+        cdef int team, bound = bound_of_threads()
+        cdef bint alone = self.last - self.first != self.count
+        cdef fa_fp_state saved
+        read_settings(settings, s)
+        self.scale = as_grad_scale(grad_scale)
+        if alone and s.max_norm < INFINITY:
+            raise ValueError("max_norm needs the gradients of all parameters at once: use step, or max_value")
+        if s.average and not self.extras & EMA_BIT:
+            raise ValueError("ema_decay was None when the optimizer was made; make a new one")
+        if s.accumulate > 1 and not self.extras & SUM_BIT:
+            raise ValueError("accumulate was 1 when the optimizer was made; make a new one")
+        staged = self.extras & SUM_BIT != 0 or s.max_value < INFINITY
+        steps = self.plan(grads)
+        if steps or s.accumulate == 1:
+            self.read_groups(list(groups))
+        measured = s.nonfinite != PROPAGATE or (s.max_norm < INFINITY and steps)
+        if measured:
+            self.make_room_for_sums()
+        while self.fill(grads, staged):
+            self.convert(grads)
+        scale = 1.0 if staged else self.scale
+        if measured:
+            team = s.threads if s.threads else max(1, min(self.threads_used, bound, fa_max_threads()))
+            with nogil:
+                fa_fp_default(&saved)
+                norm = self.sum_squares(team)
+                norm = sqrt(norm) if staged else fabs(self.scale) * sqrt(norm)
+                if s.nonfinite != PROPAGATE:
+                    culprit = self.find_nonfinite(s.max_norm < INFINITY and not isfinite(norm))
+                if s.max_norm < INFINITY and not s.max_norm / (norm + 1e-6) >= 1.0:     # NaN goes on, as in torch
+                    scale *= s.max_norm / (norm + 1e-6)
+                fa_fp_restore(&saved)
+            if culprit >= 0 and s.nonfinite == RAISE:
+                raise FloatingPointError(
+                    f"the gradient of {self.name_of(culprit, FA_PARAM)} has NaN or infinity in it, or is so large "
+                    "that its norm is infinite; nothing has changed (nonfinite='skip' leaves out such steps, "
+                    "'propagate' takes them)")
+        with nogil:
+            if steps:
+                self.norm, self.norm_known = norm, measured
+            if culprit >= 0:
+                self.skipped += 1
+            else:
+                self.make_factors(scale)
+                fa_begin_writing()
+                self.threads_used = fa_run(
+                    self.tasks, self.task_count, s.threads, bound, NULL if alone else &self.tuner)
+                self.count_step()
+                fa_end_writing()
+        return 0
+
+    cdef bint plan(self, list grads):
+        """Which parameters have a gradient, and of these, which take a step; does any?"""
+        cdef Py_ssize_t i
+        cdef Slot *slot
+        cdef bint steps = False
+        for i in range(self.first, self.last):
+            slot = &self.slots[i]
+            slot.active = grads[i - self.first] is not None
+            slot.steps = slot.active and slot.summed + 1 >= self.settings.accumulate
+            steps = steps or slot.steps
+        return steps
+
     cdef void count_step(self) noexcept nogil:
         cdef Py_ssize_t i, task = 0
+        cdef Slot *slot
+        for i in range(self.first, self.last):
+            slot = &self.slots[i]
+            if not slot.active:
+                continue
+            if slot.steps:
+                slot.step += 1
+                slot.product = (<const fa_factors *>self.tasks[task].factors).product
+                slot.summed = 0
+                self.groups[slot.group].count = max(self.groups[slot.group].count, slot.step)
+            else:
+                slot.summed += 1
+            task += 1
+
+    cdef void count_groups(self) noexcept nogil:
+        cdef Py_ssize_t i
+        cdef Group *group
+        for i in range(self.group_count):
+            self.groups[i].count = 0
         for i in range(self.count):
-            if self.slots[i].active:
-                self.slots[i].step += 1
-                self.slots[i].product = (<const fa_factors *>self.tasks[task].factors).product
-                task += 1
+            group = &self.groups[self.slots[i].group]
+            group.count = max(group.count, self.slots[i].step)
 
     cdef int check_group_keys(self, dict group, Py_ssize_t i) except -1:
         expected = {"params", *self.names}
@@ -458,69 +561,66 @@ cdef class Engine:
         return 0
 
     cdef int read_groups(self, list groups) except -1:
-        cdef Py_ssize_t i, k
-        cdef dict values
-        cdef Group *group
-        cdef fa_rule rule
+        """Hyper-parameters, schedules called with the group's largest counter; alone, an array goes by its own."""
+        cdef Py_ssize_t i
+        cdef bint alone = self.last - self.first != self.count
         if len(groups) != self.group_count:
             raise ValueError("param_groups grew or shrank; use add_param_group")
+        if alone:
+            i = self.slots[self.first].group
+            return self.read_group(groups, i, self.slots[self.first].step)
         for i in range(self.group_count):
-            self.groups[i].count = 0
-        for i in range(self.count):
-            group = &self.groups[self.slots[i].group]
-            group.count = max(group.count, self.slots[i].step)
-        for i in range(self.group_count):
-            group = &self.groups[i]
-            values = self.group_values(groups, i)
-            memset(&group.options, 0, sizeof(fa_options))
-            try:
-                for k in range(len(self.names)):
-                    name = <str>self.names[k]
-                    read_value(values[name], name, self.fields[k].kind, group.count,
-                               <char *>&group.options + self.fields[k].offset)
-                rule = fa_rule_of(self.family, &group.options)
-                if (group.options.amsgrad != group.amsgrad or group.options.centered != group.centered
-                        or fa_kernel_of(FA_BASELINE, rule, FA_FLOAT32).states & ~group.made):
-                    self.check_fixed(i, &group.options)
-            except Exception as error:
-                self.check_group_keys(values, i)
-                error.add_note(f"in param_groups[{i}]")
-                raise
-            for k in range(FA_REALS):
-                group.kernel[k] = fa_kernel_of(chosen_isa, rule, <fa_real>k)
+            self.read_group(groups, i, self.groups[i].count)
         return 0
 
-    cdef Py_ssize_t fill(self, list grads) except -1:
+    cdef int read_group(self, list groups, Py_ssize_t i, int64_t count) except -1:
+        cdef Py_ssize_t k
+        cdef Group *group = &self.groups[i]
+        cdef dict values = self.group_values(groups, i)
+        cdef fa_rule rule
+        memset(&group.options, 0, sizeof(fa_options))
+        try:
+            for k in range(len(self.names)):
+                name = <str>self.names[k]
+                read_value(values[name], name, self.fields[k].kind, count,
+                           <char *>&group.options + self.fields[k].offset)
+            rule = fa_rule_of(self.family, &group.options)
+            if (group.options.amsgrad != group.amsgrad or group.options.centered != group.centered
+                    or self.states_for(&group.options) & ~group.made):
+                self.check_fixed(i, &group.options)
+        except Exception as error:
+            self.check_group_keys(values, i)
+            error.add_note(f"in param_groups[{i}]")
+            raise
+        for k in range(FA_REALS):
+            group.kernel[k] = fa_kernel_of(chosen_isa, rule, <fa_real>k)
+        return 0
+
+    cdef Py_ssize_t fill(self, list grads, bint staged) except -1:
         """Make the tasks. If gradients must be converted first, return their number, and do it again after that.
 
-        Runs no Python code on the way to success."""
-        cdef Py_ssize_t i, k = 0, conversions = 0
+        Runs no Python code on the way to success. State is cut from blocks of our own, so it cannot move."""
+        cdef Py_ssize_t i = self.first, k = 0, conversions = 0
         cdef int a
         cdef Slot *slot
-        cdef fa_task *task
         cdef Array *param
         cdef Array *grad
-        cdef bint good, moved = False
+        cdef bint good
 
-        for i in range(self.count):     # those that are left alone too: else their old places would count as taken
+        while i < self.last:
             slot = &self.slots[i]
-            for a in range(ARRAYS):
-                if a != FA_GRAD and slot.array[a] != NULL and data_of(slot.array[a]) != slot.data[a]:
-                    moved = True
-            if size_of(slot.array[FA_PARAM]) != slot.n:
-                moved = True
-        if moved:
-            self.locate()
-
-        for i in range(self.count):
-            slot = &self.slots[i]
-            grad = <Array *>grads[i]
             slot.convert = False
-            slot.active = grads[i] is not None
             if not slot.active:
+                i += 1
                 continue
-            param = slot.array[FA_PARAM]
-            good = is_usable(param) and size_of(param) == slot.n and slot.step < INT64_MAX
+            param, grad = slot.array[FA_PARAM], <Array *>grads[i - self.first]
+            if data_of(param) != slot.data[FA_PARAM] or size_of(param) != slot.n:
+                self.locate()
+                if size_of(param) != slot.n:
+                    self.refuse(i)
+                i, k, conversions = self.first, 0, 0    # gradients are looked up in the new places
+                continue
+            good = is_usable(param) and (flags_of(param) & CONTIGUOUS) != 0 and slot.step < INT64_MAX
             for a in range(FA_STATE, ARRAYS):
                 if slot.array[a] != NULL:
                     good = (good and is_usable(slot.array[a]) and type_of(slot.array[a]) == type_of(param)
@@ -530,92 +630,176 @@ cdef class Engine:
             if not (is_plain(grad) and is_ready(grad, param)):
                 slot.convert = True
                 conversions += 1
+                i += 1
                 continue
             if data_of(grad) != slot.data[FA_GRAD]:
                 if self.touched(data_of(grad), data_of(grad) + nbytes_of(grad)) != NULL:
-                    raise overlap_error(f"gradient of {self.name_of(i, FA_PARAM)}", self.written_by(grads[i]))
+                    self.locate()       # what it touches may have moved away since
+                    if self.touched(data_of(grad), data_of(grad) + nbytes_of(grad)) != NULL:
+                        raise overlap_error(f"gradient of {self.name_of(i, FA_PARAM)}",
+                                            self.written_by(grads[i - self.first]))
                 slot.data[FA_GRAD] = data_of(grad)
-
-            task = &self.tasks[k]
-            task.kernel = self.groups[slot.group].kernel[<int>real_of(param)]
-            for a in range(ARRAYS):
-                task.array[a] = slot.data[a]
-            task.n = slot.n
+            self.make_task(&self.tasks[k], slot, real_of(param), staged)
             k += 1
+            i += 1
         self.task_count = k
         return conversions
+
+    cdef void make_task(self, fa_task *task, Slot *slot, fa_real real, bint staged) noexcept nogil:
+        cdef int a, summed = FA_SUMMED if slot.summed else 0
+        memset(task, 0, sizeof(fa_task))
+        task.n = slot.n
+        task.array[FA_GRAD] = slot.data[FA_GRAD]
+        if slot.steps:
+            for a in range(ARRAYS):
+                task.array[a] = slot.data[a]
+            task.kernel = self.groups[slot.group].kernel[<int>real]
+            if staged:
+                task.before = fa_kernel_of(chosen_isa, FA_GRADIENT + summed + (
+                    FA_CLIPPED if self.settings.max_value < INFINITY else 0), real)
+            if self.settings.average:
+                task.after = fa_kernel_of(chosen_isa, FA_AVERAGE, real)
+        else:
+            task.kernel = fa_kernel_of(chosen_isa, FA_GRADIENT + summed + (FA_IN_PLACE if summed else 0), real)
+            task.array[FA_PARAM] = slot.data[FA_SUM]
+
+    cdef void make_arounds(self) noexcept nogil:
+        """What the loops around the rules read: one set for each number of gradients that have been summed."""
+        cdef Py_ssize_t i, task = 0, made = 0
+        cdef double mean = 0.0, its_mean
+        cdef fa_around *around
+        cdef fa_fp_state saved
+        fa_fp_default(&saved)
+        for i in range(self.first, self.last):
+            if not self.slots[i].active:
+                continue
+            its_mean = 1.0 / <double>(self.slots[i].summed + 1) if self.slots[i].steps else 1.0
+            if made == 0 or its_mean != mean:
+                mean = its_mean
+                around = &self.arounds[made]
+                around.s, around.mean, around.limit = self.scale, mean, self.settings.max_value
+                around.decay, around.rest = self.settings.ema_decay, 1.0 - self.settings.ema_decay
+                made += 1
+            self.tasks[task].around = &self.arounds[made - 1]
+            task += 1
+        fa_fp_restore(&saved)
 
     cdef void make_factors(self, double scale) noexcept nogil:
         """One set for each group and counter (and product of momenta)."""
         cdef Py_ssize_t i, task = 0, made = 0
         cdef Slot *slot
         cdef Group *group
+        self.make_arounds()
         for i in range(self.group_count):
             self.groups[i].factors = NULL
-        for i in range(self.count):
+        for i in range(self.first, self.last):
             slot = &self.slots[i]
             if not slot.active:
                 continue
             group = &self.groups[slot.group]
-            if group.factors == NULL or group.step != slot.step + 1 or group.product != slot.product:
-                group.step, group.product = slot.step + 1, slot.product
-                group.factors = &self.factors[made]
-                fa_factors_at(self.family, group.step, &group.options, scale, slot.product, group.factors)
-                made += 1
-            self.tasks[task].factors = group.factors
+            if not slot.steps:
+                self.tasks[task].factors = self.tasks[task].around
+            else:
+                if group.factors == NULL or group.step != slot.step + 1 or group.product != slot.product:
+                    group.step, group.product = slot.step + 1, slot.product
+                    group.factors = &self.factors[made]
+                    fa_factors_at(self.family, group.step, &group.options, scale, slot.product, group.factors)
+                    made += 1
+                self.tasks[task].factors = group.factors
             task += 1
+
+    # -- the averages
+
+    def swap(self, bint inside):
+        """Exchange parameters and their averages. All or nothing, and Ctrl-C waits."""
+        cdef Py_ssize_t i
+        self.acquire()
+        try:
+            if self.changing or self.swapped == inside:
+                raise RuntimeError("swap_ema was called from inside a step, or of another swap_ema")
+            for i in range(self.count):
+                if not (is_usable(self.slots[i].array[FA_PARAM]) and size_of(self.slots[i].array[FA_PARAM]) == self.slots[i].n
+                        and (flags_of(self.slots[i].array[FA_PARAM]) & CONTIGUOUS) != 0):
+                    self.refuse(i)
+            self.locate()
+            fa_begin_writing()
+            for i in range(self.count):
+                exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA],
+                         nbytes_of(self.slots[i].array[FA_PARAM]))
+            fa_end_writing()
+            self.swapped = inside
+        finally:
+            self.release()
 
     # -- the norm of the gradients, before anything changes
 
     cdef int make_room_for_sums(self) except -1:
         cdef Py_ssize_t i
         cdef int64_t blocks = 0
-        for i in range(self.count):
+        for i in range(self.first, self.last):
             blocks += blocks_of(self.slots[i].n)
         grow(<void **>&self.squares, self.count * sizeof(fa_task))
         grow(<void **>&self.sums, (blocks + 1) * sizeof(double))
         return 0
 
     cdef double sum_squares(self, int threads) noexcept nogil:
-        """Over all gradients: block by block, added in order, so that threads do not matter."""
+        """Over the gradients of this step: block by block, added in order, so that threads do not matter. Those that only
+        join a sum are looked at, too, but do not count."""
         cdef Py_ssize_t i, k = 0
         cdef int64_t block, blocks = 0
         cdef double total = 0.0
         cdef fa_task *task
-        for i in range(self.count):
+        cdef fa_real real
+        self.make_arounds()
+        for i in range(self.first, self.last):
             if self.slots[i].active:
+                real = real_of(self.slots[i].array[FA_PARAM])
                 task = &self.squares[k]
                 memset(task, 0, sizeof(fa_task))
-                task.kernel = fa_kernel_of(chosen_isa, FA_SUM_SQUARES, real_of(self.slots[i].array[FA_PARAM]))
-                task.array[FA_GRAD] = self.tasks[k].array[FA_GRAD]
+                task.kernel = fa_kernel_of(chosen_isa, FA_SUM_SQUARES, real)
+                task.array[FA_GRAD], task.array[FA_SUM] = self.tasks[k].array[FA_GRAD], self.tasks[k].array[FA_SUM]
                 task.n = self.tasks[k].n
                 task.factors = &self.sums[blocks]
+                task.around = self.tasks[k].around
+                if self.tasks[k].before != NULL:    # the mean, before it is clipped
+                    task.before = fa_kernel_of(chosen_isa, FA_GRADIENT + (FA_SUMMED if self.slots[i].summed else 0), real)
                 blocks += blocks_of(task.n)
                 k += 1
         fa_run(self.squares, k, threads, threads, NULL)
-        for block in range(blocks):
-            total += self.sums[block]
+        k = 0
+        for i in range(self.first, self.last):
+            if self.slots[i].active:
+                for block in range(blocks_of(self.squares[k].n)):
+                    if self.slots[i].steps:
+                        total += (<double *>self.squares[k].factors)[block]
+                k += 1
         return total
 
     cdef Py_ssize_t find_nonfinite(self, bint overflow_counts) noexcept nogil:
         """The first parameter with NaN or infinity in its gradient, or -1. Squares of finite float64 numbers can
-        overflow, too, which counts if they are to be clipped by."""
+        overflow, too, which counts if they are to be clipped by; and sums of several gradients, which always does."""
         cdef Py_ssize_t i, k = 0, large = -1
-        cdef int64_t block = 0, element
-        for i in range(self.count):
+        cdef int64_t element
+        cdef fa_task *task
+        for i in range(self.first, self.last):
             if not self.slots[i].active:
                 continue
-            for element in range(self.tasks[k].n):
-                if element % FA_SQUARES == 0:
-                    block += 1
-                if isfinite(self.sums[block - 1]):
+            task = &self.squares[k]
+            element = 0
+            while element < task.n:
+                if isfinite((<double *>task.factors)[element // FA_SQUARES]):
+                    element += FA_SQUARES
                     continue
-                large = i
-                if real_of(self.slots[i].array[FA_PARAM]) == FA_FLOAT32:
-                    if not isfinite((<float *>self.tasks[k].array[FA_GRAD])[element]):
-                        return i
-                elif not isfinite((<double *>self.tasks[k].array[FA_GRAD])[element]):
+                if large < 0:
+                    large = i
+                if task.before != NULL and self.slots[i].summed:
                     return i
+                if real_of(self.slots[i].array[FA_PARAM]) == FA_FLOAT32:
+                    if not isfinite((<float *>task.array[FA_GRAD])[element]):
+                        return i
+                elif not isfinite((<double *>task.array[FA_GRAD])[element]):
+                    return i
+                element += 1
             k += 1
         return large if overflow_counts else -1
 
@@ -634,17 +818,17 @@ cdef class Engine:
 
     cdef int convert(self, list grads) except -1:
         cdef Py_ssize_t i
-        for i in range(self.count):
+        for i in range(self.first, self.last):
             if not self.slots[i].convert:
                 continue
             param = self.arrays[i][0]
             name = f"gradient of {self.name_of(i, FA_PARAM)}"
-            grad = as_gradient(grads[i], param, name, self.name_of(i, FA_PARAM))
+            grad = as_gradient(grads[i - self.first], param, name, self.name_of(i, FA_PARAM))
             if not is_ready(<Array *>grad, <Array *>param):
                 written = self.written_by(grad)
                 if written is not None:
                     raise overlap_error(name, written)
                 grad = converted(grad, param, name, not self.slots[i].warned, 2)
                 self.slots[i].warned = True
-            grads[i] = grad
+            grads[i - self.first] = grad
         return 0

@@ -54,24 +54,69 @@ cdef enum:
     RAISE
     SKIP
 
+cdef enum:
+    EMA_BIT = 8         # beside 1 M, 2 V, 4 W
+    SUM_BIT = 16
 
-cpdef double as_max_norm(object value) except? -1.0:
-    """The largest norm that is left alone; infinity stands for None."""
+
+cdef double as_limit(object value, str name) except? -1.0:
+    """A bound; infinity stands for None."""
     if value is None:
         return INFINITY
-    cdef double x = as_number(value, "max_norm")
+    cdef double x = as_number(value, name)
     if not x > 0.0:
-        raise ValueError(f"max_norm must be > 0 or None, got {value!r}")
+        raise ValueError(f"{name} must be > 0 or None, got {value!r}")
     return x
 
 
-cpdef int as_nonfinite(object value) except -1:
+cdef int as_nonfinite(object value) except -1:
     if not isinstance(value, str):
         raise TypeError(f"nonfinite must be a str, got {value!r}")
     modes = ("propagate", "raise", "skip")
     if value not in modes:
         raise ValueError(f"nonfinite must be one of {', '.join(modes)}, got {value!r}")
     return modes.index(value)
+
+
+cdef int64_t as_accumulate(object value) except -1:
+    if isinstance(value, (bool, numpy.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"accumulate must be an int, got {value!r}")
+    n = PyNumber_Index(value)
+    if not 1 <= n < 2**31:
+        raise ValueError(f"accumulate must be >= 1 and less than 2**31, got {n}")
+    return n
+
+
+cdef struct Settings:       # what an optimizer does around its rule
+    int threads
+    double max_norm, max_value
+    int nonfinite
+    int64_t accumulate
+    bint average
+    double ema_decay
+
+
+cdef int read_settings(tuple values, Settings *s) except -1:
+    threads, max_norm, max_value, nonfinite, accumulate, ema_decay = values
+    s.threads = as_threads(threads)
+    s.max_norm = as_limit(max_norm, "max_norm")
+    s.max_value = as_limit(max_value, "max_value")
+    if s.max_norm < INFINITY and s.max_value < INFINITY:
+        raise ValueError("max_norm and max_value cannot both be set; make one of them None")
+    s.nonfinite = as_nonfinite(nonfinite)
+    s.accumulate = as_accumulate(accumulate)
+    s.average = ema_decay is not None
+    s.ema_decay = as_number(ema_decay, "ema_decay") if s.average else 1.0
+    if not 0.0 <= s.ema_decay <= 1.0:
+        raise ValueError(f"ema_decay must be from 0 to 1 or None, got {ema_decay!r}")
+    return 0
+
+
+def arrays_for(tuple values):
+    """Raise if a setting is out of range; else the arrays that the settings need, as bits of FA_EMA and FA_SUM."""
+    cdef Settings s
+    read_settings(values, &s)
+    return (EMA_BIT if s.average else 0) | (SUM_BIT if s.accumulate > 1 else 0)
 
 
 cdef int64_t as_step(object step) except -1:

@@ -1,7 +1,8 @@
 """What all optimizers have in common: groups, state, steps. No arithmetic on arrays here: `_core.Engine` does it."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
@@ -20,7 +21,10 @@ class Around(TypedDict, total=False):
     """What every optimizer can do around its rule; `Optimizer` documents it."""
 
     max_norm: float | None
+    max_value: float | None
     nonfinite: Literal["propagate", "raise", "skip"]
+    accumulate: int
+    ema_decay: float | None
     threads: int | None
 
 
@@ -38,14 +42,25 @@ class Optimizer:
     max_norm : float > 0 or None, default None
         Clip by the global norm, over all arrays and groups, as ``torch.nn.utils.clip_grad_norm_`` but without changing
         the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)). May be set later.
+    max_value : float > 0 or None, default None
+        Clip each element of the gradients, grad_scale included, to [-max_value, max_value]; not together with
+        `max_norm`. May be set later.
     nonfinite : "propagate", "raise" or "skip", default "propagate"
         What to do about NaN and infinity in gradients (before grad_scale), or a norm to clip by that overflows: let
         them into the parameters; raise a FloatingPointError; or leave the step out and count it in `skipped_steps`.
-        Decided before anything changes. May be set later. Like `max_norm` and `threads`, pickle keeps it and
-        `state_dict` does not.
+        Decided before anything changes. May be set later.
+    accumulate : int >= 1, default 1
+        Step on the mean of so many gradients: `step` adds all but every accumulate-th of an array's gradients to a sum,
+        an array of the parameter's type (one more of its size). May be changed later, but not from 1.
+    ema_decay : float from 0 to 1, or None, default None
+        Keep a moving average of the parameters, in the same pass: after each step of an array
+        ema = ema_decay * ema + (1 - ema_decay) * p, beginning with p as it is given (one more array of its size). See
+        `ema` and `swap_ema`. May be changed later, but not from None.
     threads : int, 1 to 1024, or None
         An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
         what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
+
+    All but `params` and `defaults` are kept by pickle, not by `state_dict`.
 
     Attributes
     ----------
@@ -56,7 +71,9 @@ class Optimizer:
     grad_norm : float or None
         The global norm of the last step's gradients, if `max_norm` or `nonfinite` asked for it.
     skipped_steps : int
-        The steps that ``nonfinite="skip"`` has left out.
+        The calls that ``nonfinite="skip"`` has left out.
+    ema : dict
+        The averages of the parameters by their keys, if `ema_decay` asked for them.
 
     Raises
     ------
@@ -76,7 +93,10 @@ class Optimizer:
     _family: ClassVar[str]
     param_groups: list[dict[str, Any]]
     max_norm: float | None
+    max_value: float | None
     nonfinite: str
+    accumulate: int
+    ema_decay: float | None
     threads: int | None
 
     def __init__(
@@ -85,23 +105,29 @@ class Optimizer:
         defaults: dict[str, Any],
         *,
         max_norm: float | None = None,
+        max_value: float | None = None,
         nonfinite: str = "propagate",
+        accumulate: int = 1,
+        ema_decay: float | None = None,
         threads: int | None = None,
     ) -> None:
-        _core.as_max_norm(max_norm)
-        _core.as_nonfinite(nonfinite)
-        _core.as_threads(threads)
+        self.max_norm, self.max_value, self.nonfinite = max_norm, max_value, nonfinite
+        self.accumulate, self.ema_decay, self.threads = accumulate, ema_decay, threads
+        extras = _core.arrays_for(self._settings)
         self._check_group(defaults)
         self._defaults = defaults
-        self.max_norm, self.nonfinite, self.threads = max_norm, nonfinite, threads
         self.param_groups = []
-        self._engine = _core.Engine(self._family, list(defaults))
+        self._engine = _core.Engine(self._family, list(defaults), extras)
         self._trees: list[Tree] = []
         groups, self._began_grouped = as_groups(params, self._defaults)
         for group in groups:
             self.add_param_group(group)
         if not self._engine.keys:
             raise ValueError("params holds no arrays; there is nothing to optimize")
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        return self.threads, self.max_norm, self.max_value, self.nonfinite, self.accumulate, self.ema_decay
 
     @staticmethod
     def _check_group(group: dict[str, Any]) -> None:
@@ -189,7 +215,89 @@ class Optimizer:
         tree = Tree(None, None, self._trees) if is_grouped else self._trees[0]
         flat: list[Any] = []
         tree.match(grads, flat)
-        self._engine.step(flat, self.param_groups, grad_scale, self.threads, self.max_norm, self.nonfinite)
+        self._engine.step(flat, self.param_groups, grad_scale, self._settings)
+
+    def step_one(self, key: Any, grad: np.ndarray | np.floating, *, grad_scale: float = 1.0) -> None:
+        """Update one parameter as soon as its gradient is there, so that the gradient's memory can be used again.
+
+        As `step` with None for all other parameters: the array's own counter goes on, and schedules are given that
+        counter instead of the group's largest. A backward pass that calls it for each parameter ends where one `step`
+        would have, to the bit.
+
+        Parameters
+        ----------
+        key : as in `state`
+            Which parameter: a running index, or its name.
+        grad : ndarray
+            Its gradient.
+        grad_scale : float, default 1, finite
+            Multiplies the gradient.
+
+        Raises
+        ------
+        KeyError
+            No parameter has this key.
+        ValueError
+            `max_norm` is set: the norm is that of all gradients at once. And as `step`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> weights = {"W": np.ones((2, 2)), "b": np.ones(2)}
+        >>> opt = fastadam.SGD(weights, lr=0.5)
+        >>> opt.step_one("b", np.ones(2))
+        >>> weights["b"], opt.state["W"]["step"], opt.state["b"]["step"]
+        (array([0.5, 0.5]), 0, 1)
+        """
+        if grad is None:
+            raise TypeError("grad must not be None: leave the call out")
+        try:
+            i = self._engine.index_of(key)
+        except KeyError:
+            raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
+        self._engine.step_one(i, grad, self.param_groups, grad_scale, self._settings)
+
+    @property
+    def ema(self) -> dict[Any, np.ndarray]:
+        """The moving averages of the parameters, by their keys: live arrays.
+
+        Raises ValueError if the optimizer was made without `ema_decay`.
+        """
+        state = self.state
+        if not all("ema" in entry for entry in state.values()):
+            raise ValueError("there are no averages: ema_decay was None when the optimizer was made")
+        return {key: entry["ema"] for key, entry in state.items()}
+
+    @contextmanager
+    def swap_ema(self) -> Iterator[None]:
+        """A context manager in which the parameters hold their averages, to evaluate or save a model.
+
+        Parameters and averages are exchanged in place, and back at the end; what is written into a parameter meanwhile
+        is lost to its average. Steps and everything else that reads or changes state raise a RuntimeError meanwhile.
+
+        Raises
+        ------
+        ValueError
+            The optimizer was made without `ema_decay`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> x = np.array([5.0])
+        >>> opt = fastadam.SGD(x, lr=0.5, ema_decay=0.75)
+        >>> opt.step(np.array([4.0]))
+        >>> with opt.swap_ema():
+        ...     print(x)
+        [4.5]
+        >>> x
+        array([3.])
+        """
+        _ = self.ema
+        self._engine.swap(True)
+        try:
+            yield
+        finally:
+            self._engine.swap(False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lr" and name in self.__dict__.get("_defaults", ()):
@@ -228,7 +336,7 @@ class Optimizer:
 
     @property
     def skipped_steps(self) -> int:
-        """The steps that ``nonfinite="skip"`` has left out."""
+        """The calls that ``nonfinite="skip"`` has left out."""
         return self._engine.skipped
 
     @property
@@ -253,6 +361,7 @@ class Optimizer:
         {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
         """
         with self._engine.lock:
+            self._refuse_swapped()
             self._engine.check_groups(self.param_groups)
             state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
             groups: list[dict[str, Any]] = []
@@ -294,12 +403,18 @@ class Optimizer:
         with self._engine:
             self._engine.check_groups(self.param_groups)
             groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys, self._check_group)
-            arrays, steps, products = match_state(state_dict, indices, self.state)
-            self._engine.load(self.param_groups, groups, arrays, steps, products)
+            params = [arrays[0] for arrays in self._engine.arrays]
+            loaded = match_state(state_dict, indices, self.state, params)
+            self._engine.load(self.param_groups, groups, *loaded)
+
+    def _refuse_swapped(self) -> None:
+        if self._engine.swapped:
+            raise RuntimeError("the averages are in the parameters; leave `with opt.swap_ema():` first")
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
         with self._engine.lock:
+            self._refuse_swapped()
             self._engine.check_groups(self.param_groups)
             engine = self._engine
             saved = {
@@ -308,21 +423,23 @@ class Optimizer:
                 "arrays": [arrays[1:] for arrays in engine.arrays],
                 "steps": engine.steps(),
                 "products": engine.products(),
+                "summed": engine.summed(),
                 "skipped": engine.skipped,
+                "extras": engine.extras,
             }
             return {**self.__dict__, "_engine": saved}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         saved = attributes["_engine"]
         self.__dict__.update(attributes)
-        self._engine = _core.Engine(self._family, list(self._defaults))
+        self._engine = _core.Engine(self._family, list(self._defaults), saved["extras"])
         self._engine.skipped = saved["skipped"]
         remaining = iter(saved["keys"])
         with self._engine:
             for group, made in zip(self.param_groups, saved["made"], strict=True):
                 params = group["params"]
                 self._engine.add_group([next(remaining) for _ in params], params, group, [], made)
-            self._engine.load([], [], saved["arrays"], saved["steps"], saved["products"])
+            self._engine.load([], [], saved["arrays"], saved["steps"], saved["products"], saved["summed"])
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")

@@ -16,7 +16,9 @@ __all__ = [
     "adagrad_update",
     "adam_update",
     "adamax_update",
+    "ema_update",
     "grad_norm",
+    "gradient",
     "nadam_update",
     "radam_update",
     "rmsprop_update",
@@ -340,6 +342,58 @@ def adamax_update(
         exp_avg[...] = m = average(exp_avg, g, beta1)
         exp_inf[...] = u = flush(np.maximum(R(beta2) * exp_inf, np.abs(g) + R(eps)))
         param[...] = p - (R(step_size) * m) / u
+
+
+def gradient(
+    grads: Sequence[np.ndarray], grad_scales: Sequence[float], dtype: type, max_value: float | None = None
+) -> np.ndarray:
+    """The gradient that a rule takes with `accumulate` or `max_value`: the mean of several, clipped by value.
+
+    .. math:: \\min(\\max(\\frac{1}{k} \\sum_i grad\\_scale_i \\cdot g_i, -max\\_value), max\\_value)
+
+    Parameters
+    ----------
+    grads : sequence of k ndarrays
+        In the order of the calls.
+    grad_scales : sequence of k floats
+        As given to ``step`` with each.
+    dtype : float32 or float64
+        The parameter's.
+    max_value : float or None, default None
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> fastadam.reference.gradient([np.array([2.0]), np.array([8.0])], [1.0, 1.0], np.float64, max_value=4.0)
+    array([4.])
+    """
+    R = np.dtype(dtype).type
+    with np.errstate(all="ignore"):
+        total = R(grad_scales[0]) * np.asarray(grads[0]).astype(R)
+        for scale, grad in zip(grad_scales[1:], grads[1:], strict=True):
+            total = total + R(scale) * np.asarray(grad).astype(R)
+        mean = total * R(1 / len(grads))
+        if max_value is not None:
+            limit = R(max_value)
+            mean = np.where(mean > limit, limit, np.where(mean < -limit, -limit, mean))
+    return mean
+
+
+def ema_update(ema: np.ndarray, param: np.ndarray, ema_decay: float) -> None:
+    """Move the average of a parameter in place, after its step.
+
+    .. math:: ema = ema\\_decay \\cdot ema + (1 - ema\\_decay) p
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> ema = np.array([5.0])
+    >>> fastadam.reference.ema_update(ema, np.array([3.0]), 0.75)
+    >>> ema
+    array([4.5])
+    """
+    with np.errstate(all="ignore"):
+        ema[...] = average(ema, param, float(ema_decay))
 
 
 def grad_norm(grads: Sequence[np.ndarray], grad_scale: float = 1.0) -> float:

@@ -95,39 +95,46 @@ def match_groups(
 
 
 def match_state(
-    state_dict: Mapping[str, Any], indices: list[Any], state: Mapping[Any, Mapping[str, Any]]
-) -> tuple[list[list[np.ndarray]], list[int], list[float]]:
-    """The arrays, the counter and NAdam's product to set for each of our parameters."""
+    state_dict: Mapping[str, Any],
+    indices: list[Any],
+    state: Mapping[Any, Mapping[str, Any]],
+    params: list[np.ndarray],
+) -> tuple[list[list[np.ndarray]], list[int], list[float], list[int]]:
+    """For each of our parameters: arrays, counter, NAdam's product, and how many gradients are in its sum."""
     check_kind(state_dict["state"], Mapping, "state_dict['state']")
     saved_state = dict(state_dict["state"])
     unknown = saved_state.keys() - set(indices)
     if unknown:
         raise ValueError(f"state_dict['state'] has entries {list(unknown)} that no group lists in its 'params'")
-    arrays, steps, products = [], [], []
-    for index, (key, entry) in zip(indices, state.items(), strict=True):
+    arrays, steps, products, counts = [], [], [], []
+    for index, (key, entry), param in zip(indices, state.items(), params, strict=True):
         where = f"state_dict['state'][{index!r}] (parameter {key!r})"
         saved = saved_state.get(index, {})
         check_kind(saved, Mapping, where)
-        names = [name for name in entry if name not in ("step", "mu_product")]
+        names = [name for name in entry if isinstance(entry[name], np.ndarray)]
         saved = {name: value for name, value in saved.items() if value is not None}
-        if not saved:  # torch has none, an empty one, or None for a buffer, before the first step
-            fresh = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
-            saved = {**entry, "step": 0, "mu_product": 1.0, **fresh}
-            saved = {name: saved[name] for name in entry}
-        elif saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
+        fresh = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
+        fresh |= {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param}
+        fresh = {name: fresh[name] for name in entry}
+        if saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
             saved["step"] = 1
+        if not saved:  # torch has none, an empty one, or None for a buffer, before the first step
+            saved = fresh
+        elif not {"ema", "grad_sum", "grad_count"} & saved.keys():  # saved by torch, or without these
+            saved |= {name: fresh[name] for name in ("ema", "grad_sum", "grad_count") if name in fresh}
         if saved.keys() != entry.keys():
             raise ValueError(f"{where} has the keys {list(saved)}, expected {list(entry)}")
         arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
         steps.append(as_counter(saved["step"], f"{where}['step']"))
+        counts.append(as_counter(saved.get("grad_count", 0), f"{where}['grad_count']"))
         products.append(as_product(saved.get("mu_product", 1.0), f"{where}['mu_product']"))
         is_own = any(np.shares_memory(a, entry[name]) for a, name in zip(arrays[-1], names, strict=True))
-        if is_own and steps[-1] != entry["step"]:
+        if is_own and (steps[-1], counts[-1]) != (entry["step"], entry.get("grad_count", 0)):
             raise ValueError(
                 f"{where} says step {steps[-1]}, but its arrays are this optimizer's own, which went on to step "
                 f"{entry['step']}; state_dict() does not copy: keep copy.deepcopy(opt.state_dict())"
             )
-    return arrays, steps, products
+    return arrays, steps, products, counts
 
 
 def has_schedule(value: Any) -> bool:

@@ -20,6 +20,8 @@ RULES = [
     *("rmsprop" + decay + m + c for decay in ("", "_l2") for m in ("", "_momentum") for c in ("", "_centered")),
     *("nadam" + decay for decay in ("", "_l2", "_decoupled")),
     *("adamax" + decay for decay in ("", "_l2")),
+    *("gradient" + name for name in ("", "_summed", "_clipped", "_summed_clipped", "_in_place")),
+    "average",
 ]
 PACKED = {  # (instruction set, element type): what a vectorised square root and division look like
     "x86_64": {
@@ -62,11 +64,8 @@ def disassemble(path, objdump="objdump"):
 def expected_in(rule, machine, isa, real):
     """A product always; a root and a quotient where the rule has them."""
     root, quotient = PACKED[machine][isa, real]
-    family = rule.split("_")[0]
-    return [
-        PRODUCTS[machine][isa, real],
-        *([] if family == "sgd" else [quotient] if family == "adamax" else [root, quotient]),
-    ]
+    others = {"sgd": [], "gradient": [], "average": [], "adamax": [quotient]}
+    return [PRODUCTS[machine][isa, real], *others.get(rule.split("_")[0], [root, quotient])]
 
 
 @pytest.fixture

@@ -1,0 +1,468 @@
+"""What an optimizer does around its rule: clipping by value, sums of gradients, averages of parameters, single arrays.
+
+An oracle made of the reference's functions gives the same bits for every combination."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+from allpairspy import AllPairs
+from helpers import DTYPES, ISAS, assert_same_bits, run_python, snapshot, tame, wild
+
+import fastadam
+from fastadam import _core, reference
+
+SIZES = [0, 1, 17, 513, 4099, 9001]
+
+
+@pytest.fixture(autouse=True)
+def restore_isa():
+    before = _core.isa()
+    yield
+    _core.select_isa(before)
+
+
+class Oracle:
+    """An Adam with everything around it, array by array, by the book."""
+
+    def __init__(self, params, *, max_norm=None, max_value=None, accumulate=1, ema_decay=None, **hyper):
+        self.params = [p.copy() for p in params]
+        self.m, self.v = ([np.zeros_like(p) for p in params] for _ in range(2))
+        self.ema = [p.copy() for p in params]
+        self.steps = [0] * len(params)
+        self.waiting = [[] for _ in params]
+        self.max_norm, self.max_value = max_norm, max_value
+        self.accumulate, self.ema_decay, self.hyper = accumulate, ema_decay, hyper
+        self.norm = None
+
+    def step(self, grads, grad_scale=1.0):
+        ready = {}
+        for i, grad in enumerate(grads):
+            if grad is not None:
+                self.waiting[i].append((grad, grad_scale))
+                if len(self.waiting[i]) >= self.accumulate:
+                    ready[i] = tuple(zip(*self.waiting[i], strict=True))
+                    self.waiting[i] = []
+        clip = 1.0
+        if self.max_norm is not None and ready:
+            means = [reference.gradient(*waited, self.params[i].dtype) for i, waited in ready.items()]
+            if self.accumulate > 1:
+                self.norm = reference.grad_norm(means)
+            else:
+                self.norm = reference.grad_norm([waited[0][0] for waited in ready.values()], grad_scale)
+            clip = min(1.0, self.max_norm / (self.norm + 1e-6))
+        for i, (given, scales) in ready.items():
+            p = self.params[i]
+            if self.accumulate > 1 or self.max_value is not None:
+                grad, scale = reference.gradient(given, scales, p.dtype, self.max_value), clip
+            else:
+                grad, scale = given[0], clip * scales[0]
+            self.steps[i] += 1
+            reference.adam_update(p, grad, self.m[i], self.v[i], self.steps[i], grad_scale=scale, **self.hyper)
+            if self.ema_decay is not None:
+                reference.ema_update(self.ema[i], p, self.ema_decay)
+
+    def assert_equals(self, opt, params, what=""):
+        for i, (ours, twin) in enumerate(zip(params, self.params, strict=True)):
+            entry = opt.state[i]
+            assert entry["step"] == self.steps[i]
+            assert entry.get("grad_count", 0) == len(self.waiting[i])
+            assert_same_bits(ours, twin, what)
+            assert_same_bits(entry["exp_avg"], self.m[i], what)
+            assert_same_bits(entry["exp_avg_sq"], self.v[i], what)
+            if self.ema_decay is not None:
+                assert_same_bits(opt.ema[i], self.ema[i], what)
+        if self.max_norm is not None:
+            assert opt.grad_norm == self.norm
+
+
+def arrays(rng, make, dtype):
+    return [make(rng, n, dtype) for n in SIZES] + [make(rng, 90 * 70, dtype).reshape(90, 70)]
+
+
+AXES = {
+    "isa": ISAS,
+    "dtype": DTYPES,
+    "make": [tame, wild],
+    "threads": [1, 2, 3, 8],
+    "clip": [{}, {"max_norm": 2.0}, {"max_value": 0.25}],
+    "accumulate": [1, 2, 5],
+    "ema_decay": [None, 0.0, 0.9, 1.0],
+    "rest": [{}, {"weight_decay": 0.1, "maximize": True}, {"weight_decay": 0.1, "decoupled_weight_decay": True}],
+}
+
+
+def test_every_pair_of_settings_equals_the_oracle():
+    for isa, dtype, make, threads, clip, accumulate, ema_decay, rest in AllPairs(list(AXES.values())):
+        if make is wild and clip:
+            make = tame  # NaN in one array would make the norm NaN, and all of them with it
+        _core.select_isa(isa)
+        rng = np.random.default_rng(0)
+        params = arrays(rng, tame, dtype)
+        options = {"accumulate": accumulate, "ema_decay": ema_decay, **clip, **rest}
+        oracle = Oracle(params, **options)
+        opt = fastadam.Adam(params, threads=threads, **options)
+        for _ in range(2 * accumulate + 1):
+            grads = [None if rng.random() < 0.2 else g for g in arrays(rng, make, dtype)]
+            before = [None if g is None else g.tobytes() for g in grads]
+            opt.step(grads, grad_scale=0.7)
+            oracle.step(grads, grad_scale=0.7)
+            assert before == [None if g is None else g.tobytes() for g in grads], "gradients are only read"
+        oracle.assert_equals(opt, params, f"{isa} {dtype} {make} {threads} {options}")
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "AdamW"])
+def test_what_is_around_a_rule_does_not_know_the_rule(name):
+    """With the mean gradient given by hand, clipped, any optimizer takes the same step."""
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(1000)
+    a, b = start.copy(), start.copy()
+    opt = getattr(fastadam, name)(a, accumulate=3, max_value=0.5, ema_decay=0.9)
+    plain = getattr(fastadam, name)(b)
+    ema = start.copy()
+    for _ in range(4):
+        grads = rng.standard_normal((3, 1000))
+        for grad in grads:
+            opt.step(grad)
+        plain.step(reference.gradient(grads, [1.0] * 3, np.float64, 0.5))
+        reference.ema_update(ema, b, 0.9)
+    assert_same_bits(a, b)
+    assert_same_bits(opt.ema[0], ema)
+
+
+# ---- clipping by value
+
+
+def test_nan_stays_and_infinity_is_clipped_by_value():
+    param = np.zeros(3)
+    opt = fastadam.SGD(param, lr=1.0, max_value=2.0)
+    opt.step(np.array([math.inf, -math.inf, math.nan]))
+    assert param[0] == -2 and param[1] == 2 and math.isnan(param[2])
+
+
+def test_max_value_clips_what_grad_scale_has_scaled():
+    param = np.zeros(2)
+    fastadam.SGD(param, lr=1.0, max_value=2.0, maximize=True).step(np.array([3.0, 0.5]), grad_scale=2.0)
+    assert param.tolist() == [2.0, 1.0]
+
+
+def test_max_norm_and_max_value_exclude_each_other():
+    with pytest.raises(ValueError, match="max_norm and max_value cannot both be set"):
+        fastadam.Adam(np.ones(2), max_norm=1.0, max_value=1.0)
+    opt = fastadam.Adam(np.ones(2), max_norm=1.0)
+    opt.max_value = 1.0
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match="max_norm and max_value cannot both be set"):
+        opt.step(np.ones(2))
+    assert snapshot(opt) == before
+    opt.max_norm = None
+    opt.step(np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        *[("max_value", v, ValueError) for v in (0.0, -1.0, math.nan)],
+        ("max_value", "1", TypeError),
+        *[("accumulate", v, ValueError) for v in (0, -1, 2**31)],
+        *[("accumulate", v, TypeError) for v in (1.5, "2", None, True)],
+        *[("ema_decay", v, ValueError) for v in (-0.1, 1.1, math.nan)],
+        ("ema_decay", "0.9", TypeError),
+    ],
+)
+def test_settings_out_of_range_are_refused_at_once_and_at_the_step(name, value, error):
+    with pytest.raises(error, match=f"^{name} must"):
+        fastadam.Adam(np.ones(2), **{name: value})
+    opt = fastadam.Adam(np.ones(2), accumulate=2, ema_decay=0.5)
+    setattr(opt, name, value)
+    before = snapshot(opt)
+    with pytest.raises(error, match=f"^{name} must"):
+        opt.step(np.ones(2))
+    assert snapshot(opt) == before
+
+
+def test_what_needs_memory_must_be_on_from_the_start():
+    opt = fastadam.Adam(np.ones(2))
+    opt.ema_decay = 0.9
+    with pytest.raises(ValueError, match="ema_decay was None when the optimizer was made"):
+        opt.step(np.ones(2))
+    opt.ema_decay, opt.accumulate = None, 2
+    with pytest.raises(ValueError, match="accumulate was 1 when the optimizer was made"):
+        opt.step(np.ones(2))
+    assert opt.state[0]["step"] == 0
+    with pytest.raises(ValueError, match="ema_decay was None when the optimizer was made"):
+        _ = opt.ema
+    with pytest.raises(ValueError, match="ema_decay was None"), opt.swap_ema():
+        pass
+
+
+# ---- sums of gradients
+
+
+def test_accumulation_may_be_shortened_in_the_middle():
+    """The mean is that of as many gradients as there were."""
+    a = np.zeros(2)
+    opt = fastadam.SGD(a, lr=1.0, accumulate=4)
+    opt.step(np.full(2, 1.0))
+    opt.step(np.full(2, 2.0))
+    opt.accumulate = 1
+    opt.step(np.full(2, 6.0))
+    assert a.tolist() == [-3.0, -3.0]
+    opt.step(np.full(2, 1.0))
+    assert a.tolist() == [-4.0, -4.0]
+
+
+def test_schedules_are_not_called_for_gradients_that_only_wait():
+    calls = []
+    opt = fastadam.Adam(np.ones(2), lr=lambda count: calls.append(count) or 0.1, accumulate=3)
+    for _ in range(6):
+        opt.step(np.ones(2))
+    assert calls == [0, 1]
+
+
+def test_the_norm_is_known_only_after_a_step_and_is_the_means():
+    opt = fastadam.Adam(np.ones(2), max_norm=1.0, accumulate=2)
+    opt.step(np.array([3.0, 0.0]))
+    assert opt.grad_norm is None
+    opt.step(np.array([3.0, 8.0]))
+    assert opt.grad_norm == 5.0
+    opt.step(np.array([1.0, 1.0]))
+    assert opt.grad_norm == 5.0
+
+
+@pytest.mark.parametrize("mode", ["raise", "skip"])
+@pytest.mark.parametrize("when", [0, 1])
+def test_a_gradient_with_nan_does_not_join_a_sum(mode, when):
+    a, b = np.zeros(3), np.zeros(3)
+    opt = fastadam.SGD(a, lr=1.0, accumulate=2, nonfinite=mode)
+    plain = fastadam.SGD(b, lr=1.0, accumulate=2)
+    bad = np.array([1.0, math.nan, 1.0])
+    for number in range(2):
+        if number == when:
+            before = snapshot(opt)
+            if mode == "raise":
+                with pytest.raises(FloatingPointError, match="gradient of parameter 0 has NaN"):
+                    opt.step(bad)
+            else:
+                opt.step(bad)
+            assert snapshot(opt) == before and opt.skipped_steps == (mode == "skip")
+        grad = np.full(3, 2.0 + number)
+        opt.step(grad)
+        plain.step(grad)
+    assert_same_bits(a, b)
+    assert a[0] == -2.5
+
+
+def test_a_sum_that_overflows_is_found():
+    a = np.zeros(3, np.float32)
+    opt = fastadam.SGD(a, accumulate=2, nonfinite="raise")
+    large = np.full(3, 3e38, np.float32)
+    opt.step(large)
+    before = snapshot(opt)
+    with pytest.raises(FloatingPointError):
+        opt.step(large)
+    assert snapshot(opt) == before
+
+
+def test_a_gradient_may_not_overlap_the_sum_or_the_average():
+    opt = fastadam.Adam(np.ones(4), accumulate=2, ema_decay=0.9)
+    for name in "grad_sum", "ema":
+        with pytest.raises(ValueError, match=f"{name} of parameter 0 overlap"):
+            opt.step(opt.state[0][name])
+
+
+# ---- averages
+
+
+def test_averages_begin_with_the_parameters():
+    param = np.arange(6.0).reshape(2, 3, order="F")
+    opt = fastadam.Adam({"w": param}, ema_decay=0.5)
+    assert_same_bits(opt.ema["w"], param)
+    assert opt.ema["w"].flags.f_contiguous and not np.shares_memory(opt.ema["w"], param)
+    opt.add_param_group({"params": {"b": np.full(2, 7.0)}})
+    assert opt.ema["b"].tolist() == [7.0, 7.0]
+
+
+def test_swapping_in_and_out_again():
+    a, b = np.zeros(5000), np.ones(3, np.float32)
+    opt = fastadam.SGD([a, b], lr=1.0, ema_decay=0.75)
+    opt.step([np.full(5000, -4.0), None])
+    with opt.swap_ema():
+        assert (a == 1.0).all() and (b == 1.0).all() and (opt.ema[0] == 4.0).all()
+        for forbidden in (
+            lambda: opt.step([a, b]),
+            lambda: opt.step_one(0, a),
+            opt.state_dict,
+            lambda: opt.load_state_dict({}),
+            lambda: pickle.dumps(opt),
+            lambda: copy.deepcopy(opt),
+            lambda: opt.add_param_group({"params": {"x": np.ones(1)}}),
+        ):
+            with pytest.raises(RuntimeError, match="leave `with opt.swap_ema"):
+                forbidden()
+        with pytest.raises(RuntimeError, match="swap_ema"), opt.swap_ema():
+            pass
+        assert (a == 1.0).all()
+    assert (a == 4.0).all() and (opt.ema[0] == 1.0).all()
+    with pytest.raises(KeyError, match="mine"), opt.swap_ema():
+        raise KeyError("mine")
+    assert (a == 4.0).all()
+    opt.step([np.ones(5000), np.ones(3, np.float32)])
+
+
+def test_a_parameter_that_cannot_be_written_is_not_swapped():
+    a = np.zeros(3)
+    opt = fastadam.SGD([np.zeros(2), a], lr=1.0, ema_decay=0.5)
+    a.flags.writeable = False
+    with pytest.raises(ValueError, match="parameter 1 must be writeable"), opt.swap_ema():
+        pass
+    a.flags.writeable = True
+    with opt.swap_ema():
+        pass
+
+
+def test_the_average_may_rest():
+    a = np.zeros(2)
+    opt = fastadam.SGD(a, lr=1.0, ema_decay=0.5)
+    opt.ema_decay = None
+    opt.step(np.ones(2))
+    assert opt.ema[0].tolist() == [0.0, 0.0]
+    opt.ema_decay = 0.0
+    opt.step(np.ones(2))
+    assert opt.ema[0].tolist() == a.tolist() == [-2.0, -2.0]
+
+
+# ---- saved and loaded
+
+
+@pytest.mark.parametrize("how", ["state_dict", "pickle", "deepcopy"])
+def test_training_goes_on_in_the_middle_of_a_sum(how):
+    rng = np.random.default_rng(0)
+    grads = rng.standard_normal((12, 40))
+    param = rng.standard_normal(40)
+    options = {"accumulate": 3, "ema_decay": 0.9}
+    opt = fastadam.Adam(param, **options)
+    for grad in grads[:5]:
+        opt.step(grad)
+    if how == "state_dict":
+        saved = copy.deepcopy(opt.state_dict())
+        assert saved["state"][0].keys() == {"step", "grad_count", "exp_avg", "exp_avg_sq", "ema", "grad_sum"}
+        other = param.copy()
+        new = fastadam.Adam(other, **options)
+        new.load_state_dict(saved)
+    else:
+        new = pickle.loads(pickle.dumps(opt)) if how == "pickle" else copy.deepcopy(opt)
+        other = new.param_groups[0]["params"][0]
+    for grad in grads[5:]:
+        opt.step(grad)
+        new.step(grad)
+    assert opt.state[0]["step"] == new.state[0]["step"] == 4
+    assert_same_bits(param, other)
+    assert_same_bits(opt.ema[0], new.ema[0])
+
+
+def test_a_state_without_averages_begins_them_anew():
+    param = np.arange(4.0)
+    plain = fastadam.Adam(param)
+    plain.step(np.ones(4))
+    saved = copy.deepcopy(plain.state_dict())
+    opt = fastadam.Adam(param, ema_decay=0.9, accumulate=2)
+    param += 1
+    opt.load_state_dict(saved)
+    assert opt.state[0]["step"] == 1 and opt.state[0]["grad_count"] == 0
+    assert_same_bits(opt.ema[0], param)
+    saved = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match="has the keys"):
+        plain.load_state_dict(saved)
+    del saved["state"][0]["grad_count"]
+    with pytest.raises(ValueError, match="has the keys"):
+        opt.load_state_dict(saved)
+
+
+# ---- one array
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"max_value": 0.3, "ema_decay": 0.9}, {"accumulate": 2}, {"nonfinite": "raise"}]
+)
+@pytest.mark.parametrize("name", ["Adam", "SGD", "NAdam"])
+def test_arrays_one_by_one_end_where_one_step_does(name, options):
+    rng = np.random.default_rng(0)
+    a = {k: rng.standard_normal(n) for k, n in (("x", 5), ("y", 5000), ("z", 300_000))}
+    b = copy.deepcopy(a)
+    schedule = lambda count: 0.1 / (count + 1)  # noqa: E731
+    together = getattr(fastadam, name)(a, lr=schedule, **options)
+    apart = getattr(fastadam, name)(b, lr=schedule, **options)
+    for _ in range(4):
+        grads = {k: rng.standard_normal(v.shape) for k, v in a.items()}
+        together.step(grads, grad_scale=0.5)
+        for key in "z", "x", "y":
+            apart.step_one(key, grads[key], grad_scale=0.5)
+    for key in a:
+        assert_same_bits(a[key], b[key])
+        assert together.state[key]["step"] == apart.state[key]["step"]
+
+
+def test_one_array_has_its_own_counter_and_touches_no_other():
+    a, b = np.ones(3), np.ones(3)
+    opt = fastadam.Adam([a, b])
+    opt.step_one(1, np.ones(3))
+    assert opt.state[0]["step"] == 0 and opt.state[1]["step"] == 1
+    assert a.tolist() == [1, 1, 1] and not opt.state[0]["exp_avg"].any()
+
+
+def test_one_array_is_refused_as_a_step_is():
+    opt = fastadam.Adam({"a": np.ones(3), "b": np.ones(3)})
+    before = snapshot(opt)
+    with pytest.raises(KeyError, match="no parameter 'c'; there are"):
+        opt.step_one("c", np.ones(3))
+    with pytest.raises(TypeError, match="grad must not be None"):
+        opt.step_one("a", None)
+    with pytest.raises(ValueError, match="gradient of parameter 'b' must have the shape"):
+        opt.step_one("b", np.ones(4))
+    with pytest.raises(ValueError, match="overlap"):
+        opt.step_one("b", opt.state["a"]["exp_avg"])
+    opt.max_norm = 1.0
+    with pytest.raises(ValueError, match="max_norm needs the gradients of all parameters"):
+        opt.step_one("a", np.ones(3))
+    assert snapshot(opt) == before
+
+
+def test_one_array_in_another_type_is_converted():
+    a = np.zeros(3, np.float32)
+    opt = fastadam.SGD([np.zeros(2), a], lr=1.0)
+    with pytest.warns(fastadam.PerformanceWarning, match="gradient of parameter 1"):
+        opt.step_one(1, np.full(3, 0.1))
+    assert a.tolist() == [-np.float32(0.1)] * 3
+
+
+def test_arrays_that_have_moved_are_found():
+    """Parameters that grew out of their place, and a gradient that takes the place they left."""
+    a, b = np.ones(3), np.ones(1000)
+    opt = fastadam.SGD([a, b], lr=1.0)
+    opt.step([np.ones(3), np.ones(1000)])
+    b.resize(2_000_000, refcheck=False)
+    with pytest.raises(ValueError, match="parameter 1"):
+        opt.step([np.ones(3), np.ones(1000)])
+    opt.step([np.ones(3), None])
+    assert a.tolist() == [-1, -1, -1]
+
+
+def test_a_huge_number_of_blocks_has_the_bits_of_a_small_one():
+    """Blocks of staged work meet at their edges whatever the number of threads."""
+    code = """
+import numpy as np, fastadam
+rng = np.random.default_rng(0)
+start, grads = rng.standard_normal(300_007).astype(np.float32), rng.standard_normal((4, 300_007)).astype(np.float32)
+results = []
+for threads in 1, 2, 3, 7:
+    p = start.copy()
+    opt = fastadam.Adam(p, threads=threads, accumulate=2, max_norm=1.0, ema_decay=0.9)
+    for g in grads:
+        opt.step(g)
+    results.append((p.tobytes(), opt.ema[0].tobytes(), opt.grad_norm))
+assert all(r == results[0] for r in results)
+"""
+    run_python(code)
