@@ -13,6 +13,7 @@ import fastadam
 from fastadam import _core, reference
 
 from .harness import alternate, describe_machine, memory_limit, ratio
+from .workloads import placed
 
 LR = 1e-3
 
@@ -27,24 +28,43 @@ def make(n, dtype, seed=0):
 class Checked:
     """One array under an optimizer whose first elements are compared with the twin's in the end."""
 
-    def __init__(self, n, dtype, threads):
-        self.p, self.g = make(n, dtype)
-        self.opt = fastadam.Adam(self.p, lr=LR, threads=threads)
+    def __init__(self, n, dtype, threads, name="Adam", **options):
+        p, g = make(n, dtype)
+        self.p, self.g = placed(p, 16), placed(g, 528)
+        self.name, self.options = name, options
+        self.opt = getattr(fastadam, name)(self.p, lr=LR, threads=threads, **options)
         self.start = self.p[:1000].copy()
+        fresh = self.opt.state[0]
+        self.state = {k: v[:1000].copy() if isinstance(v, np.ndarray) else v for k, v in fresh.items()}
 
     def step(self):
         self.opt.step(self.g)
 
     def check(self):
-        p, g = self.start, self.g[:1000]
-        m, v = np.zeros_like(p), np.zeros_like(p)
+        p, g, state = self.start.copy(), self.g[:1000], self.state
+        around = {k: state.pop(k) for k in ("ema", "grad_sum", "grad_count") if k in state}
+        rule = {k: v for k, v in self.options.items() if k not in fastadam.optimizer.Around.__annotations__}
+        scale = 1.0
+        if "max_norm" in self.options:
+            norm = float(np.linalg.norm(self.g.astype(np.float64)))
+            assert abs(self.opt.grad_norm - norm) <= 1e-12 * norm
+            scale = min(1.0, self.options["max_norm"] / (self.opt.grad_norm + 1e-6))
+        update = getattr(reference, f"{self.name.lower()}_update")
         steps = self.opt.state[0]["step"]
-        for step in range(1, min(steps, 2000) + 1):
-            reference.adam_update(p, g, m, v, step, lr=LR)
+        for _ in range(min(steps, 2000)):
+            state["step"] += 1
+            clipped = reference.gradient([g], [1.0], g.dtype, self.options.get("max_value"))
+            product = update(p, clipped, **state, lr=LR, grad_scale=scale, **rule)
+            if product is not None:
+                state["mu_product"] = product
+            if "ema" in around:
+                reference.ema_update(around["ema"], p, self.options["ema_decay"])
         if steps <= 2000:
             assert np.array_equal(p, self.p[:1000]), "the step and its twin differ"
+            assert "ema" not in around or np.array_equal(around["ema"], self.opt.ema[0][:1000])
         else:  # too many for the twin: constant gradients move each parameter by lr a step
-            expected = self.start.astype(float) + (steps - 2000) * -LR * np.sign(g)
+            assert self.name == "Adam" and not rule
+            expected = p.astype(float) + (steps - 2000) * -LR * np.sign(g)
             assert np.allclose(self.p[:1000], expected, rtol=1e-2, atol=steps * LR * 1e-2)
 
 
@@ -56,40 +76,52 @@ def show(r):
     return f"{r[0]:.2f} ({r[1]:.2f} to {r[2]:.2f})"
 
 
-def bar_memory_speed(n, rounds, dtype, threads):
-    ours = Checked(n, dtype, threads)
-    q, m, v = ours.p.copy(), np.zeros_like(ours.p), np.zeros_like(ours.p)
-    timings = alternate({"step": ours.step, "limit": memory_limit(q, ours.g, m, v, threads)}, rounds)
+FAMILY = [  # optimizer, options, arrays of its state
+    ("SGD", {}, 0),
+    ("SGD", {"momentum": 0.9}, 1),
+    ("RMSprop", {}, 1),
+    ("RMSprop", {"momentum": 0.9, "centered": True}, 3),
+    ("Adagrad", {}, 1),
+    ("NAdam", {}, 2),
+    ("RAdam", {}, 2),
+    ("Adamax", {}, 2),
+    ("Adam", {"amsgrad": True}, 3),
+    ("Adam", {"ema_decay": 0.999}, 3),
+]
+
+
+def bar_memory_speed(n, rounds, dtype, threads, name="Adam", options=None, arrays=2):
+    ours = Checked(n, dtype, threads, name, **(options or {}))
+    limit = memory_limit(
+        placed(ours.p, 272), ours.g, *(placed(ours.p, 784 + 64 * i) for i in range(arrays)), threads=threads
+    )
+    timings = alternate({"step": ours.step, "limit": limit}, rounds)
     ours.check()
     share = ratio(timings, "limit", "step")
-    bytes_moved = 7 * n * np.dtype(dtype).itemsize
-    speed = bytes_moved / timings["step"].median / 1e9
+    moved = (3 + 2 * arrays) * np.dtype(dtype).itemsize
+    speed = moved * n / timings["step"].median / 1e9
+    what = ", ".join([name, *(f"{k}={v}" for k, v in (options or {}).items())])
     row(
-        f"1 x {n >> 20} Mi {dtype.__name__}, {threads} threads: speed against the memory limit",
+        f"1 x {n >> 20} Mi {dtype.__name__}, {threads} threads, {what}, {moved} B an element: against the memory limit",
         ">= 0.95",
         f"{show(share)}, {speed:.0f} GB/s",
         share[0] >= 0.95,
     )
 
 
-def bar_clipping(n, rounds, threads):
-    plain = Checked(n, np.float32, threads)
-    p, start = plain.p.copy(), plain.start.copy()
-    clipped = fastadam.Adam(p, lr=LR, max_norm=1.0, threads=threads)
-    timings = alternate({"plain": plain.step, "clipped": lambda: clipped.step(plain.g)}, rounds)
+def bar_around(n, rounds, threads, bar, **options):
+    plain, other = Checked(n, np.float32, threads), Checked(n, np.float32, threads, **options)
+    timings = alternate({"plain": plain.step, "other": other.step}, rounds)
     plain.check()
-    norm, steps = float(np.linalg.norm(plain.g.astype(np.float64))), clipped.state[0]["step"]
-    assert abs(clipped.grad_norm - norm) <= 1e-12 * norm
-    g, m, v = plain.g[:1000], np.zeros_like(start), np.zeros_like(start)
-    for step in range(1, steps + 1):
-        reference.adam_update(start, g, m, v, step, lr=LR, grad_scale=1.0 / (clipped.grad_norm + 1e-6))
-    assert np.array_equal(start, p[:1000]), "the clipped step and its twin differ"
-    r = ratio(timings, "clipped", "plain")
+    other.check()
+    r = ratio(timings, "other", "plain")
+    what = ", ".join(f"{k}={v}" for k, v in options.items())
+    bar_text = f"<= {bar}" if bar else "reported"
     row(
-        f"1 x {n >> 20} Mi float32, {threads} threads: clipped by the global norm, against a plain step",
-        "<= 1.2",
+        f"1 x {n >> 20} Mi float32, {threads} threads: {what}, against a plain step",
+        bar_text,
         show(r),
-        r[0] <= 1.2,
+        bar and r[0] <= bar,
     )
 
 
@@ -279,7 +311,10 @@ def main(arguments):
     print("Ratios are medians over rounds, with quartiles.\n\n| what | bar | measured | |\n|---|---|---|---|")
     for dtype in np.float32, np.float64:
         bar_memory_speed((1 if quick else 64) << 20, rounds, dtype, threads)
-    bar_clipping((1 if quick else 64) << 20, rounds, threads)
+    for name, options, arrays in FAMILY:
+        bar_memory_speed((1 if quick else 64) << 20, rounds // 2, np.float32, threads, name, options, arrays)
+    bar_around((1 if quick else 64) << 20, rounds, threads, 1.2, max_norm=1.0)
+    bar_around((1 if quick else 64) << 20, rounds, threads, None, max_value=0.5)
     bar_many_arrays(rounds, threads)
     bar_overhead(rounds)
     bar_isa(rounds)

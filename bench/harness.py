@@ -77,11 +77,16 @@ def suffix(dtype):
     return {"float32": "f32", "float64": "f64"}[np.dtype(dtype).name]
 
 
-def memory_limit(p, g, m, v, threads):
+def memory_limit(p, g, *state, threads):
     """A function without arguments that reads and writes these arrays as a step does."""
     function = limits()[f"memory_limit_{suffix(p.dtype)}"]
-    pointers = [ctypes.c_void_p(x.ctypes.data) for x in (p, g, m, v)]
-    return functools.partial(function, *pointers, ctypes.c_int64(p.size), threads, ctypes.c_double(0))
+    arrays = [p, g, *state]
+    pointers = [ctypes.c_void_p(x.ctypes.data) for x in arrays] + [ctypes.c_void_p(None)] * (6 - len(arrays))
+
+    def move():
+        function(*pointers, ctypes.c_int64(arrays[0].size), threads, ctypes.c_double(0))  # which keeps the arrays alive
+
+    return move
 
 
 def arithmetic_limit(size, dtype, threads):

@@ -1,6 +1,7 @@
 /* What no step can be faster than, on this machine. `zero` is 0 and `one` is 1, which the compiler cannot know.
  *
- * memory_limit: read p, g, m and v, write p, m and v, with next to no arithmetic; the arrays stay what they are.
+ * memory_limit: read p, g and up to four more arrays (NULL where there is none), write all but g, with next to no
+ * arithmetic; the arrays stay what they are.
  * arithmetic_limit: one square root and one division an element, in registers and the first-level cache.
  * Built by bench/harness.py with -O3 -march=native -fopenmp; f32 and f64 by inclusion of itself. */
 #ifndef REAL
@@ -22,16 +23,27 @@
 
 #else
 
-void NAME(memory_limit)(REAL *restrict p, const REAL *restrict g, REAL *restrict m, REAL *restrict v, int64_t n,
-                        int threads, double zero)
+void NAME(memory_limit)(REAL *restrict p, const REAL *restrict g, REAL *restrict a, REAL *restrict b, REAL *restrict c,
+                        REAL *restrict d, int64_t n, int threads, double zero)
 {
     const REAL nothing = (REAL)zero;
-#pragma omp parallel for simd schedule(static) num_threads(threads)
-    for (int64_t i = 0; i < n; i++) {
-        m[i] += nothing * g[i];
-        v[i] += nothing * g[i];
-        p[i] += nothing * g[i];
+#define LOOP(body)                                                                                            \
+    _Pragma("omp parallel for simd schedule(static) num_threads(threads)") for (int64_t i = 0; i < n; i++)    \
+    {                                                                                                         \
+        body                                                                                                  \
+        p[i] += nothing * g[i];                                                                               \
     }
+    if (d)
+        LOOP(a[i] += nothing * g[i]; b[i] += nothing * g[i]; c[i] += nothing * g[i]; d[i] += nothing * g[i];)
+    else if (c)
+        LOOP(a[i] += nothing * g[i]; b[i] += nothing * g[i]; c[i] += nothing * g[i];)
+    else if (b)
+        LOOP(a[i] += nothing * g[i]; b[i] += nothing * g[i];)
+    else if (a)
+        LOOP(a[i] += nothing * g[i];)
+    else
+        LOOP(;)
+#undef LOOP
 }
 
 double NAME(arithmetic_limit)(int64_t n, int threads, double one)

@@ -25,7 +25,7 @@ class MemoryLimit(Contender):
 
         flat = np.concatenate([p.ravel() for p in self.arrays])
         self.arrays = [placed(flat, place) for place in (0, 256, 512, 768)]
-        self.limit = memory_limit(*self.arrays, threads)
+        self.limit = memory_limit(*self.arrays, threads=threads)
 
     def step(self, grads):
         self.limit()

@@ -46,7 +46,7 @@ def measure(size, arrays, threads, rounds):
     turns = {}
     for count in threads:
         turns["step", count] = (lambda c=count: order(c), lambda: contender.step(grads))
-        turns["limit", count] = memory_limit(*flat, count)
+        turns["limit", count] = memory_limit(*flat, threads=count)
     calls = max(1, min(1000, WORK // size))
     timings = alternate(turns, rounds, calls)
     check(contender, params, grads, len(threads) * calls * (rounds + 1))

@@ -119,16 +119,17 @@ def test_several_users_share_until_the_last_one_leaves():
 
 
 @can_share
-def test_python_threads_get_right_results():
-    """10 000 calls from four threads, which without taking turns would use one set of work buffers at once."""
-    run_python(f"""{START}
+@pytest.mark.parametrize("calls", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_python_threads_get_right_results(calls):
+    """From four threads, which without taking turns would use one set of work buffers at once."""
+    code = f"""{START}
 a, x = rng.standard_normal((700, 700)), rng.standard_normal(700)
 product, image, spd = a @ a, a @ x, a @ a.T + 700 * np.eye(700)
 factor = np.linalg.cholesky(spd)
 fastadam.share_threads_with_blas()
 wrong = [0] * 4
 def work(number):
-    for call in range(2500):
+    for call in range({calls // 4}):
         if call % 50 == 0:
             right = np.allclose(a @ a, product)
         elif call % 50 == 25:
@@ -142,7 +143,8 @@ opt = fastadam.Adam(np.ones(1 << 20, np.float32), threads=2)
 for _ in range(50): opt.step(np.ones(1 << 20, np.float32))
 for worker in workers: worker.join()
 assert wrong == [0] * 4, wrong
-""")
+"""
+    run_python(code, timeout=600)
 
 
 @can_share
