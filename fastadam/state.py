@@ -113,7 +113,7 @@ def match_state(
         check_kind(saved, Mapping, where)
         names = [name for name in entry if isinstance(entry[name], np.ndarray)]
         saved = {name: value for name, value in saved.items() if value is not None}
-        fresh = {name: np.broadcast_to(entry[name].dtype.type(0), entry[name].shape) for name in names}
+        fresh: dict[str, Any] = {name: np.zeros_like(entry[name]) for name in names}
         fresh |= {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param}
         fresh = {name: fresh[name] for name in entry}
         if saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
