@@ -119,6 +119,22 @@ def test_all_numbers_at_once_from_both_libraries(libraries, dtype, decoupled):
     assert_steps_of_the_specification({**options, "decoupled_weight_decay": decoupled}, at_count, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_rules_take_them_the_same_way(libraries, dtype):
+    lr = libraries["optax"].warmup_cosine_decay_schedule(0.0, 0.1, 5, 20)
+    momentum = libraries["thinc"].compounding(0.5, 0.95, 1.1)
+    rng = np.random.default_rng(0)
+    param = rng.standard_normal(37).astype(dtype)
+    expected, buffer = param.copy(), np.zeros_like(param)
+    opt = fastadam.SGD(param, lr=lr, momentum=momentum, nesterov=True)
+    for count in range(STEPS):
+        grad = rng.standard_normal(param.shape).astype(dtype)
+        opt.step(grad)
+        now = {"lr": float(lr(count)), "momentum": momentum(count), "nesterov": True}
+        fastadam.reference.sgd_update(expected, grad, count + 1, momentum_buffer=buffer, **now)
+        assert_same_bits(param, expected, f"after step {count + 1}")
+
+
 def test_each_group_counts_for_itself(libraries):
     schedule = libraries["thinc"].decaying(1.0, 1.0)
     first, second = np.zeros(1), np.zeros(1)
