@@ -16,6 +16,7 @@ from fastadam import reference
 from fastadam._config import __version__, config, show_config
 from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
 from fastadam.blas import share_threads_with_blas
+from fastadam.checkpoint import load, save
 from fastadam.optimizer import Optimizer
 from fastadam.optimizers import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 
@@ -34,7 +35,9 @@ __all__ = [
     "adam_update",
     "config",
     "get_num_threads",
+    "load",
     "reference",
+    "save",
     "set_num_threads",
     "share_threads_with_blas",
     "show_config",

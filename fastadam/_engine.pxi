@@ -92,6 +92,43 @@ cdef void exchange(char *a, char *b, Py_ssize_t size) noexcept nogil:
         done += now
 
 
+cdef Py_ssize_t plan_copies(list pairs, Copy **copies) except -1:
+    """Places and sizes for (target, source) pairs of the same type and shape. Sources in another memory order are copied
+    first; the last pass, before anything is written, runs no Python code."""
+    cdef Py_ssize_t i, count = len(pairs)
+    for i in range(count):
+        old, new = pairs[i]
+        if not same_layout(<Array *>old, <Array *>new):
+            pairs[i] = old, numpy.array(new, order="C" if old.flags.c_contiguous else "F")
+    grow(<void **>copies, (count + 1) * sizeof(Copy))
+    for i in range(count):
+        old, new = <tuple>pairs[i]
+        if not (is_array(<Array *>old) and is_exactly_array(<Array *>new) and is_native(<Array *>new)
+                and (flags_of(<Array *>old) & NPY_ARRAY_WRITEABLE) != 0 and is_native(<Array *>old)
+                and type_of(<Array *>new) == type_of(<Array *>old) and same_layout(<Array *>new, <Array *>old)):
+            raise ValueError("an array to load into must be writeable and contiguous; or it changed meanwhile")
+        copies[0][i].target, copies[0][i].source = data_of(<Array *>old), data_of(<Array *>new)
+        copies[0][i].size = nbytes_of(<Array *>old)
+    return count
+
+
+cdef void copy_planned(Copy *copies, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        memcpy(copies[i].target, copies[i].source, copies[i].size)
+
+
+def copy_arrays(list pairs):
+    """Copy each source into its target: all of them, or none. Ctrl-C waits."""
+    cdef Copy *copies = NULL
+    cdef Py_ssize_t count
+    try:
+        count = plan_copies(list(pairs), &copies)
+        copy_planned(copies, count)
+    finally:
+        PyMem_Free(copies)
+
+
 cdef int grow(void **memory, Py_ssize_t size) except -1:
     cdef void *larger = PyMem_Realloc(memory[0], size)
     if larger == NULL:
@@ -293,12 +330,12 @@ cdef class Engine:
     cdef int states_for(self, const fa_options *options) noexcept:
         return fa_kernel_of(FA_BASELINE, fa_rule_of(self.family, options), FA_FLOAT32).states
 
-    def load(self, list groups, list new_groups, list new_arrays, list steps, list products,
-             list summed):
-        """Copy validated state in. Compiled, so that Ctrl-C waits until all of it is in."""
-        cdef Py_ssize_t i, k = 0
+    def load(self, list groups, list new_groups, list new_arrays, list steps, list products, list summed,
+             list others):
+        """Copy validated state in, and other arrays with it: pairs of (target, source)."""
+        cdef Py_ssize_t i, count
         cdef Copy *copies = NULL
-        cdef list sources = []
+        cdef list pairs = []
         if not len(new_arrays) == len(steps) == len(products) == len(summed) == self.count:
             raise ValueError(f"expected the state of {self.count} parameters, got {len(new_arrays)}")
         for mine, news in zip(self.arrays, new_arrays):
@@ -306,29 +343,16 @@ cdef class Engine:
                 if not old.flags.writeable:
                     raise ValueError("the state is read-only; set .flags.writeable = True on the arrays in opt.state")
                 # A source that is also a destination of another could be overwritten before its turn.
-                if not same_layout(<Array *>old, <Array *>new) or self.written_by(new) is not None:
-                    new = numpy.array(new, order="C" if old.flags.c_contiguous else "F")
-                sources.append(new)
+                pairs.append((old, new.copy("K") if self.written_by(new) is not None else new))
+        pairs += others
         for i in range(self.count):
             self.slots[i].loaded, self.slots[i].loaded_product = steps[i], products[i]
             self.slots[i].loaded_summed = summed[i]
         try:
-            grow(<void **>&copies, (len(sources) + 1) * sizeof(Copy))
-            # All of it is looked at without running Python code before any of it is copied.
-            for mine in self.arrays:
-                for old in mine[1:]:
-                    new = sources[k]
-                    if not (is_exactly_array(<Array *>new) and is_native(<Array *>new)
-                            and type_of(<Array *>new) == type_of(<Array *>old)
-                            and same_layout(<Array *>new, <Array *>old)):
-                        raise ValueError("the state to load changed while it was looked at")
-                    copies[k].target, copies[k].source = data_of(<Array *>old), data_of(<Array *>new)
-                    copies[k].size = nbytes_of(<Array *>old)
-                    k += 1
+            count = plan_copies(pairs, &copies)
             # The GIL is kept, so no fork comes in between, and what groups held stays alive until all is in.
             before = [dict(group) for group in groups]
-            for i in range(k):
-                memcpy(copies[i].target, copies[i].source, copies[i].size)
+            copy_planned(copies, count)
             for i in range(self.count):
                 self.slots[i].step, self.slots[i].product = self.slots[i].loaded, self.slots[i].loaded_product
                 self.slots[i].summed = self.slots[i].loaded_summed

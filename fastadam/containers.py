@@ -5,6 +5,7 @@ remembers its shape; `Tree.match` takes a container of gradients apart in the sa
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -91,3 +92,20 @@ class Tree:
 def join(path, name):
     """The key of a part: its name or index alone at the top, else joined to the path by a dot."""
     return name if path is None else f"{path}.{name}"
+
+
+def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
+    """The groups that `params` stands for, and whether it was given as groups."""
+    if isinstance(params, Mapping) and any(name in options for name in params):
+        raise ValueError(
+            f"params has the keys {list(params)}; a group must be in a list: [{{'params': ..., 'lr': ...}}]"
+        )
+    if not is_container(params) or isinstance(params, Mapping):
+        return [{"params": params}], False
+    items = list(params)
+    are_groups = [isinstance(item, Mapping) and any(key in ("params", *options) for key in item) for item in items]
+    if items and all(are_groups):
+        return items, True
+    if any(are_groups):
+        raise ValueError("params mixes groups (dicts with the key 'params') with other items; make all of them groups")
+    return [{"params": items}], False

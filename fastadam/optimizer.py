@@ -1,15 +1,16 @@
 """What all optimizers have in common: groups, state, steps. No arithmetic on arrays here: `_core.Engine` does it."""
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
 
-from fastadam import _core
-from fastadam.containers import Tree, is_container
-from fastadam.state import State, has_schedule, match_groups, match_state
+from fastadam import _core, checkpoint
+from fastadam.containers import Tree, as_groups
+from fastadam.state import State, as_torch, has_schedule, match_groups, match_state
 
 Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
 Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
@@ -375,6 +376,34 @@ class Optimizer:
                 start = stop
         return {"state": state, "param_groups": groups}
 
+    def torch_state_dict(self) -> dict[str, Any]:
+        """The state for ``load_state_dict`` of torch's optimizer of the same name (`load_state_dict` takes torch's).
+
+        Tensors are copies. Averages of parameters are left out.
+
+        Raises
+        ------
+        ValueError
+            torch cannot go on from here: a schedule, eps_hat, eps_root, no bias correction, or gradients that wait.
+        ImportError
+            torch is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> fastadam.Adam(np.ones(2), lr=lambda count: 0.1).torch_state_dict()
+        Traceback (most recent call last):
+        ...
+        ValueError: param_groups[0] has the schedule lr, which torch does not take; set a number first
+        """
+        for i, group in enumerate(self.param_groups):
+            for name, value in group.items():
+                if name != "params" and has_schedule(value):
+                    raise ValueError(
+                        f"param_groups[{i}] has the schedule {name}, which torch does not take; set a number first"
+                    )
+        return as_torch(self.state_dict(), self._family)
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Copy state and hyper-parameters in, from a fastadam or torch (CPU) state_dict of the same groups.
 
@@ -401,11 +430,56 @@ class Optimizer:
         1
         """
         with self._engine:
-            self._engine.check_groups(self.param_groups)
-            groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys, self._check_group)
-            params = [arrays[0] for arrays in self._engine.arrays]
-            loaded = match_state(state_dict, indices, self.state, params)
-            self._engine.load(self.param_groups, groups, *loaded)
+            self._engine.load(*self._match(state_dict))
+
+    def _match(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """What the engine is to load, with pairs of (target, source) beside, if all of it fits."""
+        self._engine.check_groups(self.param_groups)
+        groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys, self._check_group)
+        params = [arrays[0] for arrays in self._engine.arrays]
+        return self.param_groups, groups, *match_state(state_dict, indices, self.state, params), list(others)
+
+    def save(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> None:
+        """Write state, counters and hyper-parameters to a file: ``fastadam.save(path, optimizer=self)``.
+
+        Parameters
+        ----------
+        path, progress
+            As for `fastadam.save`, which raises the same, and takes the parameters as well.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam, tempfile, os
+        >>> opt = fastadam.Adam(np.ones(3))
+        >>> opt.step(np.ones(3))
+        >>> path = os.path.join(tempfile.mkdtemp(), "optimizer.npz")
+        >>> opt.save(path)
+        >>> opt.step(np.ones(3))
+        >>> opt.load(path)
+        >>> opt.state[0]["step"]
+        1
+        """
+        checkpoint.save(path, optimizer=self, progress=progress)
+
+    def load(self, path: str | os.PathLike[str], *, mmap: bool = False, progress: bool | None = None) -> None:
+        """Copy state, counters and hyper-parameters from a file: ``fastadam.load(path, optimizer=self)``.
+
+        Parameters
+        ----------
+        path, mmap, progress
+            As for `fastadam.load`, which raises the same.
+
+        Examples
+        --------
+        See `save`.
+
+        >>> import numpy as np, fastadam
+        >>> fastadam.Adam(np.ones(3)).load("optimizer.pickle")
+        Traceback (most recent call last):
+        ...
+        ValueError: path must end in .safetensors or .npz, got 'optimizer.pickle'
+        """
+        checkpoint.load(path, optimizer=self, mmap=mmap, progress=progress)
 
     def _refuse_swapped(self) -> None:
         if self._engine.swapped:
@@ -439,7 +513,7 @@ class Optimizer:
             for group, made in zip(self.param_groups, saved["made"], strict=True):
                 params = group["params"]
                 self._engine.add_group([next(remaining) for _ in params], params, group, [], made)
-            self._engine.load([], [], saved["arrays"], saved["steps"], saved["products"], saved["summed"])
+            self._engine.load([], [], saved["arrays"], saved["steps"], saved["products"], saved["summed"], [])
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")
@@ -458,20 +532,3 @@ class Optimizer:
             elements = sum(array.size for array in group["params"])
             lines.append(f"  group {i}: {len(group['params'])} arrays, {elements} elements, {options}")
         return "\n".join([*lines, ")"])
-
-
-def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
-    """The groups that `params` stands for, and whether it was given as groups."""
-    if isinstance(params, Mapping) and any(name in options for name in params):
-        raise ValueError(
-            f"params has the keys {list(params)}; a group must be in a list: [{{'params': ..., 'lr': ...}}]"
-        )
-    if not is_container(params) or isinstance(params, Mapping):
-        return [{"params": params}], False
-    items = list(params)
-    are_groups = [isinstance(item, Mapping) and any(key in ("params", *options) for key in item) for item in items]
-    if items and all(are_groups):
-        return items, True
-    if any(are_groups):
-        raise ValueError("params mixes groups (dicts with the key 'params') with other items; make all of them groups")
-    return [{"params": items}], False

@@ -173,3 +173,31 @@ def as_product(value: Any, where: str) -> float:
     if not 0 <= product <= 1:
         raise ValueError(f"{where} must be from 0 to 1, got {value!r}")
     return product
+
+
+def as_torch(state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+    """A state_dict of ours as torch's optimizer of that name has it: with copies, as tensors."""
+    import torch
+
+    groups = []
+    for i, group in enumerate(state_dict["param_groups"]):
+        group = {k: v for k, v in group.items() if k != "param_names"}
+        for ours, needed in ("bias_correction", True), ("eps_hat", False), ("eps_root", 0):
+            if group.pop(ours, needed) != needed:
+                raise ValueError(f"torch has no {ours}; param_groups[{i}] has another than {needed}")
+        groups.append(group)
+    state = {}
+    for index, entry in state_dict["state"].items():
+        if entry.get("grad_count"):
+            raise ValueError(
+                "gradients wait for a step; call step until accumulate is reached, or make a new optimizer"
+            )
+        converted = {
+            k: torch.from_numpy(v.copy("K")) if isinstance(v, np.ndarray) else torch.tensor(float(v))
+            for k, v in entry.items()
+            if k not in ("ema", "grad_sum", "grad_count")
+        }
+        if name == "SGD":  # counts no steps, and has no buffer before the first
+            converted = {k: v for k, v in converted.items() if k == "momentum_buffer" and entry["step"]}
+        state[index] = converted
+    return {"state": state, "param_groups": groups}

@@ -173,6 +173,59 @@ def test_a_torch_state_dict_loads_and_training_goes_on(torch):
         assert np.allclose(a, b.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "options"), [("Adam", {}), ("AdamW", {"amsgrad": True}), *FAMILY])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_our_state_loads_into_torch_and_training_goes_on(torch, name, options, dtype, steps):
+    """Within the rounding of one step for each that is taken, as above."""
+    rng = np.random.default_rng(2)
+    ours = rng.standard_normal((7, 30)).astype(dtype, order="F")
+    opt = getattr(fastadam, name)([ours, np.ones(3)], ema_decay=0.9, **options)
+    for _ in range(steps):
+        opt.step([rng.standard_normal(ours.shape).astype(dtype, order="F"), None])
+    theirs = torch.nn.Parameter(torch.from_numpy(ours.copy(order="C")))
+    torch_opt = getattr(torch.optim, name)([theirs, torch.nn.Parameter(torch.ones(3))], foreach=False)
+    torch_opt.load_state_dict(opt.torch_state_dict())
+    if steps:
+        state = torch_opt.state[theirs]
+        assert all(v.dtype == getattr(torch, np.dtype(dtype).name) for v in state.values() if v.ndim)
+        assert name == "SGD" or float(state["step"]) == steps
+    for key, value in opt.param_groups[0].items():
+        if key in torch_opt.param_groups[0] and key != "params":
+            assert torch_opt.param_groups[0][key] == value, key
+    largest = np.abs(ours)
+    for _ in range(5):
+        grad = rng.standard_normal(ours.shape).astype(dtype)
+        opt.step([np.asfortranarray(grad), None])
+        theirs.grad = torch.from_numpy(grad)
+        torch_opt.step()
+        largest = np.maximum(largest, np.abs(ours))
+    ulp = np.spacing(largest.astype(np.float32 if name == "NAdam" else dtype))
+    allowed = 64 if options.get("centered") or name == "NAdam" else 4
+    assert (np.abs(ours - theirs.detach().numpy()) / ulp).max() <= allowed * 5
+
+
+def test_what_torch_cannot_go_on_from_is_refused(torch):
+    for option in {"eps_hat": True}, {"eps_root": 1e-8}, {"bias_correction": False}:
+        with pytest.raises(ValueError, match=f"torch has no {next(iter(option))}"):
+            fastadam.Adam(np.ones(2), **option).torch_state_dict()
+    opt = fastadam.Adam(np.ones(2), accumulate=2)
+    opt.step(np.ones(2))
+    with pytest.raises(ValueError, match="gradients wait for a step"):
+        opt.torch_state_dict()
+
+
+def test_torch_reads_a_checkpoint(torch, tmp_path):
+    from safetensors.torch import load_file
+
+    weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3, order="F")}
+    opt = fastadam.Adam(weights)
+    fastadam.save(tmp_path / "m.safetensors", params=weights, optimizer=opt)
+    loaded = load_file(tmp_path / "m.safetensors")
+    assert torch.equal(loaded["params/w"], torch.from_numpy(weights["w"].copy(order="C")))
+    assert loaded["optimizer/w/exp_avg"].shape == (2, 3)
+
+
 def test_torch_tensors_are_refused_with_a_way_out(torch):
     with pytest.raises(TypeError, match="got a Tensor; convert it with np.asarray"):
         fastadam.Adam(torch.ones(3))

@@ -1,0 +1,539 @@
+"""Checkpoints: whole or not at all, verified, never cast, never unpickled; every file is hostile until it is proven."""
+
+import copy
+import json
+import os
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, run_python, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastadam
+from fastadam import checkpoint
+
+SUFFIXES = [".npz", ".safetensors"]
+
+
+@pytest.fixture(params=SUFFIXES)
+def path(request, tmp_path):
+    return tmp_path / f"model{request.param}"
+
+
+def model(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "enc": [rng.standard_normal((3, 4)).astype(np.float32), np.asfortranarray(rng.standard_normal((4, 5)))],
+        "scale": np.array(2.5),
+        "empty": np.zeros((0, 3)),
+    }
+
+
+def gradients(params, rng):
+    return {
+        "enc": [
+            rng.standard_normal(p.shape).astype(p.dtype, order="F" if i else "C") for i, p in enumerate(params["enc"])
+        ],
+        "scale": rng.standard_normal(()),
+        "empty": np.zeros((0, 3)),
+    }
+
+
+def train(opt, params, steps, seed=1):
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        opt.step({**gradients(params, rng), "scale": np.float64(rng.standard_normal())})
+
+
+def everything(opt):
+    """All that a checkpoint keeps, as bytes."""
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+    arrays = [[p.tobytes() for p in group["params"]] for group in opt.param_groups]
+    state = [{k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in e.items()} for e in opt.state.values()]
+    return groups, arrays, state
+
+
+CLASSES = [
+    ("Adam", {"amsgrad": True, "max_norm": 1.0}),
+    ("AdamW", {"ema_decay": 0.9, "accumulate": 3}),
+    ("SGD", {"momentum": 0.9}),
+    ("NAdam", {}),
+    ("RMSprop", {"centered": True}),
+    ("Adagrad", {"lr": np.float32(0.1)}),
+]
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize(("name", "options"), CLASSES)
+def test_training_goes_on_to_the_bit(path, name, options, mmap):
+    params = model()
+    opt = getattr(fastadam, name)(params, **options)
+    train(opt, params, 4)
+    fastadam.save(path, params=params, optimizer=opt)
+    other = model(7)
+    new = getattr(fastadam, name)(other, **options)
+    train(new, other, 2, seed=9)
+    fastadam.load(path, params=other, optimizer=new, mmap=mmap)
+    assert everything(new) == everything(opt)
+    train(opt, params, 5, seed=3)
+    train(new, other, 5, seed=3)
+    assert everything(new) == everything(opt)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_an_optimizer_alone_and_parameters_alone(path):
+    params = model()
+    opt = fastadam.Adam(params)
+    train(opt, params, 2)
+    opt.save(path)
+    new = fastadam.Adam(model())
+    new.load(path)
+    assert everything(new)[2] == everything(opt)[2]
+    with pytest.raises(ValueError, match="has no params; it was saved without"):
+        fastadam.load(path, params=params)
+    fastadam.save(path, params=params)
+    with pytest.raises(ValueError, match="has no optimizer; it was saved without"):
+        opt.load(path)
+    one = {"scale": np.zeros(())}
+    fastadam.load(path, params=one)  # some of them are enough
+    assert one["scale"] == params["scale"]
+    with pytest.raises(ValueError, match="nothing to save"):
+        fastadam.save(path)
+    with pytest.raises(ValueError, match="nothing to load into"):
+        fastadam.load(path)
+
+
+def test_parameters_may_have_other_types_and_groups(path):
+    params = [
+        {"params": [np.arange(3), np.array([True, False])]},
+        {"params": {"half": np.ones(2, np.float16), "byte": np.arange(4, dtype=np.uint8).reshape(2, 2).T}},
+    ]
+    fastadam.save(path, params=params)
+    other = copy.deepcopy(params)
+    for group in other:
+        for array in group["params"].values() if isinstance(group["params"], dict) else group["params"]:
+            array[...] = 0
+    fastadam.load(path, params=other)
+    assert repr(other) == repr(params)
+
+
+def test_other_tools_read_the_arrays(tmp_path):
+    import safetensors.numpy
+
+    params = model()
+    opt = fastadam.Adam(params)
+    train(opt, params, 2)
+    for suffix in SUFFIXES:
+        fastadam.save(tmp_path / f"m{suffix}", params=params, optimizer=opt)
+    from_npz = np.load(tmp_path / "m.npz", allow_pickle=False)
+    from_safetensors = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    for loaded in from_npz, from_safetensors:
+        assert_same_bits(np.asarray(loaded["params/enc.1"]), np.ascontiguousarray(params["enc"][1]))
+        assert_same_bits(np.asarray(loaded["optimizer/enc.0/exp_avg"]), opt.state["enc.0"]["exp_avg"])
+
+
+# ---- what does not match
+
+
+def test_what_does_not_match_is_said_and_changes_nothing(path):
+    params = model()
+    opt = fastadam.Adam(params)
+    train(opt, params, 2)
+    fastadam.save(path, params=params, optimizer=opt)
+
+    def refused(error, match, make=fastadam.Adam, **changes):
+        other = {**model(5), **changes}
+        new = make(other)
+        before = everything(new)
+        with pytest.raises(error, match=match):
+            fastadam.load(path, params=other, optimizer=new)
+        with pytest.raises((error, ValueError)):
+            new.load(path)
+        assert everything(new) == before
+
+    refused(ValueError, r"has the shape \(2,\), in the checkpoint \(\)", scale=np.ones(2))
+    refused(TypeError, "is float32, in the checkpoint float64; nothing is ever cast", scale=np.array(1, np.float32))
+    refused(ValueError, r"has no parameters \['more'\]", more=np.ones(2))
+    refused(ValueError, "has the state of Adam, not of SGD", make=fastadam.SGD)
+    refused(ValueError, "amsgrad=False, the optimizer True", make=lambda p: fastadam.Adam(p, amsgrad=True))
+    fewer = model()
+    del fewer["empty"]
+    with pytest.raises(ValueError, match="has the parameters"):
+        fastadam.Adam(fewer).load(path)
+
+
+def test_an_array_that_cannot_be_written_is_refused_before_any_is(path):
+    params = {"a": np.ones(3), "b": np.ones(3), "c": np.ones((2, 2))}
+    fastadam.save(path, params=params)
+    other = {"a": np.zeros(3), "b": np.zeros(3), "c": np.zeros((2, 2))}
+    other["b"].flags.writeable = False
+    with pytest.raises(ValueError, match="writeable and contiguous"):
+        fastadam.load(path, params=other)
+    other["b"] = np.zeros(6)[::2]
+    with pytest.raises(ValueError, match="writeable and contiguous"):
+        fastadam.load(path, params=other)
+    assert not other["a"].any() and not other["c"].any()
+
+
+@pytest.mark.parametrize(
+    ("array", "error"),
+    [
+        (np.ones(2, complex), TypeError),
+        (np.array([None]), TypeError),
+        (np.array(["x"]), TypeError),
+        (np.ma.masked_array(np.ones(2)), TypeError),
+        (1.0, TypeError),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(path, array, error):
+    with pytest.raises(error):
+        fastadam.save(path, params={"x": array})
+    assert os.listdir(path.parent) == []
+
+
+def test_names_that_fall_together_are_refused(path):
+    with pytest.raises(ValueError, match="two arrays would be stored as 'params/0'"):
+        fastadam.save(path, params=[{"params": [np.ones(1)]}, {"params": {"0": np.ones(1)}}])
+
+
+@pytest.mark.parametrize("name", ["model", "model.pt", "model.npz.bak", ".npz"])
+def test_other_names_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"path must end in .safetensors or .npz"):
+        fastadam.save(tmp_path / name, params=np.ones(1))
+
+
+def test_without_the_package_there_is_npz(tmp_path):
+    code = """
+import sys
+sys.modules["safetensors"] = None
+import numpy as np, fastadam
+try:
+    fastadam.save(sys.argv[1] + "/m.safetensors", params=np.ones(1))
+except ImportError as error:
+    assert "pip install 'fastadam[checkpoint]'" in str(error) and ".npz" in str(error)
+else:
+    raise AssertionError
+fastadam.save(sys.argv[1] + "/m.npz", params=np.ones(1))
+fastadam.load(sys.argv[1] + "/m.npz", params=np.zeros(1))
+"""
+    subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path)], check=True)
+    assert os.listdir(tmp_path) == ["m.npz"]
+
+
+def test_a_bar_is_shown_where_it_is_asked_for(path, capfd):
+    fastadam.save(path, params=np.ones(1000), progress=True)
+    fastadam.load(path, params=np.ones(1000), progress=True)
+    shown = capfd.readouterr().err
+    assert "checking" in shown and "reading" in shown and "8.00k" in shown
+    fastadam.save(path, params=np.ones(1000))
+    assert capfd.readouterr().err == ""
+
+
+# ---- files and crashes
+
+
+def test_mode_and_links_are_as_users_expect(path):
+    before = os.umask(0o027)
+    try:
+        fastadam.save(path, params=np.ones(1))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    link = path.with_name(f"latest{path.suffix}")
+    link.symlink_to(path.name)
+    fastadam.save(link, params=np.full(1, 2.0))
+    assert link.is_symlink()
+    new = np.zeros(1)
+    fastadam.load(path, params=new)
+    assert new[0] == 2.0
+
+
+STAGES = ["open", "write", "chmod", "fsync", "replace"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_at_any_stage_leaves_the_old_file_and_no_other(path, monkeypatch, stage, error):
+    params = {"a": np.ones(100)}
+    fastadam.save(path, params=params)
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise error
+
+    if stage == "write":
+        suffix = path.suffix.removeprefix(".")
+        monkeypatch.setattr(checkpoint, f"write_{suffix}", fail)
+    else:
+        monkeypatch.setattr(os, stage, fail)
+    params["a"] += 1
+    with pytest.raises(type(error)):
+        fastadam.save(path, params=params)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets limits of Linux")
+def test_a_full_disk_leaves_the_old_file(path):
+    """A limit on the size of files fails writes in the middle, in whatever library they happen."""
+    fastadam.save(path, params=np.ones(10))
+    before = path.read_bytes()
+    code = f"""
+import resource, signal, numpy as np, fastadam
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    fastadam.save({str(path)!r}, params=np.ones(1_000_000))
+except Exception as error:
+    print(type(error).__name__)
+else:
+    raise AssertionError("it fitted?")
+"""
+    run_python(code)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def save_for_ever(path, weights, opt):
+    while True:
+        for array in weights.values():
+            array += 1
+        fastadam.save(path, params=weights, optimizer=opt)
+
+
+def check_kills(path, trials):
+    weights = {"a": np.zeros((300, 300)), "b": np.zeros(7, np.float32)}
+    opt = fastadam.SGD(weights, lr=1.0, momentum=0.5)
+    begin = time.perf_counter()
+    fastadam.save(path, params=weights, optimizer=opt)
+    one_save = time.perf_counter() - begin
+    rng = np.random.default_rng(0)
+    last, leftovers, done = 0.0, 0, 0
+    while done < trials or (done < 20 * trials and not (last and leftovers)):
+        done += 1
+        saver = os.fork()
+        if saver == 0:
+            try:
+                save_for_ever(path, weights, opt)
+            finally:
+                os._exit(1)
+        time.sleep(rng.uniform(0, 4 * one_save))
+        os.kill(saver, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(saver, 0)[1]) == signal.SIGKILL
+        fastadam.load(path, params=weights, optimizer=opt)  # verified, or an error
+        now = weights["a"][0, 0]
+        assert (weights["a"] == now).all() and (weights["b"] == now).all() and now >= last
+        last = now
+        left = [name for name in os.listdir(path.parent) if name != path.name]
+        leftovers += len(left)
+        for name in left:
+            (path.parent / name).unlink()
+    assert last > 0 and leftovers > 0, "no kill came in the middle: this test no longer tests anything"
+
+
+def test_a_kill_at_any_instant_leaves_a_whole_file(path):
+    check_kills(path, 20)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_leave_whole_files(path):
+    check_kills(path, 200)
+
+
+# ---- damaged and hostile files
+
+
+@pytest.fixture
+def small(path):
+    """A small file, what was in it, and a way to try a damaged one."""
+    weights = {"w": np.array([1.5, -2.5], np.float32)}
+    opt = fastadam.SGD(weights, momentum=0.5)
+    opt.step({"w": np.ones(2, np.float32)})
+    fastadam.save(path, params=weights, optimizer=opt)
+    saved = everything(opt)
+    other = {"w": np.zeros(2, np.float32)}
+    new = fastadam.SGD(other, momentum=0.5)
+    fresh = everything(new)
+
+    def attempt(data, mmap=False):
+        """True if the file loaded, exactly as it was saved; False if it was refused and nothing changed."""
+        path.write_bytes(data)
+        try:
+            fastadam.load(path, params=other, optimizer=new, mmap=mmap)
+        except (ValueError, TypeError):
+            assert everything(new) == fresh
+            return False
+        assert everything(new) == saved
+        other["w"][...] = 0
+        new.load_state_dict(copy.deepcopy(fastadam.SGD({"w": np.zeros(2, np.float32)}, momentum=0.5).state_dict()))
+        assert everything(new) == fresh
+        return True
+
+    return path, path.read_bytes(), attempt
+
+
+def test_every_truncation_is_refused(small):
+    _, data, attempt = small
+    assert attempt(data)
+    assert not any(attempt(data[:size]) for size in range(len(data)))
+
+
+def flip(data, bit):
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_flipped_bits_are_refused_or_harmless(small):
+    """Every seventh bit here, all of them in the slow tier."""
+    _, data, attempt = small
+    loaded = [attempt(flip(data, bit), mmap=bool(bit % 2)) for bit in range(0, 8 * len(data), 7)]
+    assert sum(loaded) < len(loaded) / 2
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_is_refused_or_harmless(small):
+    _, data, attempt = small
+    loaded = [attempt(flip(data, bit)) for bit in range(8 * len(data))]
+    assert sum(loaded) < len(loaded) / 2
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.binary(max_size=300), suffix=st.sampled_from(SUFFIXES))
+def test_any_bytes_are_refused(tmp_path_factory, data, suffix):
+    path = tmp_path_factory.getbasetemp() / f"fuzz{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        fastadam.load(path, params={"w": np.zeros(2)})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_texts_with_a_right_sum_but_wrong_contents_are_refused(tmp_path_factory, data):
+    """An attacker can compute sums. Any part of the text is replaced by anything."""
+    path = tmp_path_factory.getbasetemp() / "crafted.npz"
+    weights = {"w": np.array([1.5, -2.5])}
+    opt = fastadam.NAdam(weights)
+    fastadam.save(path, params=weights, optimizer=opt)
+    with zipfile.ZipFile(path) as members:
+        arrays = {info.filename: members.read(info) for info in members.infolist()}
+    text = json.loads(arrays["fastadam.npy"][128:])
+    place = text
+    while True:
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
+            place = place[key]
+        else:
+            break
+    place[key] = data.draw(json_values)
+    if data.draw(st.booleans()):
+        text["crc32"] = checkpoint.crc_of_text(text)
+    raw = np.frombuffer(json.dumps(text).encode(), np.uint8)
+    with zipfile.ZipFile(path, "w") as members:
+        for name, content in arrays.items():
+            if name == "fastadam.npy":
+                with members.open(name, "w") as file:
+                    np.lib.format.write_array(file, raw)
+            else:
+                members.writestr(name, content)
+    before = snapshot(opt)
+    try:
+        fastadam.load(path, params=weights, optimizer=opt)
+    except (ValueError, TypeError):
+        assert snapshot(opt) == before
+    else:
+        opt.step({"w": np.ones(2)})  # what was let in can be used
+
+
+def crafted_safetensors(header, data=b""):
+    raw = json.dumps(header).encode() if isinstance(header, dict) else header
+    return struct.pack("<Q", len(raw)) + raw + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 2**64 - 1),
+        crafted_safetensors(b"[" * 100_000),
+        crafted_safetensors(
+            {"params/w": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"12345678"
+        ),
+        crafted_safetensors({"params/w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"12345678"),
+        crafted_safetensors({"params/w": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"12345678"),
+        crafted_safetensors({"params/w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 2**62]}}, b"12345678"),
+        crafted_safetensors({"__metadata__": {"fastadam": "{}"}}),
+        crafted_safetensors({"__metadata__": {"fastadam": "[" * 100_000}}),
+        crafted_safetensors({"__metadata__": {"fastadam": "9" * 10_000}}),
+    ],
+)
+def test_hostile_headers_are_refused(tmp_path, data):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        fastadam.load(path, params={"w": np.zeros(2, np.float32)})
+
+
+def test_a_zip_bomb_and_a_pickle_are_refused(tmp_path):
+    path = tmp_path / "m.npz"
+    np.savez_compressed(path, fastadam=np.zeros(50_000_000, np.uint8))
+    with pytest.raises(ValueError, match="is not a stored .npy"):
+        fastadam.load(path, params={"w": np.zeros(2)})
+    np.savez(path, fastadam=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="damaged"):
+        fastadam.load(path, params={"w": np.zeros(2)})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets limits of Linux")
+def test_a_huge_sparse_file_takes_no_memory(tmp_path):
+    """A terabyte of zeros whose header is in order, but of another shape than the model."""
+    code = f"""
+import json, resource, struct, numpy as np, fastadam
+n = 1 << 38
+header = json.dumps({{"params/w": {{"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}},
+                     "__metadata__": {{"fastadam": "{{}}"}}}}).encode()
+path = {str(tmp_path / "m.safetensors")!r}
+with open(path, "wb") as file:
+    file.write(struct.pack("<Q", len(header)) + header)
+    file.truncate(8 + len(header) + 4 * n)
+from fastadam import checkpoint
+text = {{"format": 1, "params": ["w"], "arrays": {{"params/w": {{"dtype": "<f4", "shape": [n], "crc32": 0}}}}}}
+text["crc32"] = checkpoint.crc_of_text(text)
+header = json.dumps({{"params/w": {{"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}},
+                     "__metadata__": {{"fastadam": json.dumps(text)}}}}).encode()
+with open(path, "wb") as file:
+    file.write(struct.pack("<Q", len(header)) + header)
+    file.truncate(8 + len(header) + 4 * n)
+try:
+    fastadam.load(path, params={{"w": np.zeros(2, np.float32)}})
+except ValueError as error:
+    assert "has the shape (2,), in the checkpoint" in str(error), error
+else:
+    raise AssertionError
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500_000
+"""
+    run_python(code)
+
+
+def test_a_file_of_a_newer_format_says_so(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    fastadam.save(path, params=np.ones(1))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="it has the format 2; this fastadam reads 1: use a newer one"):
+        fastadam.load(path, params=np.ones(1))
