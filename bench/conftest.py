@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from bench.peers import CONTENDERS
 from bench.workloads import WORKLOADS
 
-QUICK = ["1 x 1 K", "1 x 100 K", "1 x 1 M", "1000 x 1 K", "MLP 64-512-512-10", "1 x 1 M AdamW", "1 x 1 M AMSGrad"]
+QUICK = ["1 x 1 K", "1 x 100 K", "1 x 1 M", "1000 x 1 K", "MLP 64-512-512-10"]
+QUICK += [f"1 x 1 M {rule}" for rule in ("AdamW", "AMSGrad", "clipped")]
 NEEDS = {"numba": "numba", "scikit": "sklearn", "thinc": "thinc", "autograd": "autograd", "optax": "optax",
          "torch": "torch", "DeepSpeed": "deepspeed"}  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .workloads import placed
 
-LR, BETA1, BETA2, EPS, DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
+LR, BETA1, BETA2, EPS, DECAY, MAX_NORM = 1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0
 
 
 class Contender:
@@ -51,12 +51,13 @@ class Nothing(Contender):
 class Fastadam(Contender):
     """fastadam.Adam, all threads ordered."""
 
-    rules = ("Adam", "AdamW", "AMSGrad")
+    rules = ("Adam", "AdamW", "AMSGrad", "clipped")
 
     def setup(self, threads):
         import fastadam
 
-        options = {"AdamW": {"weight_decay": DECAY}, "AMSGrad": {"amsgrad": True}}.get(self.rule, {})
+        options = {"AdamW": {"weight_decay": DECAY}, "AMSGrad": {"amsgrad": True}, "clipped": {"max_norm": MAX_NORM}}
+        options = options.get(self.rule, {})
         make = fastadam.AdamW if self.rule == "AdamW" else fastadam.Adam
         self.optimizer = make(self.arrays, lr=LR, threads=threads, **options)
 
@@ -105,7 +106,7 @@ class FastadamUpdate(Contender):
 class NumpyTutorial(Contender):
     """NumPy as tutorials write it."""
 
-    rules = ("Adam", "AdamW", "AMSGrad")
+    rules = ("Adam", "AdamW", "AMSGrad", "clipped")
 
     def setup(self, threads):
         self.m, self.v = self.zeros(0), self.zeros(1)
@@ -113,6 +114,9 @@ class NumpyTutorial(Contender):
 
     def step(self, grads):
         self.t += 1
+        if self.rule == "clipped":
+            norm = np.sqrt(sum((g**2).sum(dtype=np.float64) for g in grads))
+            grads = [g * g.dtype.type(min(1, MAX_NORM / (norm + 1e-6))) for g in grads]
         for i, g in enumerate(grads):
             if self.rule == "AdamW":
                 self.arrays[i] = self.arrays[i] * (1 - LR * DECAY)
@@ -277,16 +281,16 @@ class Optax(Contender):
 
 
 class TorchFused(Contender):
-    """torch.optim.Adam(fused=True)."""
+    """torch.optim.Adam(fused=True), behind clip_grad_norm_ where gradients are clipped."""
 
-    rules = ("Adam", "AdamW", "AMSGrad")
+    rules = ("Adam", "AdamW", "AMSGrad", "clipped")
     options = {"fused": True}  # noqa: RUF012
 
     def setup(self, threads):
         import torch
 
         torch.set_num_threads(threads)
-        self.from_numpy, self.bound = torch.from_numpy, None
+        self.from_numpy, self.bound, self.clip = torch.from_numpy, None, torch.nn.utils.clip_grad_norm_
         self.tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in self.arrays]
         self.optimizer = self.make(self.tensors)
 
@@ -302,7 +306,11 @@ class TorchFused(Contender):
         if grads is not self.bound:
             for tensor, grad in zip(self.tensors, grads, strict=True):
                 tensor.grad = self.from_numpy(grad)
+                if self.rule == "clipped":
+                    tensor.grad = tensor.grad.clone()  # which is overwritten
             self.bound = grads
+        if self.rule == "clipped":
+            self.clip(self.tensors, MAX_NORM)
         self.optimizer.step()
 
 
@@ -321,7 +329,7 @@ class TorchLoop(TorchFused):
 class DeepSpeed(TorchFused):
     """DeepSpeedCPUAdam; it compiles its kernel at first use. (It accepts amsgrad=True and ignores it.)"""
 
-    rules = ("Adam", "AdamW")
+    rules = ("Adam", "AdamW", "clipped")
     dtypes = ("float32",)
 
     def make(self, tensors):
@@ -356,7 +364,8 @@ LATER = (30.0, -10.0, 0.0)  # the gradient's multiples in three more steps, whic
 
 
 def check(contender, params, grads, steps):
-    """Against float64. With a constant gradient m/bc1 = g and v/bc2 = g*g, so each step moves by lr*g/(|g| + eps)."""
+    """Against float64. With a constant gradient m/bc1 = g and v/bc2 = g*g, so each step, clipped or not, moves by
+    lr*g/(|g| + eps)."""
     kept = (1 - LR * DECAY) ** steps if contender.rule == "AdamW" else 1.0
     times = (1 - kept) / (LR * DECAY) if contender.rule == "AdamW" else steps
     for arrays in zip(params, grads, contender.params(), strict=True):
@@ -377,10 +386,18 @@ def check_later(contender, grads, steps):
     before = [p.reshape(-1)[:1000].astype(np.float64) for p in contender.params()]
     for factor in LATER:
         contender.step([grad * grad.dtype.type(factor) for grad in grads])
+    norm = np.sqrt(sum(float(np.linalg.norm(grad.astype(np.float64))) ** 2 for grad in grads))
+
+    def clipped(factor):
+        if contender.rule == "clipped" and abs(factor) * norm > MAX_NORM:
+            return np.sign(factor) * MAX_NORM / norm
+        return factor
+
     for p, grad, end in zip(before, grads, contender.params(), strict=True):
         start, g = p.copy(), grad.reshape(-1)[:1000].astype(np.float64)
-        m, v = g * (1 - BETA1**steps), g * g * (1 - BETA2**steps)
-        for t, factor in enumerate(LATER, steps + 1):
+        first = clipped(1.0) * g
+        m, v = first * (1 - BETA1**steps), first * first * (1 - BETA2**steps)
+        for t, factor in enumerate(map(clipped, LATER), steps + 1):
             m = BETA1 * m + (1 - BETA1) * factor * g
             v = BETA2 * v + (1 - BETA2) * (factor * g) ** 2
             kept = 1 - LR * DECAY if contender.rule == "AdamW" else 1.0

@@ -10,7 +10,7 @@ class Workload:
     name: str
     shapes: tuple[tuple[int, ...], ...]
     dtype: type = np.float32
-    rule: str = "Adam"  # or AdamW, AMSGrad
+    rule: str = "Adam"  # or AdamW, AMSGrad, clipped: Adam behind clipping by the global norm
 
     @property
     def size(self):
@@ -23,8 +23,9 @@ class Workload:
 
     @property
     def step_bytes(self):
-        """What a step must move: read p, g, m, v and write p, m, v; AMSGrad reads and writes one array more."""
-        return self.nbytes * (9 if self.rule == "AMSGrad" else 7)
+        """What a step must move: read p, g, m, v and write p, m, v; AMSGrad reads and writes one array more, clipping
+        reads g once more."""
+        return self.nbytes * {"AMSGrad": 9, "clipped": 8}.get(self.rule, 7)
 
     def make(self):
         """(params, grads): the same for every contender. Gradients stay the same from step to step."""
@@ -86,5 +87,7 @@ WORKLOADS = {
         Workload("embedding 200 K x 128", ((200_000, 128),)),
         Workload("1 x 1 M AdamW", ((1 << 20,),), rule="AdamW"),
         Workload("1 x 1 M AMSGrad", ((1 << 20,),), rule="AMSGrad"),
+        Workload("1 x 1 M clipped", ((1 << 20,),), rule="clipped"),
+        Workload("1 x 64 Mi clipped", ((1 << 26,),), rule="clipped"),
     ]
 }
