@@ -107,7 +107,7 @@ def test_kernel_equals_twin_for_every_pair_of_settings(name, options):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_kernel_equals_twin_for_all_settings(name, options):
-    for case in itertools.product(*AXES):
+    for case in itertools.product(*AXES[:5], [0, 1], [tame, wild], [1, 3]):
         check(name, options, *case)
 
 
