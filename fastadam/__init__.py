@@ -19,6 +19,7 @@ from fastadam.blas import share_threads_with_blas
 from fastadam.checkpoint import load, save
 from fastadam.optimizer import Optimizer
 from fastadam.optimizers import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
+from fastadam.tracing import Trace, trace
 
 __all__ = [
     "SGD",
@@ -31,6 +32,7 @@ __all__ = [
     "PerformanceWarning",
     "RAdam",
     "RMSprop",
+    "Trace",
     "__version__",
     "adam_update",
     "config",
@@ -41,4 +43,5 @@ __all__ = [
     "set_num_threads",
     "share_threads_with_blas",
     "show_config",
+    "trace",
 ]

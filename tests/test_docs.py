@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
 
 WITH_EXAMPLES = ["fastadam"] + [
-    f"fastadam.{n}" for n in ("_config", "_core", "blas", "optimizer", "optimizers", "reference")
+    f"fastadam.{n}" for n in ("_config", "_core", "blas", "optimizer", "optimizers", "reference", "tracing")
 ]
 
 
