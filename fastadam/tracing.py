@@ -85,8 +85,8 @@ def trace(
 
     Notes
     -----
-    For Adam and AdamW the bias-corrected averages are recorded, too. Schedules of betas are called a second time per
-    step for them, with the same count.
+    For Adam and AdamW the bias-corrected averages are recorded, too. Schedules of betas are called again for
+    that, in the end, with the same counts.
 
     Examples
     --------
@@ -123,49 +123,40 @@ def trace(
     xs = np.empty((count + 1, *x.shape), x.dtype)
     gradients = np.empty_like(xs)
     losses = np.empty(count + 1)
-    state: list[dict[str, Any]] = []
-    correction: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
     for t in range(count + 1):
         xs[t] = x
         here = xs[t, ...]
         here.flags.writeable = False
         losses[t], gradients[t] = as_value_and_gradient(f(here), x)
-        if t == count:
-            break
-        factors = corrections(stepper)
-        stepper.step(gradients[t, ...])
-        (entry,) = stepper.state.values()
-        state.append({name: np.array(value) for name, value in entry.items()})
-        correction.append(factors)
-    states, factors_of = stacked(state), stacked(correction)
-    corrected = {name: shortened(states[name], factor) for name, factor in factors_of.items()}
-    return Trace(xs, losses, gradients, states, factors_of, corrected)
+        if t < count:
+            stepper.step(gradients[t, ...])
+            (entry,) = stepper.state.values()
+            rows.append({name: np.array(value) for name, value in entry.items()})
+    state = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    correction = corrections(stepper, state["step"]) if isinstance(stepper, Adam) else {}
+    corrected = {name: divided(state[name], factor) for name, factor in correction.items()}
+    return Trace(xs, losses, gradients, state, correction, corrected)
 
 
-def stacked(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+def corrections(adam: Adam, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """What each of Adam's steps divided its averages by, given its counter after each step."""
+    (group,) = adam.param_groups
+    factors = []
+    for taken in [0, *counts[:-1].tolist()]:
+        betas = at(group["betas"], taken) if group["bias_correction"] else (0.0, 0.0)
+        factors.append([1 - float(at(beta, taken)) ** (taken + 1) for beta in betas])
+    return dict(zip(("exp_avg", "exp_avg_sq"), np.array(factors).T, strict=True))
 
 
-def shortened(average: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """The average divided by its factor, in its own type."""
+def at(value: Any, taken: int) -> Any:
+    """A schedule's value after so many steps; anything else as it is."""
+    return value(taken) if callable(value) else value
+
+
+def divided(average: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """The average of every step divided by its factor, in its own type."""
     return average / factor.astype(average.dtype).reshape(-1, *[1] * (average.ndim - 1))
-
-
-def corrections(stepper: Any) -> dict[str, float]:
-    """What Adam's next step divides its averages by."""
-    if not isinstance(stepper, Adam):
-        return {}
-    (group,) = stepper.param_groups
-    (entry,) = stepper.state.values()
-    taken = entry["step"]
-
-    def now(value: Any) -> Any:
-        return value(taken) if callable(value) else value
-
-    betas = [float(now(beta)) for beta in now(group["betas"])]
-    if not group["bias_correction"]:
-        betas = [0.0, 0.0]
-    return {name: 1 - beta ** (taken + 1) for name, beta in zip(("exp_avg", "exp_avg_sq"), betas, strict=True)}
 
 
 def as_start(x0: Any) -> np.ndarray:
