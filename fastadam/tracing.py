@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from fastadam import _core
+from fastadam.optimizer import Optimizer
 from fastadam.optimizers import Adam
 
 
@@ -51,7 +52,7 @@ class Trace:
 
 
 def trace(
-    optimizer: Callable[[np.ndarray], Any],
+    optimizer: Callable[[np.ndarray], Optimizer],
     f: Callable[[np.ndarray], tuple[Any, Any]],
     x0: Any,
     steps: SupportsIndex,
@@ -179,11 +180,10 @@ def as_count(steps: SupportsIndex) -> int:
     return count
 
 
-def check_is_over(stepper: Any, x: np.ndarray) -> None:
-    groups = getattr(stepper, "param_groups", None)
-    if groups is None or not hasattr(stepper, "state"):
+def check_is_over(stepper: Optimizer, x: np.ndarray) -> None:
+    if not isinstance(stepper, Optimizer):
         raise TypeError(f"optimizer must return one of fastadam's optimizers, got a {type(stepper).__name__}")
-    params = [param for group in groups for param in group["params"]]
+    params = [param for group in stepper.param_groups for param in group["params"]]
     if len(params) != 1 or params[0] is not x:
         raise ValueError("optimizer must return an optimizer over the one array that it is given, and no other")
 

@@ -17,9 +17,22 @@ def start(shape=(2, 3), dtype=np.float64):
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
+OPTIMIZERS = [
+    partial(fastadam.Adam, lr=0.1, amsgrad=True),
+    partial(fastadam.AdamW, lr=0.1),
+    partial(fastadam.NAdam, lr=0.1),
+    partial(fastadam.RAdam, lr=0.1),
+    partial(fastadam.Adamax, lr=0.1),
+    partial(fastadam.SGD, lr=0.01),
+    partial(fastadam.SGD, lr=0.01, momentum=0.9),
+    partial(fastadam.RMSprop, lr=0.01, centered=True),
+    partial(fastadam.Adagrad, lr=0.1),
+]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("make", [partial(fastadam.Adam, lr=0.1, amsgrad=True), partial(fastadam.AdamW, lr=0.1)])
+@pytest.mark.parametrize("make", OPTIMIZERS, ids=lambda make: make.func.__name__)
 def test_the_record_is_what_the_optimizer_did(make, shape, dtype):
     x0 = start(shape, dtype)
     kept = x0.copy()
@@ -39,6 +52,7 @@ def test_the_record_is_what_the_optimizer_did(make, shape, dtype):
     assert record.x[20].tobytes() == x.tobytes() and record.loss[20] == bowl(x)[0]
     assert len(record.x) == len(record.gradient) == len(record.loss) == 21
     assert np.array_equal(record.update[7], record.x[8] - record.x[7])
+    assert bool(record.correction) == isinstance(opt, fastadam.Adam)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias_correction": False}, {"eps_root": 1e-3}])
