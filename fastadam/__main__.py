@@ -1,4 +1,4 @@
-"""python -m fastadam demo [--output PICTURE]: train on real data, with and without fastadam."""
+"""python -m fastadam demo | compare | config: the main job on real data, optimizers in pictures, how it runs here."""
 
 import argparse
 
@@ -8,12 +8,19 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train an MLP on handwritten digits, with and without fastadam")
     demo.add_argument("--output", default="fastadam-demo.png", help="where to write the picture (default: %(default)s)")
+    compare = commands.add_parser("compare", help="draw what five optimizers do on five landscapes, on one page")
+    compare.add_argument("--output", default="fastadam-compare.html", help="where to write it (default: %(default)s)")
+    compare.add_argument("--pictures", metavar="DIR", help="write still pictures of the same, too")
     commands.add_parser("config", help="print what this installation is and how it runs")
     chosen = parser.parse_args(arguments)
     if chosen.command == "demo":
         from fastadam.demo import main as run_demo
 
         run_demo(chosen.output)
+    elif chosen.command == "compare":
+        from fastadam.compare import main as run_compare
+
+        run_compare(chosen.output, chosen.pictures)
     else:
         from fastadam import show_config
 
