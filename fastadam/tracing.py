@@ -141,10 +141,12 @@ def trace(
 
 
 def corrections(adam: Adam, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """What each of Adam's steps divided its averages by, given its counter after each step."""
+    """What Adam divided its averages by last, given its counter after each call of `step`: a call may leave it alone."""
     (group,) = adam.param_groups
     factors = []
-    for taken in [0, *counts[:-1].tolist()]:
+    for taken in np.maximum(
+        counts - 1, 0
+    ).tolist():  # before the first step the averages are zero, whatever divides them
         betas = at(group["betas"], taken) if group["bias_correction"] else (0.0, 0.0)
         factors.append([1 - float(at(beta, taken)) ** (taken + 1) for beta in betas])
     return dict(zip(("exp_avg", "exp_avg_sq"), np.array(factors).T, strict=True))

@@ -88,7 +88,17 @@ def test_a_step_that_is_left_out_is_recorded_as_such():
 
     record = fastadam.trace(partial(fastadam.Adam, nonfinite="skip"), broken, start(), 3)
     assert record.state["step"].tolist() == [0, 0, 0]
+    assert (record.corrected["exp_avg"] == 0).all()
     assert np.isnan(record.loss).all() and (record.update == 0).all()
+
+
+def test_corrections_stay_while_steps_are_left_out():
+    calls = iter([1.0, np.nan, np.nan, 1.0, 1.0])
+    make = partial(fastadam.Adam, nonfinite="skip", betas=(0.9, 0.99))
+    record = fastadam.trace(make, lambda x: (0.0, np.full_like(x, next(calls))), [0.0], 4)
+    assert record.state["step"].tolist() == [1, 1, 1, 2]
+    np.testing.assert_allclose(record.corrected["exp_avg"], 1, rtol=1e-12)
+    np.testing.assert_allclose(record.corrected["exp_avg_sq"], 1, rtol=1e-12)
 
 
 def test_integers_and_lists_start_too():
