@@ -141,7 +141,7 @@ def trace(
 
 
 def corrections(adam: Adam, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """What Adam divided its averages by last, given its counter after each call of `step`: a call may leave it alone."""
+    """What Adam divided its averages by last, given its counter after each call, which may leave it alone."""
     (group,) = adam.param_groups
     factors = []
     for taken in np.maximum(
