@@ -734,28 +734,25 @@ cdef class Engine:
 
     # -- the averages
 
-    def swap(self, bint inside):
+    cdef int swap(self, bint inside) except -1:
         """Exchange parameters and their averages. All or nothing, and Ctrl-C waits."""
         cdef Py_ssize_t i
         cdef Array *param
-        self.acquire()
-        try:
-            if self.changing or self.swapped == inside:
-                raise RuntimeError("swap_ema was called from inside a step, or of another swap_ema")
-            for i in range(self.count):
-                param = self.slots[i].array[FA_PARAM]
-                if not (is_usable(param) and size_of(param) == self.slots[i].n
-                        and (flags_of(param) & CONTIGUOUS) != 0):
-                    self.refuse(i)
-            self.locate()
-            fa_begin_writing()
-            for i in range(self.count):
-                exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA],
-                         nbytes_of(self.slots[i].array[FA_PARAM]))
-            fa_end_writing()
-            self.swapped = inside
-        finally:
-            self.release()
+        if self.changing or self.swapped == inside:
+            raise RuntimeError("swap_ema was called from inside a step, or of another swap_ema")
+        for i in range(self.count):
+            param = self.slots[i].array[FA_PARAM]
+            if not (is_usable(param) and size_of(param) == self.slots[i].n
+                    and (flags_of(param) & CONTIGUOUS) != 0):
+                self.refuse(i)
+        self.locate()
+        fa_begin_writing()
+        for i in range(self.count):
+            exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA],
+                     nbytes_of(self.slots[i].array[FA_PARAM]))
+        fa_end_writing()
+        self.swapped = inside
+        return 0
 
     # -- the norm of the gradients, before anything changes
 
@@ -859,3 +856,23 @@ cdef class Engine:
                 self.slots[i].warned = True
             grads[i - self.first] = grad
         return 0
+
+
+@cython.final
+cdef class Swapped:
+    """`with` it, the averages are in the parameters. Compiled, so that Ctrl-C comes before they are, or when it is
+    certain that they will not stay."""
+    cdef Engine engine
+
+    def __cinit__(self, Engine engine):
+        self.engine = engine
+
+    def __enter__(self):
+        self.engine.acquire()
+        try:
+            self.engine.swap(True)
+        finally:
+            self.engine.release()
+
+    def __exit__(self, kind, value, traceback):
+        self.engine.swap(False)     # without the lock, for which Ctrl-C could end the wait: all others are refused

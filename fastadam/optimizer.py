@@ -2,8 +2,8 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
@@ -269,8 +269,7 @@ class Optimizer:
             raise ValueError("there are no averages: ema_decay was None when the optimizer was made")
         return {key: entry["ema"] for key, entry in state.items()}
 
-    @contextmanager
-    def swap_ema(self) -> Iterator[None]:
+    def swap_ema(self) -> AbstractContextManager[None]:
         """A context manager in which the parameters hold their averages, to evaluate or save a model.
 
         Parameters and averages are exchanged in place, and back at the end; what is written into a parameter meanwhile
@@ -294,11 +293,7 @@ class Optimizer:
         array([3.])
         """
         _ = self.ema
-        self._engine.swap(True)
-        try:
-            yield
-        finally:
-            self._engine.swap(False)
+        return _core.Swapped(self._engine)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lr" and name in self.__dict__.get("_defaults", ()):

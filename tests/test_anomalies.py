@@ -96,6 +96,15 @@ def add_group(opt, count):
     opt.add_param_group({"params": {f"{name} {count}": np.ones(500) for name in "abcdefghij"}, "lr": float(count)})
 
 
+def swap(opt, count):
+    with opt.swap_ema():
+        opt.param_groups[0]["params"][0].sum()
+
+
+def nothing(opt, count):
+    pass
+
+
 # ---- Ctrl-C
 
 PRESS = """
@@ -166,7 +175,9 @@ def test_ctrl_c_does_not_tear_a_step(trials):
 
 
 @few_or_many(20, 200)
-@pytest.mark.parametrize("what", ["step_one, {}", "load, {}", "add_group, {}"])
+@pytest.mark.parametrize(
+    "what", ["step_one, {}", "load, {}", "add_group, {}", "swap, {}, twins_act=t.nothing, ema_decay=0.9"]
+)
 def test_ctrl_c_does_not_tear_what_else_changes_an_optimizer(what, trials):
     run(f"never_torn(t.{what.format(trials)})", timeout=600)
 
