@@ -44,14 +44,9 @@ static void run_loop(const fa_kernel *kernel, const fa_task *staged, void *writt
     kernel->run(&loop, 0, n);
 }
 
-void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
+static void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *which, int count,
+                       char (*copies)[BLOCK], char *gradient)
 {
-    int which[FA_ARRAYS], count = trailing(t, which);
-    if (count == 0 && !t->before && !t->after) {
-        t->kernel->run(t, begin, end);
-        return;
-    }
-    _Alignas(64) char copies[FA_ARRAYS][BLOCK], gradient[FA_SQUARES * sizeof(double)];
     int64_t size = t->kernel->size, block = t->kernel->block;
     for (; begin < end; begin += block) {
         int64_t n = end - begin < block ? end - begin : block;
@@ -75,4 +70,28 @@ void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
             if (which[i] != FA_GRAD && which[i] != FA_SUM)
                 memcpy((char *)t->array[which[i]] + begin * size, copies[which[i]], (size_t)(n * size));
     }
+}
+
+/* Each with its buffers in its own frame, because the stacks of OpenMP's workers may be small. */
+static __attribute__((noinline)) void run_sums(const fa_task *t, int64_t begin, int64_t end)
+{
+    _Alignas(64) char gradient[FA_SQUARES * sizeof(double)];
+    run_blocks(t, begin, end, NULL, 0, NULL, gradient);
+}
+
+static __attribute__((noinline)) void run_rule(const fa_task *t, int64_t begin, int64_t end, const int *which, int count)
+{
+    _Alignas(64) char copies[FA_ARRAYS][BLOCK], gradient[BLOCK];
+    run_blocks(t, begin, end, which, count, copies, gradient);
+}
+
+void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
+{
+    int which[FA_ARRAYS], count = trailing(t, which);
+    if (count == 0 && !t->before && !t->after)
+        t->kernel->run(t, begin, end);
+    else if (t->kernel->block * t->kernel->size > BLOCK)
+        run_sums(t, begin, end);
+    else
+        run_rule(t, begin, end, which, count);
 }

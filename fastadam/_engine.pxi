@@ -77,6 +77,27 @@ cdef list fresh_state(tuple params, int made, double initial):
     return kinds
 
 
+cdef bint is_finite_at(const fa_task *task, fa_real real, bint summed, int64_t i) noexcept nogil:
+    """Of the gradient that a rule takes, before it is clipped, or of a sum that waits."""
+    cdef float x
+    cdef double y
+    if real == FA_FLOAT32:
+        x = (<const float *>task.array[FA_GRAD])[i]
+        if task.before != NULL:
+            x = <float>task.around.s * x
+            if summed:
+                x = (<const float *>task.array[FA_SUM])[i] + x
+            x = x * <float>task.around.mean
+        return isfinite(x)
+    y = (<const double *>task.array[FA_GRAD])[i]
+    if task.before != NULL:
+        y = task.around.s * y
+        if summed:
+            y = (<const double *>task.array[FA_SUM])[i] + y
+        y = y * task.around.mean
+    return isfinite(y)
+
+
 cdef inline int64_t blocks_of(int64_t n) noexcept nogil:
     return (n + FA_SQUARES - 1) // FA_SQUARES
 
@@ -93,8 +114,8 @@ cdef void exchange(char *a, char *b, Py_ssize_t size) noexcept nogil:
 
 
 cdef Py_ssize_t plan_copies(list pairs, Copy **copies) except -1:
-    """Places and sizes for (target, source) pairs of the same type and shape. Sources in another memory order are copied
-    first; the last pass, before anything is written, runs no Python code."""
+    """Places and sizes for (target, source) pairs of the same type and shape. Sources in another memory order are
+    copied first; the last pass, before anything is written, runs no Python code."""
     cdef Py_ssize_t i, count = len(pairs)
     for i in range(count):
         old, new = pairs[i]
@@ -156,6 +177,7 @@ cdef class Engine:
     cdef Group *groups
     cdef Settings settings
     cdef double scale                   # grad_scale
+    cdef bint waiting                   # some of this call's gradients join a sum
     cdef Py_ssize_t first, last         # the parameters that this call is about
     cdef fa_task *tasks
     cdef fa_around *arounds
@@ -465,8 +487,8 @@ cdef class Engine:
             raise ValueError("ema_decay was None when the optimizer was made; make a new one")
         if s.accumulate > 1 and not self.extras & SUM_BIT:
             raise ValueError("accumulate was 1 when the optimizer was made; make a new one")
-        staged = self.extras & SUM_BIT != 0 or s.max_value < INFINITY
         steps = self.plan(grads)
+        staged = self.waiting or s.accumulate > 1 or s.max_value < INFINITY
         if steps or s.accumulate == 1:
             self.read_groups(list(groups))
         measured = s.nonfinite != PROPAGATE or (s.max_norm < INFINITY and steps)
@@ -510,11 +532,13 @@ cdef class Engine:
         cdef Py_ssize_t i
         cdef Slot *slot
         cdef bint steps = False
+        self.waiting = False
         for i in range(self.first, self.last):
             slot = &self.slots[i]
             slot.active = grads[i - self.first] is not None
             slot.steps = slot.active and slot.summed + 1 >= self.settings.accumulate
             steps = steps or slot.steps
+            self.waiting = self.waiting or (slot.active and slot.summed > 0)
         return steps
 
     cdef void count_step(self) noexcept nogil:
@@ -571,6 +595,12 @@ cdef class Engine:
             self.check_group_keys(values, i)
             read_plain(values, &options)
             self.check_fixed(i, &options)
+
+    def check_state(self, Py_ssize_t i, dict values):
+        """Raise unless the state that group i has is enough for these hyper-parameters."""
+        cdef fa_options options
+        read_plain(values, &options)
+        self.check_fixed(i, &options)
 
     cdef int check_fixed(self, Py_ssize_t i, const fa_options *options) except -1:
         """State is made with the group: what needs more of it comes too late."""
@@ -734,24 +764,43 @@ cdef class Engine:
 
     # -- the averages
 
-    cdef int swap(self, bint inside) except -1:
+    cdef int swap_in(self) except -1:
         """Exchange parameters and their averages. All or nothing, and Ctrl-C waits."""
         cdef Py_ssize_t i
         cdef Array *param
-        if self.changing or self.swapped == inside:
+        cdef Array *ema
+        if self.changing or self.swapped:
             raise RuntimeError("swap_ema was called from inside a step, or of another swap_ema")
         for i in range(self.count):
-            param = self.slots[i].array[FA_PARAM]
-            if not (is_usable(param) and size_of(param) == self.slots[i].n
-                    and (flags_of(param) & CONTIGUOUS) != 0):
+            param, ema = self.slots[i].array[FA_PARAM], self.slots[i].array[FA_EMA]
+            if not (is_usable(param) and size_of(param) == self.slots[i].n and is_usable(ema)
+                    and type_of(param) == type_of(ema) and same_layout(param, ema)):
                 self.refuse(i)
         self.locate()
         fa_begin_writing()
         for i in range(self.count):
-            exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA],
-                     nbytes_of(self.slots[i].array[FA_PARAM]))
+            exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA], nbytes_of(self.slots[i].array[FA_EMA]))
         fa_end_writing()
-        self.swapped = inside
+        self.swapped = True
+        return 0
+
+    cdef int swap_out(self) except -1:
+        """Back, wherever a parameter still is; frozen ones, too. What has moved meanwhile is lost to its average."""
+        cdef Py_ssize_t i, size, moved = -1
+        cdef Array *param
+        fa_begin_writing()
+        for i in range(self.count):
+            param = self.slots[i].array[FA_PARAM]
+            size = nbytes_of(self.slots[i].array[FA_EMA])
+            if data_of(param) == self.slots[i].data[FA_PARAM] and nbytes_of(param) == size:
+                exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA], size)
+            else:
+                moved = i
+        fa_end_writing()
+        self.swapped = False
+        if moved >= 0:
+            raise ValueError(f"{self.name_of(moved, FA_PARAM)} was resized inside swap_ema; what it held before is in "
+                             "opt.ema: copy it back")
         return 0
 
     # -- the norm of the gradients, before anything changes
@@ -780,11 +829,11 @@ cdef class Engine:
                 task = &self.squares[k]
                 memset(task, 0, sizeof(fa_task))
                 task.kernel = fa_kernel_of(chosen_isa, FA_SUM_SQUARES, real)
-                task.array[FA_GRAD], task.array[FA_SUM] = self.tasks[k].array[FA_GRAD], self.tasks[k].array[FA_SUM]
+                task.array[FA_GRAD], task.array[FA_SUM] = self.tasks[k].array[FA_GRAD], self.slots[i].data[FA_SUM]
                 task.n = self.tasks[k].n
                 task.factors = &self.sums[blocks]
                 task.around = self.tasks[k].around
-                if self.tasks[k].before != NULL:    # the mean, before it is clipped
+                if self.tasks[k].before != NULL or not self.slots[i].steps:     # the mean, not clipped, or the sum
                     task.before = fa_kernel_of(
                         chosen_isa, FA_GRADIENT + (FA_SUMMED if self.slots[i].summed else 0), real)
                 blocks += blocks_of(task.n)
@@ -800,8 +849,8 @@ cdef class Engine:
         return total
 
     cdef Py_ssize_t find_nonfinite(self, bint overflow_counts) noexcept nogil:
-        """The first parameter with NaN or infinity in its gradient, or -1. Squares of finite float64 numbers can
-        overflow, too, which counts if they are to be clipped by; and sums of several gradients, which always does."""
+        """The first parameter with NaN or infinity in its gradient, or in what it makes of a sum, or -1. Squares of
+        finite float64 numbers can overflow, too, which counts if they are to be clipped by."""
         cdef Py_ssize_t i, k = 0, large = -1
         cdef int64_t element
         cdef fa_task *task
@@ -813,17 +862,11 @@ cdef class Engine:
             while element < task.n:
                 if isfinite((<double *>task.factors)[element // FA_SQUARES]):
                     element += FA_SQUARES
-                    continue
-                if large < 0:
-                    large = i
-                if task.before != NULL and self.slots[i].summed:
+                elif not is_finite_at(task, real_of(self.slots[i].array[FA_PARAM]), self.slots[i].summed, element):
                     return i
-                if real_of(self.slots[i].array[FA_PARAM]) == FA_FLOAT32:
-                    if not isfinite((<float *>task.array[FA_GRAD])[element]):
-                        return i
-                elif not isfinite((<double *>task.array[FA_GRAD])[element]):
-                    return i
-                element += 1
+                else:
+                    large = i if large < 0 else large
+                    element += 1
             k += 1
         return large if overflow_counts else -1
 
@@ -870,9 +913,9 @@ cdef class Swapped:
     def __enter__(self):
         self.engine.acquire()
         try:
-            self.engine.swap(True)
+            self.engine.swap_in()
         finally:
             self.engine.release()
 
     def __exit__(self, kind, value, traceback):
-        self.engine.swap(False)     # without the lock, for which Ctrl-C could end the wait: all others are refused
+        self.engine.swap_out()     # without the lock, for which Ctrl-C could end the wait: all others are refused

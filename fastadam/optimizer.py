@@ -221,9 +221,9 @@ class Optimizer:
     def step_one(self, key: Any, grad: np.ndarray | np.floating, *, grad_scale: float = 1.0) -> None:
         """Update one parameter as soon as its gradient is there, so that the gradient's memory can be used again.
 
-        As `step` with None for all other parameters: the array's own counter goes on, and schedules are given that
-        counter instead of the group's largest. A backward pass that calls it for each parameter ends where one `step`
-        would have, to the bit.
+        As `step` with None for all other parameters: the array's own counter goes on. A backward pass that calls it for
+        each parameter ends where one `step` would have, to the bit, but for two things: schedules are given the array's
+        own counter instead of the group's largest, and `nonfinite` decides about each array alone.
 
         Parameters
         ----------
@@ -273,7 +273,8 @@ class Optimizer:
         """A context manager in which the parameters hold their averages, to evaluate or save a model.
 
         Parameters and averages are exchanged in place, and back at the end; what is written into a parameter meanwhile
-        is lost to its average. Steps and everything else that reads or changes state raise a RuntimeError meanwhile.
+        is lost to its average. Meanwhile `ema` has what the parameters held, and steps, saving, loading and copying
+        raise a RuntimeError.
 
         Raises
         ------
@@ -430,9 +431,15 @@ class Optimizer:
     def _match(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> tuple[Any, ...]:
         """What the engine is to load, with pairs of (target, source) beside, if all of it fits."""
         self._engine.check_groups(self.param_groups)
-        groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys, self._check_group)
+        groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys)
+        initial = []
+        for i, (ours, change) in enumerate(zip(self.param_groups, groups, strict=True)):
+            merged = {**ours, **change}
+            self._engine.check_state(i, merged)
+            initial += [merged.get("initial_accumulator_value", 0.0)] * len(ours["params"])
         params = [arrays[0] for arrays in self._engine.arrays]
-        return self.param_groups, groups, *match_state(state_dict, indices, self.state, params), list(others)
+        state = match_state(state_dict, indices, self.state, params, initial)
+        return self.param_groups, groups, *state, list(others)
 
     def save(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> None:
         """Write state, counters and hyper-parameters to a file: ``fastadam.save(path, optimizer=self)``.

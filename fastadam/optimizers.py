@@ -37,8 +37,8 @@ class Adam(Optimizer):
     eps_hat : bool, default False
         Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
         lr * sqrt(1 - beta2**t), and v is not corrected.
-    max_norm, nonfinite, threads
-        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+        What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
     ------
@@ -49,8 +49,8 @@ class Adam(Optimizer):
     -----
     State: `exp_avg` (m), `exp_avg_sq` (v), and `max_exp_avg_sq` with amsgrad, each of the size of the parameters.
     Subnormal moments are flushed to zero. As in ``torch.optim.Adam``, eps is added after the bias correction, AMSGrad
-    takes the largest v before it (optax and Keras: after it), and the decay comes before the step. Choose it where
-    gradients differ much in size between parameters, or little time is to be spent on the learning rate.
+    takes the largest v before it (optax: after it), and the decay comes before the step. Choose it where gradients
+    differ much in size between parameters; docs/comparison.md has it beside others, all with tuned rates.
 
     Examples
     --------
@@ -110,8 +110,10 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, maximize, bias_correction, eps_root, eps_hat, max_norm, nonfinite, threads
+    params, lr, betas, eps, amsgrad, maximize, bias_correction, eps_root, eps_hat
         As for `Adam`.
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+        What surrounds the rule, as for every optimizer: see `Optimizer`.
     weight_decay : float or callable, default 1e-2, finite, >= 0
         Decay of the parameters per step, in units of lr.
 
@@ -192,8 +194,8 @@ class NAdam(Optimizer):
         p *= 1 - lr * weight_decay instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, nonfinite, threads
-        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+        What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
     ------
@@ -271,8 +273,8 @@ class RAdam(Optimizer):
         p *= 1 - lr * weight_decay instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, nonfinite, threads
-        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+        What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
     ------
@@ -345,8 +347,8 @@ class Adamax(Optimizer):
         L2 penalty: g += weight_decay * p.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, nonfinite, threads
-        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+        What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
     ------
@@ -418,8 +420,8 @@ class SGD(Optimizer):
         Look ahead; needs momentum > 0 and dampening 0.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, nonfinite, threads
-        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+        What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
     ------
@@ -428,9 +430,9 @@ class SGD(Optimizer):
 
     Notes
     -----
-    State: `momentum_buffer` (b), only with momentum. As torch's; Keras and optax have lr inside the buffer or the
-    gradient unscaled in the same way, which differs once lr changes. Choose it where the learning rate is tuned: it
-    needs the least memory, and often generalises best.
+    State: `momentum_buffer` (b), only with momentum. As torch's and optax's; in Keras lr is inside the buffer, which
+    differs once lr changes. (With dampening, torch takes the first gradient whole when momentum first is above 0, this
+    at step 1.) Choose it where the learning rate is tuned: it needs the least memory.
 
     Examples
     --------
@@ -509,8 +511,8 @@ class RMSprop(Optimizer):
         Divide by the standard deviation of the gradient instead.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, nonfinite, threads
-        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+        What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
     ------
@@ -586,8 +588,8 @@ class Adagrad(Optimizer):
         Added to the root.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, nonfinite, threads
-        Clipping, NaN and infinity, and threads: as for every optimizer, see `Optimizer`.
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+        What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
     ------

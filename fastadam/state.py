@@ -1,6 +1,6 @@
 """The state of an optimizer as users see it, and what a state dict must be before any of it is loaded."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -47,10 +47,7 @@ class Entry(dict[str, Any]):
 
 
 def match_groups(
-    state_dict: Mapping[str, Any],
-    param_groups: list[dict[str, Any]],
-    keys: list[Any],
-    check: Callable[[dict[str, Any]], None],
+    state_dict: Mapping[str, Any], param_groups: list[dict[str, Any]], keys: list[Any]
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """The hyper-parameters to set in each group, and the saved index of each of our parameters."""
     check_kind(state_dict, Mapping, "state_dict")
@@ -81,7 +78,7 @@ def match_groups(
         unknown = [name for name in change if name not in ours]
         if unknown:
             raise ValueError(f"{where} has unknown keys {unknown}; known are {list(ours)}")
-        check({**ours, **change})
+        _core.check_group({**ours, **change})
         for flag in {"amsgrad", "centered"} & change.keys():
             if change[flag] != ours[flag]:
                 raise ValueError(f"{where} has {flag}={change[flag]}, the optimizer {ours[flag]}")
@@ -99,6 +96,7 @@ def match_state(
     indices: list[Any],
     state: Mapping[Any, Mapping[str, Any]],
     params: list[np.ndarray],
+    initial: list[float],
 ) -> tuple[list[list[np.ndarray]], list[int], list[float], list[int]]:
     """For each of our parameters: arrays, counter, NAdam's product, and how many gradients are in its sum."""
     check_kind(state_dict["state"], Mapping, "state_dict['state']")
@@ -107,14 +105,14 @@ def match_state(
     if unknown:
         raise ValueError(f"state_dict['state'] has entries {list(unknown)} that no group lists in its 'params'")
     arrays, steps, products, counts = [], [], [], []
-    for index, (key, entry), param in zip(indices, state.items(), params, strict=True):
+    for index, (key, entry), param, start in zip(indices, state.items(), params, initial, strict=True):
         where = f"state_dict['state'][{index!r}] (parameter {key!r})"
         saved = saved_state.get(index, {})
         check_kind(saved, Mapping, where)
         names = [name for name in entry if isinstance(entry[name], np.ndarray)]
         saved = {name: value for name, value in saved.items() if value is not None}
-        fresh: dict[str, Any] = {name: np.zeros_like(entry[name]) for name in names}
-        fresh |= {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param}
+        fresh: dict[str, Any] = {name: np.full_like(entry[name], start) for name in names}
+        fresh |= {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param, "grad_sum": np.zeros_like(param)}
         fresh = {name: fresh[name] for name in entry}
         if saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
             saved["step"] = 1
@@ -127,6 +125,8 @@ def match_state(
         arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
         steps.append(as_counter(saved["step"], f"{where}['step']"))
         counts.append(as_counter(saved.get("grad_count", 0), f"{where}['grad_count']"))
+        if counts[-1] >= 2**31:
+            raise ValueError(f"{where}['grad_count'] must be less than 2**31, got {counts[-1]}")
         products.append(as_product(saved.get("mu_product", 1.0), f"{where}['mu_product']"))
         is_own = any(np.shares_memory(a, entry[name]) for a, name in zip(arrays[-1], names, strict=True))
         if is_own and (steps[-1], counts[-1]) != (entry["step"], entry.get("grad_count", 0)):

@@ -116,7 +116,7 @@ for line in sys.stdin:
 
 
 def interrupt(act, trials, *, twins_act=None, **options):
-    """Do it again and again until Ctrl-C, so many times. What was done last must have happened wholly, or not at all."""
+    """Do it again and again until Ctrl-C, so many times. What was done last must have happened wholly, or not."""
     twins_act = twins_act or act
     presser = subprocess.Popen([sys.executable, "-c", PRESS, str(os.getpid())], stdin=subprocess.PIPE, text=True)
     rng, outcomes = random.Random(0), Counter()

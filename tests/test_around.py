@@ -266,6 +266,68 @@ def test_a_sum_that_overflows_is_found():
     assert snapshot(opt) == before
 
 
+@pytest.mark.parametrize("mode", ["raise", "skip"])
+@pytest.mark.parametrize(("dtype", "large", "scale"), [(np.float32, 3e38, 1.0), (np.float32, 1e38, 100.0)])
+def test_a_sum_that_would_overflow_while_it_waits_stays_as_it_is(mode, dtype, large, scale):
+    """Else no later step could be taken."""
+    a = np.zeros(3, dtype)
+    opt = fastadam.SGD(a, lr=1.0, accumulate=3, nonfinite=mode)
+    opt.step(np.full(3, 3e38, dtype))
+    before = snapshot(opt)
+    if mode == "raise":
+        with pytest.raises(FloatingPointError):
+            opt.step(np.full(3, large, dtype), grad_scale=scale)
+    else:
+        opt.step(np.full(3, large, dtype), grad_scale=scale)
+    assert snapshot(opt) == before
+    for _ in range(2):
+        opt.step(np.ones(3, dtype))
+    assert opt.state[0]["step"] == 1 and np.isfinite(a).all()
+
+
+def test_squares_that_overflow_in_a_sum_do_not_count():
+    a = np.zeros(3)
+    opt = fastadam.SGD(a, lr=1.0, accumulate=2, nonfinite="raise")
+    for _ in range(2):
+        opt.step(np.full(3, 1e160))
+    assert a[0] == -1e160
+
+
+def test_accumulate_set_back_to_one_is_as_if_it_had_never_been():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal(5000).astype(np.float32)
+    b = a.copy()
+    opt, plain = fastadam.Adam(a, accumulate=2, max_norm=1.0), fastadam.Adam(b, max_norm=1.0)
+    opt.accumulate = 1
+    for _ in range(3):
+        grad = rng.standard_normal(5000).astype(np.float32)
+        opt.step(grad, grad_scale=0.7)
+        plain.step(grad, grad_scale=0.7)
+        assert opt.grad_norm == plain.grad_norm
+    assert_same_bits(a, b)
+
+
+def test_small_stacks_of_workers_are_enough():
+    run_python(
+        """
+import numpy as np, fastadam
+p, g = np.ones(100_000), np.ones(100_000)
+opt = fastadam.Adam(p, threads=2, accumulate=2, max_norm=1.0, ema_decay=0.9)
+for _ in range(4): opt.step(g)
+""",
+        OMP_STACKSIZE="64k",
+    )
+
+
+@pytest.mark.parametrize("count", [2**31, 2**63 - 1])
+def test_a_count_that_cannot_be_is_refused(count):
+    opt = fastadam.Adam(np.ones(2), accumulate=2)
+    saved = copy.deepcopy(opt.state_dict())
+    saved["state"][0]["grad_count"] = count
+    with pytest.raises(ValueError, match="grad_count.*less than 2"):
+        opt.load_state_dict(saved)
+
+
 def test_a_gradient_may_not_overlap_the_sum_or_the_average():
     opt = fastadam.Adam(np.ones(4), accumulate=2, ema_decay=0.9)
     for name in "grad_sum", "ema":
@@ -310,6 +372,35 @@ def test_swapping_in_and_out_again():
         raise KeyError("mine")
     assert (a == 4.0).all()
     opt.step([np.ones(5000), np.ones(3, np.float32)])
+
+
+def test_a_parameter_frozen_while_it_is_swapped_comes_back():
+    a = np.zeros(3)
+    opt = fastadam.SGD(a, lr=1.0, ema_decay=0.5)
+    opt.step(np.full(3, -4.0))
+    with opt.swap_ema():
+        a.flags.writeable = False
+    assert (a == 4.0).all() and (opt.ema[0] == 2.0).all()
+
+
+def test_a_parameter_resized_while_it_is_swapped_is_named_and_the_optimizer_lives():
+    a, b = np.zeros(3), np.zeros(3)
+    opt = fastadam.SGD([a, b], lr=1.0, ema_decay=0.5)
+    opt.step([np.full(3, -4.0), np.full(3, -4.0)])
+    message = "parameter 0 was resized inside swap_ema; what it held before is in opt.ema"
+    with pytest.raises(ValueError, match=message), opt.swap_ema():
+        a.resize(2_000_000, refcheck=False)
+    assert (b == 4.0).all() and (opt.ema[0] == 4.0).all()
+    opt.step([None, np.ones(3)])
+
+
+def test_a_parameter_that_changed_its_type_is_not_swapped():
+    p = np.zeros(1000, np.float32)
+    opt = fastadam.SGD(p, lr=1.0, ema_decay=0.5)
+    p.resize(2000, refcheck=False)
+    p.dtype = np.float64
+    with pytest.raises((TypeError, ValueError)), opt.swap_ema():
+        pass
 
 
 def test_a_parameter_that_cannot_be_written_is_not_swapped():
@@ -439,7 +530,7 @@ def test_one_array_in_another_type_is_converted():
 
 
 def test_arrays_that_have_moved_are_found():
-    """Parameters that grew out of their place, and a gradient that takes the place they left."""
+    """A parameter that grew out of its place is refused; the others go on without it."""
     a, b = np.ones(3), np.ones(1000)
     opt = fastadam.SGD([a, b], lr=1.0)
     opt.step([np.ones(3), np.ones(1000)])

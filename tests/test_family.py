@@ -111,8 +111,7 @@ def test_kernel_equals_twin_for_all_settings(name, options):
         check(name, options, *case)
 
 
-def test_every_loop_that_is_compiled_is_covered():
-    """Options here and in test_bits.py reach each of the table's loops: names are made of the flags."""
+def test_every_optimizer_is_covered():
     assert {name for name, _ in CASES} | {"Adam", "AdamW"} == {
         name
         for name in fastadam.__all__
@@ -211,6 +210,31 @@ def test_momentum_may_rest_but_not_begin_late():
     with pytest.raises(ValueError, match="momentum was 0 when the group was added"):
         late.state_dict()
     assert snapshot(late) == before
+
+
+def test_a_state_dict_that_needs_more_state_is_refused():
+    saved = fastadam.SGD(np.ones(3), momentum=0.9).state_dict()
+    saved["state"] = {}
+    opt = fastadam.SGD(np.ones(3))
+    with pytest.raises(ValueError, match="momentum was 0 when the group was added"):
+        opt.load_state_dict(saved)
+    opt.step(np.ones(3))
+    opt.state_dict()
+
+
+def test_what_state_dict_gives_loads_again():
+    """With nesterov, a schedule may let momentum rest."""
+    opt = fastadam.SGD(np.ones(3), momentum=0.9, nesterov=True)
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step(np.ones(3))
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+
+
+def test_sums_without_an_entry_begin_where_the_group_says():
+    opt = fastadam.Adagrad(np.ones(3), initial_accumulator_value=0.5)
+    opt.step(np.ones(3))
+    opt.load_state_dict({**opt.state_dict(), "state": {}})
+    assert opt.state[0]["sum"].tolist() == [0.5] * 3
 
 
 def test_centered_may_not_change():
