@@ -370,17 +370,24 @@ cdef class Engine:
         for i in range(self.count):
             self.slots[i].loaded, self.slots[i].loaded_product = steps[i], products[i]
             self.slots[i].loaded_summed = summed[i]
+        # What groups held stays alive until all is in; nothing is allocated once copying has begun.
+        before = []
+        changes = []
+        for group, new_group in zip(groups, new_groups):
+            before.append(dict(group))
+            for name, value in new_group.items():
+                changes.append((group, name, value))
         try:
             count = plan_copies(pairs, &copies)
-            # The GIL is kept, so no fork comes in between, and what groups held stays alive until all is in.
-            before = [dict(group) for group in groups]
+            # The GIL is kept, so no fork comes in between.
             copy_planned(copies, count)
             for i in range(self.count):
                 self.slots[i].step, self.slots[i].product = self.slots[i].loaded, self.slots[i].loaded_product
                 self.slots[i].summed = self.slots[i].loaded_summed
             self.count_groups()
-            for group, new_group in zip(groups, new_groups):
-                group.update(new_group)
+            for i in range(len(changes)):
+                change = <tuple>changes[i]
+                PyDict_SetItem(change[0], change[1], change[2])
             del before
         finally:
             PyMem_Free(copies)

@@ -10,14 +10,19 @@ import json
 import math
 import os
 import secrets
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from io import BufferedReader
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from fastadam import _core
 from fastadam.containers import Tree, as_groups
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the text; what reads 1 reads all of 1
 TEXT = "fastadam"  # where it is: a key of safetensors' metadata, a member of an .npz
 LARGE = 1 << 30  # bytes: with more, a bar shows the progress
+TEXT_SIZE, TEXT_PER_ARRAY = 16 << 20, 4 << 10  # bytes: the longest text or header that is parsed
 DTYPES = {np.dtype(name) for name in ("bool", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")}
 
 
@@ -58,11 +64,13 @@ def save(
     Raises
     ------
     TypeError, ValueError
-        Nothing to save, a suffix or an array that cannot be stored, two keys with one name.
+        Nothing to save, a suffix or an array that cannot be stored, two keys with one name; or an array was changed by
+        another thread meanwhile. What was there before still is.
     ImportError
         The safetensors package is missing.
     OSError
-        The file could not be written; what was there before still is.
+        The file could not be written; what was there before still is. (A kill leaves what was written aside, a hidden
+        file next to it, .fastadam.* or .tmp*, to be deleted.)
 
     Examples
     --------
@@ -78,20 +86,30 @@ def save(
     """
     if params is None and optimizer is None:
         raise ValueError("nothing to save: pass params, optimizer or both")
-    target = Path(os.path.realpath(path))
-    write, _ = format_of(target)
+    write, read = format_of(path)
     arrays: dict[str, np.ndarray] = {}
     text: dict[str, Any] = {"format": FORMAT}
-    with locked(optimizer):
+    with lock_of(optimizer):
         if params is not None:
-            text["params"] = add_params(arrays, params)
+            text["params"] = add_params(arrays, leaves_of(params))
         if optimizer is not None:
             text["optimizer"] = add_optimizer(arrays, optimizer)
         stored = {name: as_stored(array, name) for name, array in arrays.items()}
-        with bar(sum(array.nbytes for array in stored.values()), progress, "checking") as advance:
+        with bar(sum(array.nbytes for array in stored.values()), progress, "summing") as advance:
             text["arrays"] = {name: describe(array, advance) for name, array in stored.items()}
         text["crc32"] = crc_of_text(text)
-        write_aside(target, lambda aside: write(aside, stored, json.dumps(text)))
+
+        def write_and_read_back(aside: Path) -> None:
+            write(aside, stored, json.dumps(text))
+            with open(aside, "rb") as file:
+                places, raw = read(file, math.inf)
+                claimed(places, raw)
+                try:
+                    verified(file, places, text["arrays"], False, progress)
+                except ValueError as error:
+                    raise ValueError(f"{error}: was it changed by another thread while it was written?") from None
+
+        write_aside(Path(os.path.realpath(path)), write_and_read_back)
 
 
 def load(
@@ -111,10 +129,11 @@ def load(
     params : container of ndarrays, default None
         With the keys, shapes and dtypes of those that were saved. They need not be all that is in the file.
     optimizer : Optimizer, default None
-        Of the same class and groups as the one saved.
+        Of the same class and groups as the one saved. Hyper-parameters that were saved replace what it has, schedules
+        too; those that were schedules then stay as they are.
     mmap : bool, default False
-        Copy from a memory map instead of reading the file first, which takes half the memory. Then nobody may write
-        into or truncate the file meanwhile (`save` never does).
+        Copy from a memory map instead of reading the arrays first, which takes half the memory. Then nobody may write
+        into or truncate the file meanwhile (`save` never does: it puts another in its place).
     progress : bool or None, default None
         Show a bar (needs tqdm). None: for more than 1 GiB, in a terminal.
 
@@ -130,26 +149,30 @@ def load(
     --------
     See `save`.
 
-    >>> import fastadam
-    >>> fastadam.load("no such file.npz", params=[])
+    >>> import numpy as np, fastadam
+    >>> fastadam.load("no such file.npz", params=np.ones(1))
     Traceback (most recent call last):
     ...
     FileNotFoundError: [Errno 2] No such file or directory: 'no such file.npz'
     """
     if params is None and optimizer is None:
         raise ValueError("nothing to load into: pass params, optimizer or both")
-    _, read = format_of(Path(path))
-    file = os.fspath(path)
-    with open(file, "rb"):  # the system's own error, if there is one
-        pass
-    with saying(f"{file!r} is damaged or no checkpoint"):
-        mapped, text = claimed(*read(file))
-    with locked(optimizer):
+    _, read = format_of(path)
+    leaves = None if params is None else leaves_of(params)
+    name = os.fspath(path)
+    if not stat.S_ISREG(os.stat(name).st_mode):
+        raise ValueError(f"{name!r} is no regular file")
+    with lock_of(optimizer), open(name, "rb") as file:  # all is read from this one, whatever save puts in its place
+        wanted = len(leaves or ()) + (5 * len(optimizer.state) if optimizer is not None else 0)
+        with saying(f"{name!r} is damaged or no checkpoint"):
+            places, raw = read(file, TEXT_SIZE + TEXT_PER_ARRAY * wanted)
+            text = claimed(places, raw)
         # What the file claims is held against the model first, so that no more is read than the model takes.
-        fitting(mapped, text, file, params, optimizer)
-        with saying(f"{file!r} is damaged"):
-            arrays = verified(mapped, text, mmap, progress)
-        pairs, state = fitting(arrays, text, file, params, optimizer)
+        empty = {key: np.broadcast_to(np.zeros((), place.dtype), place.shape) for key, place in places.items()}
+        pairs, state, used = fitting(empty, text, name, leaves, optimizer)
+        with saying(f"{name!r} is damaged", but=(OSError, MemoryError)):
+            arrays = verified(file, {key: places[key] for key in used}, text["arrays"], mmap, progress)
+        pairs, state, _ = fitting(arrays, text, name, leaves, optimizer)
         if optimizer is None:
             _core.copy_arrays(pairs)
         else:
@@ -158,14 +181,20 @@ def load(
 
 
 def fitting(
-    arrays: Mapping[str, np.ndarray], text: dict[str, Any], file: str, params: Any, optimizer: "Optimizer | None"
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
-    """What to copy into parameters, and the optimizer's state_dict, if both fit."""
+    arrays: Mapping[str, np.ndarray],
+    text: dict[str, Any],
+    file: str,
+    leaves: list[tuple[Any, Any]] | None,
+    optimizer: "Optimizer | None",
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any], set[str]]:
+    """What to copy into parameters, the optimizer's state_dict, and the names of the arrays used, if all of it fits."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     state: dict[str, Any] = {}
+    used: set[str] = set()
     with saying(f"{file!r} does not fit", but=(ValueError, TypeError, MemoryError)):
-        if params is not None:
-            pairs = params_to_load(params, section(text, "params", file), arrays)
+        if leaves is not None:
+            pairs = params_to_load(leaves, section(text, "params", file), arrays)
+            used |= {f"params/{key}" for key, _ in leaves}
         if optimizer is not None:
             saved, ours = section(text, "optimizer", file), type(optimizer).__name__
             if saved["class"] != ours:
@@ -173,16 +202,20 @@ def fitting(
             keys = [str(key) for key in optimizer.state]
             if saved["keys"] != keys:
                 raise ValueError(f"{file!r} has the parameters {saved['keys']}, the optimizer {keys}")
+            counts = [group["count"] for group in saved["groups"]]
+            expected = [len(group["params"]) for group in optimizer.param_groups]
+            if counts != expected:
+                raise ValueError(f"{file!r} has groups of {counts} parameters, the optimizer of {expected}")
             state = state_dict_of(saved, arrays)
-            optimizer._match(state)
-    return pairs, state
+            used |= {value for entry in saved["state"] for value in entry.values() if isinstance(value, str)}
+            optimizer._match(state, pairs)
+    return pairs, state, used
 
 
 # ---- from a model to arrays and a text, and back
 
 
-def add_params(arrays: dict[str, np.ndarray], params: Any) -> list[str]:
-    leaves = leaves_of(params)
+def add_params(arrays: dict[str, np.ndarray], leaves: list[tuple[Any, Any]]) -> list[str]:
     for key, array in leaves:
         add(arrays, f"params/{key}", array)
     return [str(key) for key, _ in leaves]
@@ -194,6 +227,8 @@ def leaves_of(params: Any) -> list[tuple[Any, Any]]:
     start = 0
     for group in as_groups(params, ())[0]:
         start += Tree.of(group["params"], leaves, start=start).items
+    if not leaves:
+        raise ValueError("params holds no arrays")
     return leaves
 
 
@@ -233,24 +268,27 @@ def state_dict_of(saved: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> di
 
 
 def params_to_load(
-    params: Any, saved: list[str], arrays: Mapping[str, np.ndarray]
+    leaves: list[tuple[Any, Any]], saved: Any, arrays: Mapping[str, np.ndarray]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(live array, what to copy into it)"""
-    leaves = leaves_of(params)
-    names = [str(key) for key, _ in leaves]
-    missing = [name for name in names if name not in saved]
+    names = set(saved)
+    missing = [str(key) for key, _ in leaves if str(key) not in names]
     if missing:
         raise ValueError(f"the checkpoint has no parameters {missing}; it has {saved}")
     pairs = []
     for key, array in leaves:
         where, new = f"parameter {key!r}", arrays[f"params/{key}"]
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{where} must be a numpy.ndarray, got a {type(array).__name__}")
         if array.dtype != new.dtype:
             raise TypeError(f"{where} is {array.dtype}, in the checkpoint {new.dtype}; nothing is ever cast")
         if array.shape != new.shape:
             raise ValueError(f"{where} has the shape {array.shape}, in the checkpoint {new.shape}")
-        pairs.append((array, new))
+        pairs.append((array, new.view(array.dtype)))  # C has two names for one integer type
+    bounds = sorted((*byte_bounds(array), key) for key, array in leaves if array.size)
+    for (_, end, key), (begin, _, other) in pairwise(bounds):
+        if begin < end:
+            raise ValueError(f"parameters {key!r} and {other!r} overlap in memory; give each its own with .copy()")
     return pairs
 
 
@@ -259,21 +297,25 @@ def add(arrays: dict[str, np.ndarray], name: str, array: Any) -> None:
         raise ValueError(f"two arrays would be stored as {name!r}; rename one")
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a numpy.ndarray, got a {type(array).__name__}")
+    if "\0" in name or len(name.encode(errors="replace")) > 60_000:
+        raise ValueError(f"{name[:100]!r} cannot be a name in a file; rename the parameter")
     arrays[name] = array
 
 
 def as_stored(array: np.ndarray, name: str) -> np.ndarray:
-    """In C order (the safetensors package would scramble others) and little-endian."""
-    if array.dtype.newbyteorder("=") not in DTYPES:
-        raise TypeError(f"{name} has the dtype {array.dtype}, which cannot be stored; use real numbers or bool")
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+    """In C order (the safetensors package would scramble others)."""
+    if array.dtype not in DTYPES or not array.dtype.isnative or array.dtype.str.startswith(">"):
+        raise TypeError(
+            f"{name} has the dtype {array.dtype.str}, which cannot be stored; use real numbers or bool, little-endian"
+        )
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def plain(value: Any) -> Any:
     """A hyper-parameter as JSON has it."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim == 1):
         return [plain(x) for x in value]
     return _core.as_number(value, "a hyper-parameter")
 
@@ -301,32 +343,54 @@ def crc_of_text(text: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def claimed(arrays: dict[str, np.ndarray], raw: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and text, if they agree about everything but the arrays' elements, which are not read yet."""
+@dataclass(frozen=True)
+class Place:
+    """Where an array is in a file, and what it is."""
+
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def claimed(places: dict[str, Place], raw: str | bytes) -> dict[str, Any]:
+    """The text, if it agrees with the file about everything but the arrays' elements, which are not read yet."""
     text = parse(raw)
     if text["format"] != FORMAT:
         raise ValueError(f"it has the format {text['format']!r}; this fastadam reads {FORMAT}: use a newer one")
     if text["crc32"] != crc_of_text(text):
         raise ValueError("its text does not have the sum that it had when it was saved")
-    if arrays.keys() != text["arrays"].keys():
-        raise ValueError(f"its arrays are {sorted(arrays)}, expected {sorted(text['arrays'])}")
-    for name, array in arrays.items():
-        if {**text["arrays"][name], "dtype": array.dtype.str, "shape": list(array.shape)} != text["arrays"][name]:
+    if places.keys() != text["arrays"].keys():
+        raise ValueError(f"its arrays are {sorted(places)}, expected {sorted(text['arrays'])}")
+    for name, place in places.items():
+        saved = text["arrays"][name]
+        if (place.dtype.str, list(place.shape)) != (saved["dtype"], saved["shape"]):
             raise ValueError(f"the array {name!r} has another dtype or shape than when it was saved")
-    return arrays, text
+    return text
 
 
 def verified(
-    arrays: dict[str, np.ndarray], text: dict[str, Any], mmap: bool, progress: bool | None
+    file: BufferedReader, places: dict[str, Place], saved: dict[str, Any], mmap: bool, progress: bool | None
 ) -> dict[str, np.ndarray]:
-    """The arrays, copied into memory unless mmap, if their elements are what was saved."""
-    verified = {}
-    with bar(sum(array.nbytes for array in arrays.values()), progress, "reading") as advance:
-        for name, array in arrays.items():
-            verified[name] = array if mmap else array.copy()
-            if describe(verified[name], advance) != text["arrays"][name]:
+    """The arrays at these places, if their elements are what was saved."""
+    arrays = {}
+    data = np.memmap(file, np.uint8, "r") if mmap else None
+    with bar(sum(place.nbytes for place in places.values()), progress, "reading") as advance:
+        for name, place in places.items():
+            if data is not None:
+                flat = np.asarray(data[place.start : place.start + place.nbytes])
+            else:
+                flat = np.empty(place.nbytes, np.uint8)
+                file.seek(place.start)
+                if file.readinto(flat.data) != flat.size:
+                    raise ValueError("the file is too short")
+            arrays[name] = flat.view(place.dtype).reshape(place.shape)  # in a map, perhaps not aligned
+            if describe(arrays[name], advance) != saved[name]:
                 raise ValueError(f"the array {name!r} is not what was saved")
-    return verified
+    return arrays
 
 
 def parse(raw: str | bytes) -> dict[str, Any]:
@@ -348,34 +412,39 @@ def parse(raw: str | bytes) -> dict[str, Any]:
 
 def write_aside(target: Path, write: Callable[[Path], None]) -> None:
     """Write a file next to the target, and put it in the target's place when it is safely on the disk."""
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    aside = target.with_name(f".fastadam.{secrets.token_hex(8)}")
+    folder = os.open(target.parent, os.O_RDONLY)
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        mode = os.fstat(descriptor).st_mode & 0o777  # what the umask left of it
+        # As the file that is replaced, or what the umask leaves of a new one.
+        mode = stat.S_IMODE(os.stat(target).st_mode if target.exists() else os.fstat(descriptor).st_mode)
         os.close(descriptor)
         write(aside)
         os.chmod(aside, mode)
-        sync(aside)
+        descriptor = os.open(aside, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.replace(aside, target)
+        try:
+            os.fsync(folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+                raise
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        os.close(folder)
 
 
-def format_of(path: Path) -> tuple[Callable[..., None], Callable[..., Any]]:
+def format_of(path: str | os.PathLike[str]) -> tuple[Callable[..., None], Callable[..., Any]]:
     formats = {".npz": (write_npz, read_npz), ".safetensors": (write_safetensors, read_safetensors)}
-    if path.suffix not in formats:
-        raise ValueError(f"path must end in .safetensors or .npz, got {path.name!r}")
-    return formats[path.suffix]
+    suffix = Path(path).suffix
+    if suffix not in formats:
+        raise ValueError(f"path must end in .safetensors or .npz, got {Path(path).name!r}")
+    return formats[suffix]
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], text: str) -> None:
@@ -385,67 +454,78 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], text: str) -> None:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def read_npz(path: str) -> tuple[dict[str, np.ndarray], str]:
-    """Views of the file: members are stored as they are, so their places in it are known."""
-    data = np.memmap(path, np.uint8, "r")
-    arrays = {}
-    with zipfile.ZipFile(path) as members:
-        for info in members.infolist():
-            if info.compress_type != zipfile.ZIP_STORED or not info.filename.endswith(".npy"):
-                raise ValueError(f"the member {info.filename!r} is not a stored .npy")
-            with members.open(info) as file:
-                major = np.lib.format.read_magic(file)[0]
-                read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read_header(file)
-                header = file.tell()
-            name_and_extra = data[info.header_offset + 26 : info.header_offset + 30].view("<u2").sum(dtype=np.int64)
-            start = info.header_offset + 30 + int(name_and_extra) + header
+def read_npz(file: BufferedReader, most: float) -> tuple[dict[str, Place], bytes]:
+    """Members are stored as they are, so their places in the file are known."""
+    places = {}
+    with zipfile.ZipFile(file) as members:
+        infos = members.infolist()
+        if 100 * len(infos) > most:
+            raise ValueError(f"it has {len(infos)} members")
+        for info in infos:
             name = info.filename.removesuffix(".npy")
-            if fortran or name in arrays:
-                raise ValueError(f"the array {name!r} is in Fortran's order, or stands twice")
-            arrays[name] = view(data, start, dtype, shape)
-    return arrays, bytes(arrays.pop(TEXT)).decode()
+            if info.compress_type != zipfile.ZIP_STORED or name == info.filename or name in places:
+                raise ValueError(f"the member {info.filename!r} is not a stored .npy, or stands twice")
+            places[name] = place_of_member(file, members, info)
+        text = places.pop(TEXT)
+        if text.nbytes > most:
+            raise ValueError(f"its text has {text.nbytes} bytes")
+    file.seek(text.start)
+    return places, file.read(text.nbytes)
+
+
+def place_of_member(file: BufferedReader, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> Place:
+    with members.open(info) as member:
+        major = np.lib.format.read_magic(member)[0]
+        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        try:
+            shape, fortran, dtype = read_header(member)
+        except MemoryError:  # Python's parser, of an expression that is nested too deeply
+            raise ValueError(f"the header of {info.filename!r} is too deep") from None
+        header = member.tell()
+    if fortran:
+        raise ValueError(f"the member {info.filename!r} is in Fortran's order")
+    file.seek(info.header_offset + 26)
+    name_and_extra = sum(np.frombuffer(file.read(4), "<u2").tolist())
+    return place_at(file, info.header_offset + 30 + name_and_extra + header, dtype, shape)
 
 
 def write_safetensors(path: Path, arrays: dict[str, np.ndarray], text: str) -> None:
-    safetensors().numpy.save_file(arrays, path, metadata={TEXT: text})
-
-
-def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], str]:
-    with safetensors().safe_open(path, framework="numpy") as file:  # which checks the header
-        text = (file.metadata() or {})[TEXT]
-    data = np.memmap(path, np.uint8, "r")
-    length = int(data[:8].view("<u8")[0])
-    header = parse(bytes(data[8 : 8 + length]))
-    del header["__metadata__"]
-    dtypes = {"BOOL": "?", **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "FIU" for size in (1, 2, 4, 8)}}
-    arrays = {
-        name: view(data, 8 + length + entry["data_offsets"][0], np.dtype(dtypes[entry["dtype"]]), entry["shape"])
-        for name, entry in header.items()
-    }
-    return arrays, text
-
-
-def safetensors() -> Any:
     try:
-        import safetensors
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "a .safetensors file needs the safetensors package: pip install 'fastadam[checkpoint]'; "
+            "writing a .safetensors file needs the safetensors package: pip install 'fastadam[checkpoint]'; "
             "or use a name that ends in .npz"
         ) from error
-    return safetensors
+    try:
+        safetensors.numpy.save_file(arrays, path, metadata={TEXT: text})
+    except safetensors.SafetensorError as error:  # a full disk, for example
+        raise OSError(f"{os.fspath(path)!r} could not be written: {error}") from error
 
 
-def view(data: np.ndarray, start: int, dtype: np.dtype, shape: Any) -> np.ndarray:
-    """The array of that type and shape that begins there, if the file has it."""
+def read_safetensors(file: BufferedReader, most: float) -> tuple[dict[str, Place], str]:
+    length = int.from_bytes(file.read(8), "little")
+    if length > most:
+        raise ValueError(f"its header has {length} bytes")
+    header = parse(file.read(length))
+    text = header.pop("__metadata__")[TEXT]
+    dtypes = {"BOOL": "?", **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "FIU" for size in (1, 2, 4, 8)}}
+    places = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        places[name] = place_at(file, 8 + length + begin, np.dtype(dtypes[entry["dtype"]]), entry["shape"])
+        if end - begin != places[name].nbytes:
+            raise ValueError(f"the array {name!r} is of another size than its shape says")
+    return places, text
+
+
+def place_at(file: BufferedReader, start: int, dtype: np.dtype, shape: Any) -> Place:
     if dtype.newbyteorder("=") not in DTYPES or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"no array can have the dtype {dtype} and the shape {shape}")
-    size = math.prod(shape) * dtype.itemsize
-    if start < 0 or start + size > data.size:
+    place = Place(start, dtype, tuple(shape))
+    if type(start) is not int or start < 0 or start + place.nbytes > os.fstat(file.fileno()).st_size:
         raise ValueError("the file is too short")
-    return np.asarray(data[start : start + size]).view(dtype).reshape(shape)  # which need not be aligned
+    return place
 
 
 # ---- around
@@ -464,14 +544,13 @@ def saying(what: str, but: tuple[type[Exception], ...] = (MemoryError, ImportErr
         raise ValueError(f"{what}: {error}") from error
 
 
-@contextmanager
-def locked(optimizer: "Optimizer | None") -> Iterator[None]:
+def lock_of(optimizer: "Optimizer | None") -> Any:
     """No step in between."""
     if optimizer is None:
-        yield
-    else:
-        with optimizer._engine.lock:
-            yield
+        return nullcontext()
+    if not hasattr(optimizer, "_engine"):
+        raise TypeError(f"optimizer must be an optimizer of fastadam, got a {type(optimizer).__name__}")
+    return optimizer._engine.lock
 
 
 @contextmanager

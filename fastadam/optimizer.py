@@ -437,7 +437,8 @@ class Optimizer:
             merged = {**ours, **change}
             self._engine.check_state(i, merged)
             initial += [merged.get("initial_accumulator_value", 0.0)] * len(ours["params"])
-        params = [arrays[0] for arrays in self._engine.arrays]
+        sources = {id(target): source for target, source in others}  # averages begin with what the parameters will be
+        params = [sources.get(id(arrays[0]), arrays[0]) for arrays in self._engine.arrays]
         state = match_state(state_dict, indices, self.state, params, initial)
         return self.param_groups, groups, *state, list(others)
 

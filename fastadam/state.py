@@ -111,8 +111,16 @@ def match_state(
         check_kind(saved, Mapping, where)
         names = [name for name in entry if isinstance(entry[name], np.ndarray)]
         saved = {name: value for name, value in saved.items() if value is not None}
-        fresh: dict[str, Any] = {name: np.full_like(entry[name], start) for name in names}
-        fresh |= {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param, "grad_sum": np.zeros_like(param)}
+        fresh: dict[str, Any] = {
+            name: np.broadcast_to(entry[name].dtype.type(start), entry[name].shape) for name in names
+        }
+        fresh |= {
+            "step": 0,
+            "mu_product": 1.0,
+            "grad_count": 0,
+            "ema": param,
+            "grad_sum": np.broadcast_to(param.dtype.type(0), param.shape),
+        }
         fresh = {name: fresh[name] for name in entry}
         if saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
             saved["step"] = 1

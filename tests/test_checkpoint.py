@@ -232,7 +232,7 @@ def test_a_bar_is_shown_where_it_is_asked_for(path, capfd):
     fastadam.save(path, params=np.ones(1000), progress=True)
     fastadam.load(path, params=np.ones(1000), progress=True)
     shown = capfd.readouterr().err
-    assert "checking" in shown and "reading" in shown and "8.00k" in shown
+    assert "summing" in shown and "reading" in shown and "8.00k" in shown
     fastadam.save(path, params=np.ones(1000))
     assert capfd.readouterr().err == ""
 
@@ -254,6 +254,86 @@ def test_mode_and_links_are_as_users_expect(path):
     new = np.zeros(1)
     fastadam.load(path, params=new)
     assert new[0] == 2.0
+
+
+def test_a_private_file_stays_private_and_a_link_may_have_any_target(path):
+    fastadam.save(path, params=np.ones(1))
+    path.chmod(0o600)
+    fastadam.save(path, params=np.ones(1))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    blob = path.with_name("blob")
+    path.rename(blob)
+    path.symlink_to(blob.name)
+    fastadam.save(path, params=np.full(1, 3.0))
+    new = np.zeros(1)
+    fastadam.load(path, params=new)
+    assert new[0] == 3.0 and path.is_symlink()
+
+
+def test_what_changes_while_it_is_saved_does_not_replace_what_was_saved(path, monkeypatch):
+    array = np.zeros(1000)
+    fastadam.save(path, params=array)
+    before = path.read_bytes()
+    describe = checkpoint.describe
+
+    def change_after(stored, advance):
+        described = describe(stored, advance)
+        array[500] += 1
+        return described
+
+    monkeypatch.setattr(checkpoint, "describe", change_after)
+    with pytest.raises(ValueError, match="is not what was saved: was it changed by another thread"):
+        fastadam.save(path, params=array)
+    monkeypatch.undo()
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+def test_saving_and_loading_side_by_side_never_fails(path):
+    """Each load reads one file, whatever a save puts in its place meanwhile."""
+    params = {"a": np.zeros(1000), "b": np.zeros(10)}
+    fastadam.save(path, params=params)
+    saver = os.fork()
+    if saver == 0:
+        try:
+            while True:
+                for array in params.values():
+                    array += 1
+                fastadam.save(path, params=params)
+        finally:
+            os._exit(1)
+    try:
+        loaded = {"a": np.zeros(1000), "b": np.zeros(10)}
+        for _ in range(200):
+            fastadam.load(path, params=loaded)
+            assert (loaded["a"] == loaded["b"][0]).all()
+    finally:
+        os.kill(saver, signal.SIGKILL)
+        os.waitpid(saver, 0)
+
+
+def test_params_are_read_once_and_must_not_be_empty_or_overlap(path):
+    fastadam.save(path, params=[np.arange(3.0), np.arange(3.0) + 5])
+    a, b = np.zeros(3), np.zeros(3)
+    fastadam.load(path, params=(x for x in (a, b)))
+    assert a.tolist() == [0, 1, 2] and b.tolist() == [5, 6, 7]
+    for nothing in [], {}, [[]]:
+        with pytest.raises(ValueError, match="params holds no arrays"):
+            fastadam.load(path, params=nothing)
+    memory = np.zeros(4)
+    with pytest.raises(ValueError, match="parameters 0 and 1 overlap in memory"):
+        fastadam.load(path, params=[memory[:3], memory[1:]])
+    with pytest.raises(TypeError, match="got a MaskedArray"):
+        fastadam.load(path, params=[np.ma.masked_array(np.zeros(3)), b])
+    assert not memory.any()
+
+
+def test_averages_that_were_not_saved_begin_with_the_loaded_parameters(path):
+    w = {"w": np.arange(3.0)}
+    fastadam.save(path, params=w, optimizer=fastadam.Adam(w))
+    other = {"w": np.full(3, 9.0)}
+    opt = fastadam.Adam(other, ema_decay=0.9)
+    fastadam.load(path, params=other, optimizer=opt)
+    assert opt.ema["w"].tolist() == other["w"].tolist() == [0, 1, 2]
 
 
 STAGES = ["open", "write", "chmod", "fsync", "replace"]
@@ -488,6 +568,52 @@ def test_hostile_headers_are_refused(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="damaged"):
         fastadam.load(path, params={"w": np.zeros(2, np.float32)})
+
+
+def rewritten(path, change):
+    """The text of an .npz changed, with a sum that is right."""
+    with zipfile.ZipFile(path) as members:
+        arrays = {info.filename: members.read(info) for info in members.infolist()}
+    text = json.loads(arrays.pop("fastadam.npy")[128:])
+    change(text)
+    text["crc32"] = checkpoint.crc_of_text(text)
+    with zipfile.ZipFile(path, "w") as members:
+        with members.open("fastadam.npy", "w") as file:
+            np.lib.format.write_array(file, np.frombuffer(json.dumps(text).encode(), np.uint8))
+        for name, content in arrays.items():
+            members.writestr(name, content)
+
+
+def test_counts_and_orders_that_lie_are_refused(tmp_path):
+    path = tmp_path / "m.npz"
+    weights = {"a": np.zeros(2), "b": np.ones(2)}
+    opt = fastadam.Adam(weights)
+
+    def attempt(change, match):
+        opt.save(path)
+        rewritten(path, change)
+        before = snapshot(opt)
+        with pytest.raises(ValueError, match=match):
+            opt.load(path)
+        assert snapshot(opt) == before
+
+    attempt(lambda text: text["optimizer"]["groups"][0].update(count=10**12), "has groups of")
+    attempt(lambda text: text["optimizer"]["keys"].reverse(), "has the parameters")
+    attempt(lambda text: text.update(format=0), "format 0")
+
+
+def test_long_texts_and_things_that_are_no_files_are_refused(tmp_path):
+    path = tmp_path / "m.npz"
+    with zipfile.ZipFile(path, "w") as members, members.open("fastadam.npy", "w") as file:
+        np.lib.format.write_array(file, np.zeros(20 << 20, np.uint8))
+    with pytest.raises(ValueError, match="its text has 20971520 bytes"):
+        fastadam.load(path, params=np.zeros(2))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is no regular file"):
+        fastadam.load(path, params=np.zeros(2))
+    with pytest.raises(TypeError, match="optimizer must be an optimizer of fastadam, got a dict"):
+        fastadam.save(tmp_path / "other.npz", optimizer={})
 
 
 def test_a_zip_bomb_and_a_pickle_are_refused(tmp_path):
