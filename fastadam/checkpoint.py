@@ -16,9 +16,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
-from io import BufferedReader
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
