@@ -23,6 +23,22 @@ cdef bint overlaps(Array *a, Array *b) noexcept nogil:
     return a0 < b0 + nbytes_of(b) and b0 < a0 + nbytes_of(a) and nbytes_of(a) > 0 and nbytes_of(b) > 0
 
 
+cdef void bounds_of(Array *array, char **low, char **high) noexcept nogil:
+    """Where its elements begin and end, in whatever order and with whatever gaps."""
+    cdef int i
+    cdef np.npy_intp extent
+    low[0] = high[0] = data_of(array)
+    if size_of(array) == 0:
+        return
+    for i in range(ndim_of(array)):
+        extent = (shape_of(array)[i] - 1) * strides_of(array)[i]
+        if extent < 0:
+            low[0] += extent
+        else:
+            high[0] += extent
+    high[0] += itemsize_of(array)
+
+
 cdef bint is_plain(Array *array) noexcept:
     """An ndarray, of a subclass perhaps, but not a masked one. Asks the type only: isinstance could run Python code."""
     return is_array(array) and not PyObject_TypeCheck(<object><PyObject *>array, <PyTypeObject *>MaskedArray)

@@ -19,7 +19,6 @@ import warnings
 from threading import RLock
 
 import numpy
-from numpy.lib.array_utils import byte_bounds
 from numpy.ma import MaskedArray
 
 from fastadam._cpus import cgroup_cpus
@@ -38,6 +37,8 @@ cdef extern from "numpy/arrayobject.h" nogil:
     int type_of "PyArray_TYPE" (Array *)
     int ndim_of "PyArray_NDIM" (Array *)
     np.npy_intp *shape_of "PyArray_DIMS" (Array *)
+    np.npy_intp *strides_of "PyArray_STRIDES" (Array *)
+    np.npy_intp itemsize_of "PyArray_ITEMSIZE" (Array *)
     np.npy_intp size_of "PyArray_SIZE" (Array *)
     np.npy_intp nbytes_of "PyArray_NBYTES" (Array *)
     char *data_of "PyArray_BYTES" (Array *)

@@ -445,9 +445,11 @@ cdef class Engine:
         """The name of an array of ours that shares memory with any array, or None."""
         cdef Py_ssize_t i
         cdef int a
+        cdef char *low
+        cdef char *high
         array = numpy.asarray(array)
-        low, high = byte_bounds(array)
-        if self.touched(<char *><size_t>low, <char *><size_t>high) == NULL:
+        bounds_of(<Array *>array, &low, &high)
+        if self.touched(low, high) == NULL:
             return None
         for i in range(self.count):
             for a in range(ARRAYS):
