@@ -252,7 +252,7 @@ cdef class Engine:
     def __enter__(self):
         self.begin_change()
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, value, traceback):     # by name: `*_` would be a tuple, for which there may be no memory
         self.end_change()
 
     # -- what Python asks
@@ -908,6 +908,21 @@ cdef class Engine:
                 self.slots[i].warned = True
             grads[i - self.first] = grad
         return 0
+
+
+@cython.final
+cdef class Locked:
+    """`with` it, nobody changes an engine. The lock's own `with` needs memory to let go."""
+    cdef Engine engine
+
+    def __cinit__(self, Engine engine):
+        self.engine = engine
+
+    def __enter__(self):
+        self.engine.acquire()
+
+    def __exit__(self, kind, value, traceback):
+        self.engine.release()
 
 
 @cython.final

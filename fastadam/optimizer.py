@@ -357,7 +357,7 @@ class Optimizer:
         >>> fastadam.Adam(np.ones(2)).state_dict()["state"]
         {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
         """
-        with self._engine.lock:
+        with _core.Locked(self._engine):
             self._refuse_swapped()
             self._engine.check_groups(self.param_groups)
             state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
@@ -490,7 +490,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
-        with self._engine.lock:
+        with _core.Locked(self._engine):
             self._refuse_swapped()
             self._engine.check_groups(self.param_groups)
             engine = self._engine
@@ -522,7 +522,7 @@ class Optimizer:
         raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Optimizer":
-        with self._engine.lock:  # no step in the middle
+        with _core.Locked(self._engine):  # no step in the middle
             copied = type(self).__new__(type(self))
             memo[id(self)] = copied
             copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
