@@ -72,7 +72,9 @@ class Engine:
         keys: list[Any],
         params: tuple[np.ndarray, ...],
         values: dict[str, Any],
-        lists: list[tuple[list[Any], Any]],
+        groups: list[dict[str, Any]],
+        attributes: dict[str, Any],
+        changed: dict[str, Any],
         made: int | None = None,
     ) -> None: ...
     def check_state(self, i: int, values: dict[str, Any]) -> None: ...

@@ -6,7 +6,7 @@ memory it writes. The last thing either does before the C call is one pass that 
 """
 cimport cython
 cimport numpy as np
-from cpython.dict cimport PyDict_SetItem
+from cpython.dict cimport PyDict_Update
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject, PyObject_TypeCheck, PyTypeObject
 from libc.math cimport INFINITY, fabs, isfinite, sqrt

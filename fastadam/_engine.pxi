@@ -296,8 +296,10 @@ cdef class Engine:
 
     # -- adding and loading, inside `with engine`
 
-    def add_group(self, list keys, tuple params, dict values, list lists, object made=None):
-        """Take over parameters, with fresh state, as one more group, and append items to lists of (list, item).
+    def add_group(self, list keys, tuple params, dict values, list groups, dict attributes, dict changed,
+                  object made=None):
+        """Take over parameters, with fresh state, as one more group; append its values to groups, and change
+        attributes, which exist.
 
         The state is what the values need, or what is `made`. All or nothing: what can fail comes first, and Ctrl-C
         waits."""
@@ -335,18 +337,15 @@ cdef class Engine:
             self.slots[i].n = size_of(self.slots[i].array[FA_PARAM])
         self.keys, self.arrays, self.index, self.group_params = new_keys, new_arrays, new_index, new_group_params
         self.count = total
-        lengths = [len(its_list) for its_list, _ in lists]
         try:
             self.locate()
-            for its_list, item in lists:
-                its_list.append(item)
+            groups.append(values)
         except BaseException:
             self.keys, self.arrays, self.index, self.group_params = old
             self.count = count
-            for (its_list, _), length in zip(lists, lengths):
-                del its_list[length:]
             self.locate()
             raise
+        PyDict_Update(attributes, changed)
         self.group_count += 1
 
     cdef int states_for(self, const fa_options *options) noexcept:
@@ -372,11 +371,8 @@ cdef class Engine:
             self.slots[i].loaded_summed = summed[i]
         # What groups held stays alive until all is in; nothing is allocated once copying has begun.
         before = []
-        changes = []
-        for group, new_group in zip(groups, new_groups):
+        for group in groups:
             before.append(dict(group))
-            for name, value in new_group.items():
-                changes.append((group, name, value))
         try:
             count = plan_copies(pairs, &copies)
             # The GIL is kept, so no fork comes in between.
@@ -385,9 +381,8 @@ cdef class Engine:
                 self.slots[i].step, self.slots[i].product = self.slots[i].loaded, self.slots[i].loaded_product
                 self.slots[i].summed = self.slots[i].loaded_summed
             self.count_groups()
-            for i in range(len(changes)):
-                change = <tuple>changes[i]
-                PyDict_SetItem(change[0], change[1], change[2])
+            for i in range(len(new_groups)):
+                PyDict_Update(groups[i], new_groups[i])     # their keys exist, so it needs no memory
             del before
         finally:
             PyMem_Free(copies)

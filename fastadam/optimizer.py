@@ -178,8 +178,8 @@ class Optimizer:
                 if key in taken:
                     raise ValueError(f"two parameters have the key {key!r}; rename one")
                 taken.add(key)
-            lists: list[tuple[list[Any], Any]] = [(self.param_groups, full), (self._trees, tree)]
-            self._engine.add_group(keys, params, full, lists)
+            changed = {"_trees": [*self._trees, tree]}
+            self._engine.add_group(keys, params, full, self.param_groups, self.__dict__, changed)
 
     def step(self, grads: Gradients, *, grad_scale: float = 1.0) -> None:
         """Update the parameters in place.
@@ -515,7 +515,7 @@ class Optimizer:
         with self._engine:
             for group, made in zip(self.param_groups, saved["made"], strict=True):
                 params = group["params"]
-                self._engine.add_group([next(remaining) for _ in params], params, group, [], made)
+                self._engine.add_group([next(remaining) for _ in params], params, group, [], {}, {}, made)
             self._engine.load([], [], saved["arrays"], saved["steps"], saved["products"], saved["summed"], [])
 
     def __copy__(self) -> NoReturn:
