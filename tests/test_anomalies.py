@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,10 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_python, snapshot
+from helpers import assert_same_bits, run_python, snapshot
 
 import fastadam
+from fastadam import reference
 
+slow = pytest.mark.slow
 TESTS = str(Path(__file__).parent)
 
 
@@ -35,7 +38,7 @@ def run(call, timeout=120):
 
 def few_or_many(few, many):
     """How often: a sample for every change, and the count that convinces."""
-    return pytest.mark.parametrize("trials", [few, pytest.param(many, marks=pytest.mark.slow)])
+    return pytest.mark.parametrize("trials", [few, pytest.param(many, marks=slow)])
 
 
 # ---- what is done, to the optimizer and to its twin
@@ -466,3 +469,53 @@ def race_with_adding(trials):
 @pytest.mark.parametrize("what", ["steps", "reading", "loading", "adding"])
 def test_two_threads_on_one_optimizer_act_in_some_order(what, trials):
     run(f"race_with_{what}({trials})", timeout=600)
+
+
+# ---- more than 2**31 elements
+
+LAST = 2**16 + 5  # elements that are compared; those before them are zeros in all arrays, which steps leave as they are
+MANY = 2**31 + 3 * 4096 + 5
+PIECE = 2**22
+
+
+def huge(last, written):
+    """A float32 array of MANY elements, mapped by hand, with next to no memory behind them. What is only read is the
+    kernel's page of zeros; what is written is one small file of zeros again and again, except for the end."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 4)
+    read_write, shared, private, fixed, anonymous, no_reserve = 3, 0x1, 0x2, 0x10, 0x20, 0x4000
+    start = libc.mmap(None, 4 * MANY, read_write, private | anonymous | no_reserve, -1, 0)
+    file = os.memfd_create("zeros")
+    os.ftruncate(file, PIECE)
+    for place in range(start, start + 4 * (MANY - LAST) - PIECE, PIECE) if written else ():
+        assert libc.mmap(place, PIECE, read_write, shared | fixed, file, 0) == place
+    os.close(file)
+    array = np.frombuffer((ctypes.c_float * MANY).from_address(start), np.float32)
+    array[-LAST:] = last
+    return array
+
+
+def step_huge(threads):
+    p, g, m, v = (np.abs(a) for a in np.random.default_rng(0).standard_normal((4, LAST)).astype(np.float32))
+    param, grad, exp_avg, exp_avg_sq = huge(p, True), huge(g, False), huge(m, True), huge(v, True)
+    opt = fastadam.SGD(param, lr=0.1, max_norm=0.5, threads=threads)
+    for step in 1, 2:
+        fastadam.adam_update(param, grad, exp_avg, exp_avg_sq, step, threads=threads)
+        reference.adam_update(p, g, m, v, step)
+        opt.step(grad)
+        norm = reference.grad_norm([g])
+        assert opt.grad_norm == norm
+        reference.sgd_update(p, g, step, lr=0.1, grad_scale=0.5 / (norm + 1e-6))
+    for ours, twin in zip((param, exp_avg, exp_avg_sq), (p, m, v), strict=True):
+        assert_same_bits(ours[-LAST:], twin)
+        assert not ours[:PIECE].any() and not ours[-LAST - PIECE : -LAST].any()
+    used = re.search(r"Pss: *(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
+    print(int(used[1]) // 1024, "MiB")
+    assert int(used[1]) < 2**20  # the arrays would have 32 GiB
+
+
+@slow
+@pytest.mark.skipif(sys.platform != "linux", reason="maps one file many times")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_arrays_of_more_elements_than_fit_into_32_bits(threads):
+    run(f"step_huge({threads})", timeout=600)
