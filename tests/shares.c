@@ -63,8 +63,40 @@ static int check(fa_task *tasks, int64_t count, int threads)
     return misaligned ? fail("a cut inside a cache line", count, threads) : 1;
 }
 
+/* Tasks too large for memory: nothing is touched, only whether each share begins where the last one ended is seen. */
+static int64_t first_of[MOST_THREADS], end_of[MOST_THREADS];
+
+static void record_range(const fa_task *task, int64_t begin, int64_t end)
+{
+    int me = omp_get_thread_num();
+    int64_t before = task->first * task->kernel->line;
+    if (end_of[me] == 0)
+        first_of[me] = before + begin;
+    else if (end_of[me] != before + begin)
+        misaligned = 1;
+    end_of[me] = before + end;
+}
+
+static int check_huge(int64_t n, int threads)
+{
+    static const fa_kernel kernel = {record_range, 16};
+    fa_task tasks[2] = {{.kernel = &kernel, .n = n}, {.kernel = &kernel, .n = n}}; /* n is a multiple of 16 */
+    memset(first_of, 0, sizeof first_of);
+    memset(end_of, 0, sizeof end_of);
+    misaligned = 0;
+    int team = fa_run(tasks, 2, threads, threads, 0);
+    for (int t = 0; t < team; t++)
+        if (first_of[t] != (t ? end_of[t - 1] : 0) || end_of[t] - first_of[t] < 2 * n / team - 16)
+            misaligned = 1;
+    return misaligned || end_of[team - 1] != 2 * n ? fail("shares of huge tasks do not meet", 2, threads) : 1;
+}
+
 int main(void)
 {
+    for (int bits = 30; bits < 58; bits++)
+        for (int threads = 1; threads <= MOST_THREADS; threads++)
+            if (!check_huge(((int64_t)1 << bits) + 16 * 12345, threads))
+                return 1;
     static const int64_t sizes[] = {0, 1, 7, 8, 9, 15, 16, 17, 33, 500, 4999};
     int mixtures = 0;
     srand(1);
