@@ -1,0 +1,13 @@
+"""--sample=N runs every N-th of the slow tests: what CI does on each change, where `.ci/run --full` runs all of them."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--sample", type=int, default=1, help="of the slow tests, run every N-th")
+
+
+def pytest_collection_modifyitems(config, items):
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    left_out = [item for i, item in enumerate(slow) if i % config.getoption("--sample")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
