@@ -1,4 +1,4 @@
-"""--sample=N runs every N-th of the slow tests: what CI does on each change, where `.ci/run --full` runs all of them."""
+"""--sample=N runs every N-th slow test: what CI does on each change, where `.ci/run --full` runs all."""
 
 
 def pytest_addoption(parser):
