@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -286,6 +287,41 @@ def test_what_changes_while_it_is_saved_does_not_replace_what_was_saved(path, mo
         fastadam.save(path, params=array)
     monkeypatch.undo()
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+def test_file_and_folder_are_synced_around_the_renaming(path, monkeypatch):
+    calls = []
+    replace, fsync = os.replace, os.fsync
+
+    def watched_fsync(descriptor):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
+    fastadam.save(path, params=np.ones(1))
+    assert calls == ["file", "replace", "folder"]
+
+
+@pytest.mark.parametrize("function", [fastadam.save, fastadam.load])
+def test_no_other_thread_steps_while_a_file_is_written_or_read(path, monkeypatch, function):
+    weights = {"w": np.ones(3)}
+    opt = fastadam.Adam(weights)
+    fastadam.save(path, params=weights, optimizer=opt)
+    describe, free = checkpoint.describe, []
+
+    def watched(*arguments):
+        def try_lock():
+            free.append(opt._engine.lock.acquire(blocking=False))
+
+        other = threading.Thread(target=try_lock)
+        other.start()
+        other.join()
+        return describe(*arguments)
+
+    monkeypatch.setattr(checkpoint, "describe", watched)
+    function(path, params=weights, optimizer=opt)
+    assert free and not any(free)
 
 
 def test_saving_and_loading_side_by_side_never_fails(path):
