@@ -366,7 +366,11 @@ def starve(name, memory):
 MAKES_NO_ARRAYS = {"step", "step, max_norm", "step, accumulate", "step_one", "state_dict", "swap_ema"}
 
 
-@pytest.mark.parametrize("memory", ["PythonsMemory", "NumPysMemory"])
+# CPython 3.12 and 3.13 crash by themselves when memory runs out (in missing_arguments), before our code has a say.
+MEMORIES = ["NumPysMemory"] if sys.version_info >= (3, 12) else ["PythonsMemory", "NumPysMemory"]
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
 def test_an_allocation_that_fails_changes_nothing(memory):
     """Whichever it is: each in its turn, alone and with some after it."""
     run(f"starve_all(t.{memory}())")
