@@ -131,6 +131,14 @@ def test_parameter_that_moved_in_memory_is_followed():
     assert np.array_equal(a, b)
 
 
+def test_array_put_in_a_parameters_place_is_not_its_parameter():
+    weights = {"w": ones()}
+    old, opt = weights["w"], fastadam.SGD(weights, lr=1.0)
+    weights["w"] = ones()
+    opt.step({"w": ones()})
+    assert not old.any() and weights["w"].all()
+
+
 def test_frozen_parameter_may_be_left_alone():
     a, b = ones(), ones()
     opt = fastadam.Adam([a, b])
@@ -191,6 +199,37 @@ def test_gradient_in_memory_that_is_written_is_refused():
     opt.step([None, memory[2 * N :]])
 
 
+def bytes_of(array, start, size):
+    """`size` bytes that begin `start` bytes after an array, which is cut from a larger block."""
+    block = array
+    while block.base is not None:
+        block = block.base
+    start += array.ctypes.data - block.ctypes.data
+    assert 0 <= start <= block.nbytes - size
+    return block.view(np.uint8)[start : start + size]
+
+
+@pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
+@pytest.mark.parametrize("what", ["param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "grad_sum"])
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_gradient_that_shares_one_byte_with_what_is_written_is_refused(what, side):
+    """It is misaligned, so it would be copied, and that copy is not to read what is written."""
+    params = [ones(), np.zeros(192, np.uint8)[64:88].view(np.float32)]
+    opt = fastadam.Adam(params, amsgrad=True, ema_decay=0.9, accumulate=2)
+    written = (
+        params[1] if what == "param" else opt.state[1][what]
+    )  # between padding: the next line begins 64 bytes later
+    for shared in 1, 0:
+        grad = bytes_of(written, shared - 24 if side == "before" else 24 - shared, 24).view(np.float32)
+        before = snapshot(opt)
+        if shared:
+            with pytest.raises(ValueError, match="gradient of parameter 0 and .*parameter 1 overlap"):
+                opt.step([grad, None])
+            assert snapshot(opt) == before
+        else:
+            opt.step([grad, None])
+
+
 def test_gradient_that_became_a_parameter_is_refused():
     """What was found to be apart in an earlier step is looked up again after groups were added."""
     opt, grad = fastadam.Adam([ones()]), ones()
@@ -244,6 +283,18 @@ def test_any_real_gradient_is_correct_and_warned_about_once(kind, dtype):
             assert "gradient of parameter 'w'" in str(caught[0].message) and caught[0].filename == __file__
         assert grad.tobytes() == before
         reference.adam_update(twin, grad, m, v, step, lr=0.1)
+    assert_same_bits(p, twin)
+
+
+@pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
+@pytest.mark.parametrize("order", "<>=|")
+@pytest.mark.parametrize("kind", "efdg")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_every_type_and_byte_order_give_the_same_bits(kind, order, dtype):
+    p, twin = ones(dtype=dtype), ones(dtype=dtype)
+    values = np.random.default_rng(0).standard_normal(N).astype(np.float16)  # which all types can hold
+    fastadam.Adam(p).step(values.astype(np.dtype(kind).newbyteorder(order)))
+    fastadam.Adam(twin).step(values.astype(dtype))
     assert_same_bits(p, twin)
 
 

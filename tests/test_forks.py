@@ -123,6 +123,43 @@ for thread in threads: thread.join()
     )
 
 
+def test_forks_wait_for_what_is_around_a_step_and_for_averages_that_are_exchanged():
+    run_python(
+        START
+        + """
+def make(n):
+    params = [np.ones(n, np.float32) for _ in range(4)]
+    return fastadam.Adam(params, threads=2, max_value=0.4, accumulate=2, ema_decay=0.9, nonfinite="raise")
+opt, stop = make(1 << 17), threading.Event()
+def train():
+    while not stop.is_set():
+        for _ in range(5): opt.step(grads)
+        with opt.swap_ema(): pass
+def arrays(some):
+    state = [x for entry in some.state.values() for x in entry.values() if isinstance(x, np.ndarray)]
+    return [*some.param_groups[0]["params"], *state]
+def same(twin):
+    assert all((a.reshape(-1, 64) == b).all() for a, b in zip(arrays(opt), arrays(twin), strict=True)), "torn"
+def whole():
+    twin, entry = make(64), opt.state[0]
+    for _ in range(2 * entry["step"] + entry["grad_count"]): twin.step([g[:64] for g in grads])
+    if opt._engine.swapped:
+        with twin.swap_ema(): same(twin)
+    else:
+        same(twin)
+        opt.step(grads)
+        twin.step([g[:64] for g in grads])
+        same(twin)
+other = threading.Thread(target=train)
+other.start()
+for _ in range(30):
+    fork(whole)
+stop.set()
+other.join()
+"""
+    )
+
+
 @pytest.mark.skipif(not any("libgomp" in path for path in openmp_runtimes()), reason="needs libgomp")
 @pytest.mark.parametrize("sharing", [True, False])
 def test_a_child_that_cannot_have_a_team_steps_serially(sharing):
