@@ -7,12 +7,14 @@ import concurrent.futures
 import copy
 import ctypes
 import functools
+import gc
 import itertools
 import math
 import os
 import pickle
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -473,6 +475,50 @@ def race_with_adding(trials):
 @pytest.mark.parametrize("what", ["steps", "reading", "loading", "adding"])
 def test_two_threads_on_one_optimizer_act_in_some_order(what, trials):
     run(f"race_with_{what}({trials})", timeout=600)
+
+
+# ---- memory that is not given back
+
+LEAKY = [name for name in WITHOUT_MEMORY if name not in ("constructor", "add_param_group")]  # which need more each time
+
+
+def memory_in_use():
+    """Blocks of Python's own allocator, bytes of malloc, bytes of the process."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    names = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+    libc.mallinfo2.restype = type(
+        "mallinfo2", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in names]}
+    )
+    info = libc.mallinfo2()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return np.array([sys.getallocatedblocks(), info.uordblks + info.hblkhd, resident])
+
+
+def leak(name, times):
+    warnings.simplefilter("ignore")  # of conversions
+    act, options = WITHOUT_MEMORY[name]
+    opt = small(**options)
+    memory_in_use()
+    for n in range(1000):
+        act(opt, n)
+    before = memory_in_use()
+    for n in range(times):
+        act(opt, n)
+    grown = memory_in_use() - before
+    print(name, grown)
+    assert (grown < [100, 100_000, 1_000_000]).all(), (name, grown)
+
+
+def leak_all(times):
+    for name in LEAKY:
+        leak(name, times)
+
+
+@few_or_many(2000, 100_000)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and glibc's statistics")
+def test_no_memory_is_lost(trials):
+    run(f"leak_all({trials})", timeout=600)
 
 
 # ---- more than 2**31 elements
