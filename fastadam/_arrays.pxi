@@ -2,6 +2,8 @@
 
 cdef bint same_shape(Array *a, Array *b) noexcept nogil:
     cdef int ndim = ndim_of(a)
+    if ndim == 0:
+        return ndim_of(b) == 0      # their shapes may be NULL, which memcmp may not be given
     return ndim == ndim_of(b) and memcmp(shape_of(a), shape_of(b), ndim * sizeof(np.npy_intp)) == 0
 
 
