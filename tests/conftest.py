@@ -1,12 +1,12 @@
-"""--sample=N runs every N-th slow test: what CI does on each change, where `.ci/run --full` runs all."""
+"""--sample=N runs every N-th slow or browser test: what CI does on each change; `.ci/run --full` runs all."""
 
 
 def pytest_addoption(parser):
-    parser.addoption("--sample", type=int, default=1, help="of the slow tests, run every N-th")
+    parser.addoption("--sample", type=int, default=1, help="of the tests marked slow or viz, run every N-th")
 
 
 def pytest_collection_modifyitems(config, items):
-    slow = [item for item in items if item.get_closest_marker("slow")]
+    slow = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("viz")]
     left_out = [item for i, item in enumerate(slow) if i % config.getoption("--sample")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
