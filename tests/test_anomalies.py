@@ -298,6 +298,7 @@ class NumPysMemory:
         self.ours.malloc = self.MALLOC(lambda *arguments: self.usual.malloc(*arguments) if self.allows() else None)
         self.ours.calloc = self.CALLOC(lambda *arguments: self.usual.calloc(*arguments) if self.allows() else None)
         self.stop()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # arrays that outlive the interpreter go on using it
         capsule = new(ctypes.addressof(self.ours), ctypes.addressof(self.kind), None)
         ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(table[self.SET_HANDLER])(capsule)
 
