@@ -202,6 +202,7 @@ def test_animation_moves_and_can_be_stopped(open_page):
     assert page.locator("#play").inner_text() == "Pause"
     page.wait_for_function("5 < byId('step').value")
     page.click("#play")
+    page.wait_for_function("byId('play').textContent === 'Play'")  # drawing may hold the click up
     stopped = int(page.locator("#step").input_value())
     page.wait_for_timeout(500)
     assert 5 < stopped == int(page.locator("#step").input_value()) < STEPS
