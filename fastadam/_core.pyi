@@ -6,6 +6,8 @@ from typing import Any, SupportsFloat, SupportsIndex, final
 
 import numpy as np
 
+from fastadam.state_file import StateFile
+
 UPDATE_NAMES: tuple[str, ...]
 MAX_THREADS: int
 
@@ -48,7 +50,7 @@ def check_group(group: dict[str, Any]) -> None: ...
 @final
 class Engine:
     names: list[str]
-    def __new__(cls, family: str, names: list[str], extras: int = 0) -> Engine: ...
+    def __new__(cls, family: str, names: list[str], extras: int = 0, store: StateFile | None = None) -> Engine: ...
     lock: RLock
     keys: list[Any]
     arrays: list[tuple[np.ndarray, ...]]
@@ -56,6 +58,7 @@ class Engine:
     skipped: int
     extras: int
     swapped: bool
+    store: StateFile | None
     def renew_lock(self) -> None: ...
     @property
     def grad_norm(self) -> float | None: ...

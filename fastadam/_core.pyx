@@ -17,6 +17,7 @@ from libc.string cimport memcmp, memcpy, memset
 import os
 import warnings
 from threading import RLock
+from weakref import finalize
 
 import numpy
 from numpy.ma import MaskedArray

@@ -11,6 +11,7 @@ import numpy as np
 from fastadam import _core, checkpoint
 from fastadam.containers import Tree, as_groups
 from fastadam.state import State, as_torch, has_schedule, match_groups, match_state
+from fastadam.state_file import StateFile, flush_maps
 
 Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
 Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
@@ -27,6 +28,7 @@ class Around(TypedDict, total=False):
     accumulate: int
     ema_decay: float | None
     threads: int | None
+    state_file: str | os.PathLike[str] | None
 
 
 class Optimizer:
@@ -60,8 +62,14 @@ class Optimizer:
     threads : int, 1 to 1024, or None
         An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
         what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
+    state_file : path or None, default None
+        Keep the state in this file, mapped into memory, for state larger than memory. A file that is there is gone on
+        with, if it is the state of such parameters, and whole: what a process that ends leaves in it always is unless
+        it was in the middle of a step. `flush` puts it on the disk. Parameters may be in files, too: pass arrays of
+        ``np.lib.format.open_memmap``.
 
-    All but `params` and `defaults` are kept by pickle, not by `state_dict`.
+    All but `params`, `defaults` and `state_file` are kept by pickle, not by `state_dict`; copies keep their state in
+    memory.
 
     Attributes
     ----------
@@ -79,7 +87,10 @@ class Optimizer:
     Raises
     ------
     TypeError, ValueError
-        Something is of the wrong kind, dtype, value or shape; the message says what is allowed.
+        Something is of the wrong kind, dtype, value or shape; the message says what is allowed. Or the state file is of
+        something else, damaged, in use, or was left in the middle of a step, when nothing in it can be trusted.
+    OSError
+        The state file cannot be opened, or has no room on its disk.
 
     Examples
     --------
@@ -111,6 +122,7 @@ class Optimizer:
         accumulate: int = 1,
         ema_decay: float | None = None,
         threads: int | None = None,
+        state_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self.max_norm, self.max_value, self.nonfinite = max_norm, max_value, nonfinite
         self.accumulate, self.ema_decay, self.threads = accumulate, ema_decay, threads
@@ -118,7 +130,8 @@ class Optimizer:
         self._check_group(defaults)
         self._defaults = defaults
         self.param_groups = []
-        self._engine = _core.Engine(self._family, list(defaults), extras)
+        store = None if state_file is None else StateFile(state_file)
+        self._engine = _core.Engine(self._family, list(defaults), extras, store)
         self._trees: list[Tree] = []
         groups, self._began_grouped = as_groups(params, self._defaults)
         for group in groups:
@@ -483,6 +496,37 @@ class Optimizer:
         ValueError: path must end in .safetensors or .npz, got 'optimizer.pickle'
         """
         checkpoint.load(path, optimizer=self, mmap=mmap, progress=progress)
+
+    def flush(self) -> None:
+        """Put on the disk what is mapped from files: the `state_file`, and parameters.
+
+        Until the next step, what is in them outlives the machine's going down; without it, only the process's end.
+        (As optimizers end, they flush their state files.)
+
+        Raises
+        ------
+        OSError
+            The disk does not take it.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> W = np.lib.format.open_memmap(os.path.join(folder, "W.npy"), "w+", np.float32, (1000,))
+        >>> opt = fastadam.Adam(W, lr=0.5, state_file=os.path.join(folder, "state"))
+        >>> opt.step(np.ones(1000, np.float32))
+        >>> opt.flush()
+        >>> del opt
+        >>> opt = fastadam.Adam(W, lr=0.5, state_file=os.path.join(folder, "state"))
+        >>> opt.state[0]["step"]
+        1
+        """
+        with _core.Locked(self._engine):
+            self._refuse_swapped()
+            if self._engine.store is not None:
+                self._engine.store.flush()
+            else:
+                flush_maps(arrays[0] for arrays in self._engine.arrays)
 
     def _refuse_swapped(self) -> None:
         if self._engine.swapped:

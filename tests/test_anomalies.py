@@ -508,7 +508,8 @@ def leak(name, times):
         act(opt, n)
     grown = memory_in_use() - before
     print(name, grown)
-    assert (grown < [100, 100_000, 1_000_000]).all(), (name, grown)
+    # Less than a block in four calls: what pickle and weak references keep for themselves comes and goes by hundreds.
+    assert (grown < [times // 4, 100_000, 1_000_000]).all(), (name, grown)
 
 
 def leak_all(times):
