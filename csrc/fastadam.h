@@ -161,6 +161,14 @@ int fa_orphaned(void);          /* is this a forked child in which parallel regi
 void fa_begin_writing(void);    /* a fork waits until the end; nothing in between may need the GIL */
 void fa_end_writing(void);
 
+/* For a file that is mapped: whatever ends the process, what stands before is written before, what follows after. */
+static inline void fa_mark(int64_t *where, int64_t value)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    __atomic_store_n(where, value, __ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
 /* ---- one team with OpenBLAS (blas.c) -------------------------------------------------------------------- */
 
 /* OpenBLAS's interface to a program that supplies its threads. */

@@ -76,6 +76,7 @@ cdef extern from "fastadam.h" nogil:
     void fa_watch_forks()
     void fa_begin_writing()
     void fa_end_writing()
+    void fa_mark(int64_t *where, int64_t value)
 
     ctypedef void *fa_blas_setter   # a function that only C calls
     void fa_share_with_blas(fa_blas_setter set, int share)

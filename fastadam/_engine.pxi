@@ -13,10 +13,11 @@ cdef enum:                  # conditions of a state file
     FLUSHED = 1
     WRITTEN = 2
     TORN = 4
+    CODE = 65537
 
 cdef struct Header:         # of a state file
     char magic[8]
-    int64_t version, condition, groups, inverse
+    int64_t version, condition, groups
 
 cdef struct Slot:           # one parameter
     Array *array[ARRAYS]        # in a task's order, [FA_GRAD] unused, NULL where there is none; owned by Engine.arrays
@@ -67,8 +68,8 @@ cdef list kinds_in(int made):
 cdef tuple layout_of(tuple params, int made):
     """How the state of parameters lies in one block: the bytes for each array, for each kind of state, and for all.
 
-    Each array begins a cache line, and those of small parameters lie side by side, which is 6 % faster in cache and 14 %
-    for 1000 arrays of 1 K than arrays from NumPy's allocator."""
+    Each array begins a cache line, and those of small parameters lie side by side, which is 6 % faster in cache and
+    14 % for 1000 arrays of 1 K than arrays from NumPy's allocator."""
     sizes = [-(-param.nbytes // 64) * 64 for param in params]
     # Kinds of state are kept apart modulo 1 MiB, the first and the third of three, too (csrc/staging.c).
     stride = sum(sizes)
@@ -229,7 +230,7 @@ cdef class Engine:
         self.store = store
         if store is not None:
             self.header = <Header *>data_of(<Array *>store.header)
-            finalize(self, store.close)
+            finalize(self, store.close, self.lock)
         self.keys, self.arrays, self.index, self.group_params = [], [], {}, []
         self.names = list(names)
         self.extras = extras
@@ -394,7 +395,7 @@ cdef class Engine:
         self.group_count += 1
         self.count_groups()
         if section is not None and section.fresh:
-            self.header.groups, self.header.inverse = self.group_count, ~self.group_count   # from now on it is there
+            self.header.groups = CODE * self.group_count    # from now on it is there
 
     cdef dict about(self, list keys, tuple params, int made):
         """What must be the same for a state file to be gone on with."""
@@ -408,26 +409,32 @@ cdef class Engine:
     # -- a state file
 
     cdef int prepare(self) except -1:
-        """Before a change that a state file has to know of."""
+        """Before a change that a state file has to know of. May run Python code, so it comes before the checks."""
         if self.header == NULL:
             return 0
         if self.forked:
             self.store.check_owner()
-        if self.header.groups != self.group_count:
-            raise ValueError(f"{self.store.path!r} has the state of {self.header.groups} groups, the optimizer has "
-                             f"{self.group_count}: add the others with add_param_group first")
-        if self.header.condition == FLUSHED:
+        if self.header.groups != CODE * self.group_count:
+            raise ValueError(f"state_file {self.store.path!r} has the state of {self.header.groups // CODE} groups, "
+                             f"the optimizer has {self.group_count}: add the others with add_param_group first")
+        if self.header.condition == FLUSHED or self.store.broken:
             self.store.begin()
         return 0
+
+    def check_readable(self):
+        if self.swapped:
+            raise RuntimeError("the averages are in the parameters; leave `with opt.swap_ema():` first")
+        if self.forked and self.store is not None:
+            self.store.check_owner()
 
     cdef void begin_writing(self) noexcept nogil:
         fa_begin_writing()
         if self.header != NULL:
-            (<volatile int64_t *>&self.header.condition)[0] = TORN
+            fa_mark(&self.header.condition, TORN)
 
     cdef void end_writing(self) noexcept nogil:
         if self.header != NULL:
-            (<volatile int64_t *>&self.header.condition)[0] = TORN if self.swapped else WRITTEN
+            fa_mark(&self.header.condition, TORN if self.swapped else WRITTEN)
         fa_end_writing()
 
     cdef void record(self, Slot *slot) noexcept nogil:
@@ -587,9 +594,9 @@ cdef class Engine:
         measured = s.nonfinite != PROPAGATE or (s.max_norm < INFINITY and steps)
         if measured:
             self.make_room_for_sums()
+        self.prepare()
         while self.fill(grads, staged):
             self.convert(grads)
-        self.prepare()
         scale = 1.0 if staged else self.scale
         if measured:
             team = s.threads if s.threads else max(1, min(self.threads_used, bound, fa_max_threads()))
@@ -866,13 +873,17 @@ cdef class Engine:
         cdef Array *ema
         if self.changing or self.swapped:
             raise RuntimeError("swap_ema was called from inside a step, or of another swap_ema")
+        self.changing = True
+        try:
+            self.prepare()
+        finally:
+            self.changing = False
         for i in range(self.count):
             param, ema = self.slots[i].array[FA_PARAM], self.slots[i].array[FA_EMA]
             if not (is_usable(param) and size_of(param) == self.slots[i].n and is_usable(ema)
                     and type_of(param) == type_of(ema) and same_layout(param, ema)):
                 self.refuse(i)
         self.locate()
-        self.prepare()
         self.begin_writing()
         for i in range(self.count):
             exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA], nbytes_of(self.slots[i].array[FA_EMA]))
@@ -884,6 +895,10 @@ cdef class Engine:
         """Back, wherever a parameter still is; frozen ones, too. What has moved meanwhile is lost to its average."""
         cdef Py_ssize_t i, size, moved = -1
         cdef Array *param
+        if self.forked and self.store is not None:
+            self.swapped = False
+            raise RuntimeError("this process was forked inside swap_ema: its parameters hold the averages; what they "
+                               f"held is in the state_file {self.store.path!r} of the parent")
         self.begin_writing()
         for i in range(self.count):
             param = self.slots[i].array[FA_PARAM]

@@ -64,9 +64,11 @@ class Optimizer:
         what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
     state_file : path or None, default None
         Keep the state in this file, mapped into memory, for state larger than memory. A file that is there is gone on
-        with, if it is the state of such parameters, and whole: what a process that ends leaves in it always is unless
-        it was in the middle of a step. `flush` puts it on the disk. Parameters may be in files, too: pass arrays of
-        ``np.lib.format.open_memmap``.
+        with, if it is the state of such parameters, and whole: what a process that ends leaves in it always is, unless
+        it was in the middle of a step or inside `swap_ema`. Parameters may be in files, too: pass arrays of
+        ``np.lib.format.open_memmap``. (Those in memory are yours to bring back as they were.) It is no checkpoint: if
+        the machine goes down after a step that no `flush` has followed, the file is refused. Forked children can
+        neither step nor copy such an optimizer.
 
     All but `params`, `defaults` and `state_file` are kept by pickle, not by `state_dict`; copies keep their state in
     memory.
@@ -130,14 +132,19 @@ class Optimizer:
         self._check_group(defaults)
         self._defaults = defaults
         self.param_groups = []
-        store = None if state_file is None else StateFile(state_file)
-        self._engine = _core.Engine(self._family, list(defaults), extras, store)
         self._trees: list[Tree] = []
         groups, self._began_grouped = as_groups(params, self._defaults)
-        for group in groups:
-            self.add_param_group(group)
-        if not self._engine.keys:
-            raise ValueError("params holds no arrays; there is nothing to optimize")
+        store = None if state_file is None else StateFile(state_file)
+        try:
+            self._engine = _core.Engine(self._family, list(defaults), extras, store)
+            for group in groups:
+                self.add_param_group(group)
+            if not self._engine.keys:
+                raise ValueError("params holds no arrays; there is nothing to optimize")
+        except BaseException:
+            if store is not None:
+                store.abandon()
+            raise
 
     @property
     def _settings(self) -> tuple[Any, ...]:
@@ -371,7 +378,7 @@ class Optimizer:
         {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
         """
         with _core.Locked(self._engine):
-            self._refuse_swapped()
+            self._engine.check_readable()
             self._engine.check_groups(self.param_groups)
             state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
             groups: list[dict[str, Any]] = []
@@ -500,8 +507,10 @@ class Optimizer:
     def flush(self) -> None:
         """Put on the disk what is mapped from files: the `state_file`, and parameters.
 
-        Until the next step, what is in them outlives the machine's going down; without it, only the process's end.
-        (As optimizers end, they flush their state files.)
+        Until the next step, what is in them outlives the machine's going down; without it, only the process's end. From
+        the next step on a state file is refused after the machine has gone down, so it takes no checkpoint's place.
+        (What you write into arrays yourself is flushed, too, but not announced in the file. As optimizers end, they
+        flush their state files.)
 
         Raises
         ------
@@ -521,21 +530,16 @@ class Optimizer:
         >>> opt.state[0]["step"]
         1
         """
-        with _core.Locked(self._engine):
-            self._refuse_swapped()
+        with self._engine:
             if self._engine.store is not None:
                 self._engine.store.flush()
             else:
                 flush_maps(arrays[0] for arrays in self._engine.arrays)
 
-    def _refuse_swapped(self) -> None:
-        if self._engine.swapped:
-            raise RuntimeError("the averages are in the parameters; leave `with opt.swap_ema():` first")
-
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
         with _core.Locked(self._engine):
-            self._refuse_swapped()
+            self._engine.check_readable()
             self._engine.check_groups(self.param_groups)
             engine = self._engine
             saved = {

@@ -7,6 +7,8 @@ counters, and the block that the state's arrays are cut from. The engine writes 
 * WRITTEN: changed since, by whole steps. It is whole as long as the machine has not gone down: a process that ends,
   however it does, leaves what it wrote to the operating system.
 * TORN: in the middle of a change.
+
+As long as the page in memory says FLUSHED, the one on the disk may, so the first change after that syncs it.
 """
 
 import errno
@@ -23,9 +25,9 @@ import numpy as np
 FLUSHED, WRITTEN, TORN = 1, 2, 4  # more than a flipped bit apart; the engine writes the last two
 VERSION = 1
 PAGE = 4096
-HEADER = np.dtype(
-    [("magic", "S8"), ("version", "i8"), ("condition", "i8"), ("groups", "i8"), ("inverse", "i8"), ("boot", "S64")]
-)
+CODE = 65537  # the number of groups is stored times this, which no flipped bit leaves divisible
+LONGEST = 1 << 26  # bytes: what may describe a group
+HEADER = np.dtype([("magic", "S8"), ("version", "i8"), ("condition", "i8"), ("groups", "i8"), ("boot", "S64")])
 HEAD = np.dtype([("nbytes", "i8"), ("text_nbytes", "i8")])  # of a group, before its text
 RECORD = np.dtype([("step", "i8"), ("product", "f8"), ("summed", "i8")])  # of an array; the engine's struct Record
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -46,8 +48,12 @@ class StateFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.owner = os.getpid()
+        self.broken = False  # the disk did not take something, and the system may believe that it did
         self.maps: list[np.memmap] = []  # of the groups that an engine has
         self.params: list[Iterable[np.ndarray]] = []  # and what they are the state of
+        self.existed = os.path.exists(path)
+        if self.existed and not os.path.isfile(path):
+            raise ValueError(f"state_file {self.path!r} is no regular file")
         self.file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
         try:
             self.open()
@@ -62,30 +68,37 @@ class StateFile:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{self.path!r} is in use, by another process, or by an optimizer of this one or an array of its state "
-                "that is still there"
+                f"state_file {self.path!r} is in use: by another process, or by an optimizer of this one, or by an "
+                "array of its state; end or delete that, or take another path"
             ) from None
-        if not any(os.pread(self.file.fileno(), PAGE + 1, 0)) and self.size() <= PAGE:  # new, or never begun
-            self.reserve(0, PAGE)
-            header = np.array((b"fastadam", VERSION, WRITTEN, 0, ~0, this_boot()), HEADER)
+        if not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+            raise ValueError(f"state_file {self.path!r} was replaced at this moment; try again")
+        self.new = self.size() <= PAGE and not any(os.pread(self.file.fileno(), PAGE, 0))  # or never begun
+        if self.new:
+            try:
+                self.reserve(0, PAGE)
+            except BaseException:
+                self.remove()
+                raise
+            header = np.array((b"fastadam", VERSION, WRITTEN, 0, this_boot()), HEADER)
             os.pwrite(self.file.fileno(), header.tobytes(), 0)  # in one call, which no kill divides
-            self.header = self.map_header()
-        else:
-            self.header = self.map_header()
+        elif self.size() < PAGE:
+            raise ValueError(f"state_file {self.path!r} holds no state of fastadam; take another path")
+        self.header = np.memmap(self.file, HEADER, "r+", shape=())
+        if not self.new:
             self.check_condition()
+        self.found = self.groups()
 
     def size(self) -> int:
         return os.fstat(self.file.fileno()).st_size
 
-    def map_header(self) -> np.memmap:
-        if self.size() < PAGE:
-            raise ValueError(f"{self.path!r} holds no state of fastadam: it is too short")
-        return np.memmap(self.file, HEADER, "r+", shape=())
+    def groups(self) -> int:
+        return int(self.header["groups"]) // CODE
 
     def check_condition(self) -> None:
-        magic, version, condition, groups, inverse, boot = self.header.item()
-        if magic != b"fastadam" or groups < 0 or inverse != ~groups or condition not in (FLUSHED, WRITTEN, TORN):
-            raise ValueError(f"{self.path!r} holds no state of fastadam")
+        magic, version, condition, groups, boot = self.header.item()
+        if magic != b"fastadam" or groups < 0 or groups % CODE or condition not in (FLUSHED, WRITTEN, TORN):
+            raise ValueError(f"state_file {self.path!r} holds no state of fastadam; take another path")
         if version != VERSION:
             raise ValueError(f"{self.path!r} has the version {version}; this fastadam reads {VERSION}: use a newer one")
         if condition == TORN:
@@ -95,24 +108,18 @@ class StateFile:
         else:
             return
         raise ValueError(
-            f"{self.path!r} {why}, and so are parameters that are in files of their own; delete it, and load a "
-            "checkpoint into a new one"
+            f"state_file {self.path!r} {why}, and so are parameters that are in files of their own; delete it, and "
+            "load a checkpoint into a new one"
         )
 
     def reserve(self, start: int, nbytes: int) -> None:
         """Room on the disk, so that there is an error now and not a SIGBUS in the middle of a step."""
         os.ftruncate(self.file.fileno(), start)  # what an attempt that failed has left
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self.file.fileno(), start, nbytes)
-            else:
-                for offset in range(start, start + nbytes, PAGE):
-                    os.pwrite(self.file.fileno(), bytes(min(PAGE, start + nbytes - offset)), offset)
+            allocate(self.file.fileno(), start, nbytes)
             os.fsync(self.file.fileno())
         except OSError as error:
             os.ftruncate(self.file.fileno(), start)
-            if start == 0 or self.header["groups"] == 0:
-                os.unlink(self.path)
             raise OSError(error.errno, f"no room for {nbytes} bytes of state: {error.strerror}", self.path) from error
         folder = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY)
         try:
@@ -123,11 +130,28 @@ class StateFile:
         finally:
             os.close(folder)
 
+    def abandon(self) -> None:
+        """An optimizer that could not be made leaves the file as it found it."""
+        import fcntl
+
+        if not self.file.closed:
+            if self.new:
+                self.remove()
+            else:
+                self.header["groups"] = CODE * self.found
+            fcntl.flock(self.file, fcntl.LOCK_UN)  # now: the error keeps arrays alive
+            self.file.close()
+
+    def remove(self) -> None:
+        os.unlink(self.path)  # not truncated: an error's traceback may show arrays in it
+        if self.existed:
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666))
+
     def section(self, group: int, about: dict[str, Any], params: Sequence[np.ndarray], nbytes: int) -> Section:
         """For a group, the last one: what is there, if it is what the state would be `about`, or made."""
         self.check_owner()
         del self.maps[group:], self.params[group:]  # what could not be added in the end
-        start, fresh = PAGE + sum(mapped.nbytes for mapped in self.maps), bool(group >= self.header["groups"])
+        start, fresh = PAGE + sum(mapped.nbytes for mapped in self.maps), group >= self.groups()
         text = json.dumps(about).encode()
         records = HEAD.itemsize + -(-len(text) // 64) * 64
         block = -(-(records + len(params) * RECORD.itemsize) // PAGE) * PAGE
@@ -137,7 +161,7 @@ class StateFile:
                 self.begin()
             self.reserve(start, whole)
         else:
-            self.check_section(f"group {group} in {self.path!r}", start, whole, about)
+            self.check_section(f"group {group} in state_file {self.path!r}", start, whole, about)
         mapped = np.memmap(self.file, np.uint8, "r+", start, (whole,))
         data = np.asarray(mapped)
         section = Section(data[records:][: len(params) * RECORD.itemsize].view(RECORD), data[block:][:nbytes], fresh)
@@ -145,7 +169,7 @@ class StateFile:
             data[: HEAD.itemsize].view(HEAD)[0] = whole, len(text)
             data[HEAD.itemsize :][: len(text)] = np.frombuffer(text, np.uint8)
             section.records["product"] = 1.0
-        self.check_records(section.records)
+        self.check_records(section.records, "grad_sum" in about["state"])
         self.maps.append(mapped)
         self.params.append(params)
         return section
@@ -156,66 +180,112 @@ class StateFile:
         if len(raw) == HEAD.itemsize:
             head = np.frombuffer(raw, HEAD)[0]
         nbytes, text_nbytes = (int(n) for n in head.tolist())
-        if not 0 < text_nbytes < nbytes <= self.size() - start:
-            raise ValueError(
-                f"{group} is damaged, or the file is cut off; delete it, and load a checkpoint into a new one"
-            )
-        saved = {}
+        damaged = ValueError(
+            f"{group} is damaged, or the file is cut off; delete it, and load a checkpoint into a new one"
+        )
+        if not 0 < text_nbytes < nbytes <= self.size() - start or text_nbytes > LONGEST:
+            raise damaged
         try:
             saved = json.loads(os.pread(self.file.fileno(), text_nbytes, start + HEAD.itemsize))
-            differences = [
-                f"{name}: {saved[name]} there, {about[name]} here" for name in about if saved[name] != about[name]
-            ]
+            differs = difference(saved, about)
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f"{group} is damaged; delete the file, and load a checkpoint into a new one") from None
-        if differences:
-            raise ValueError(f"{group} is the state of something else: {'; '.join(differences)[:2000]}")
+            raise damaged from None
+        if differs:
+            raise ValueError(f"{group} is the state of something else: {differs}; take another path")
         if nbytes != whole:
-            raise ValueError(f"{group} is damaged; delete the file, and load a checkpoint into a new one")
+            raise damaged
 
-    def check_records(self, records: np.ndarray) -> None:
+    def check_records(self, records: np.ndarray, sums: bool) -> None:
         fine = (records["step"] >= 0) & (records["product"] >= 0) & (records["product"] <= 1)
-        fine &= (records["summed"] >= 0) & (records["summed"] < 2**31)
+        fine &= (records["summed"] >= 0) & (records["summed"] < (2**31 if sums else 1))
         if not fine.all():
             raise ValueError(
-                f"{self.path!r} is damaged: it has impossible counters; delete it, and load a checkpoint into a new one"
+                f"state_file {self.path!r} is damaged: it has impossible counters; delete it, and load a checkpoint "
+                "into a new one"
             )
 
     def check_owner(self) -> None:
         if self.owner != os.getpid():
             raise RuntimeError(
-                f"{self.path!r} belongs to the process that this one was forked from; use copy.deepcopy(opt)"
+                f"state_file {self.path!r} belongs to the process that this one was forked from, which goes on writing "
+                "into it; make a copy.deepcopy before forking"
+            )
+
+    def check_broken(self) -> None:
+        if self.broken:
+            raise OSError(
+                errno.EIO,
+                "the disk did not take what was flushed, so nothing that is in the file may be believed; save a "
+                "checkpoint elsewhere",
+                self.path,
             )
 
     def begin(self) -> None:
-        """Before the first change since a flush: the file says that it is not flushed, whatever happens."""
+        """Before the first change since a flush: the file says on the disk that it is not flushed."""
+        self.check_broken()
         self.header["boot"], self.header["condition"] = this_boot(), WRITTEN
         try:
             self.header.flush()
-        except BaseException:
+        except BaseException as error:
             self.header["condition"] = FLUSHED
+            self.broken = isinstance(error, OSError)
             raise
 
     def flush(self) -> None:
         """Put everything on the disk: the parameters that are mapped from files, the state, and that it is whole."""
         self.check_owner()
-        flush_maps(array for params in self.params for array in params)
-        if self.header["condition"] == FLUSHED:
-            return
-        for mapped in self.maps:
-            mapped.flush()
-        self.header["condition"] = FLUSHED
+        self.check_broken()
+        if len(self.maps) < self.groups():
+            raise ValueError(
+                f"state_file {self.path!r} has the state of {self.groups()} groups, the optimizer has "
+                f"{len(self.maps)}: add the others with add_param_group first"
+            )
         try:
+            flush_maps(array for params in self.params for array in params)
+            for mapped in self.maps:
+                mapped.flush()
+            self.header["condition"] = FLUSHED
             self.header.flush()
-        except BaseException:
-            self.header["condition"] = WRITTEN
+        except OSError:  # after which Linux takes what it could not write for written
+            self.broken = True
+            self.header["condition"] = TORN
             raise
 
-    def close(self) -> None:
-        """At the end of an engine, or of Python. The lock stays until the last array is gone."""
+    def close(self, lock: Any) -> None:
+        """At the end of an engine, or of Python, when other threads may still step."""
+        if self.file.closed:
+            return
         with self.file:
-            if self.owner == os.getpid() and self.header["condition"] == WRITTEN:
-                self.flush()
+            whole = self.owner == os.getpid() and not self.broken and len(self.maps) == self.groups()
+            if whole and lock.acquire(blocking=False):
+                try:
+                    if self.header["condition"] == WRITTEN:
+                        self.flush()
+                finally:
+                    lock.release()
+
+
+def allocate(descriptor: int, start: int, nbytes: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, start, nbytes)
+    except (AttributeError, OSError) as error:  # macOS has none; some file systems and C libraries cannot
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        for offset in range(start, start + nbytes, PAGE):
+            os.pwrite(descriptor, bytes(min(PAGE, start + nbytes - offset)), offset)
+
+
+def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What differs first, or nothing."""
+    for name in "optimizer", "state":
+        if saved[name] != wanted[name]:
+            return f"{name}: {saved[name]} there, {wanted[name]} here"
+    if len(saved["arrays"]) != len(wanted["arrays"]):
+        return f"{len(saved['arrays'])} arrays there, {len(wanted['arrays'])} here"
+    for there, here in zip(saved["arrays"], wanted["arrays"], strict=True):
+        if there != here:
+            return f"array {there} there, {here} here"
+    return ""
 
 
 def flush_maps(arrays: Iterable[np.ndarray]) -> None:
