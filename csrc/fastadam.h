@@ -5,7 +5,8 @@
  *     but themselves, or are NULL where there is none; array[FA_GRAD] holds n elements, is only read, and overlaps
  *     nothing that is written;
  *   - kernel and factors belong to the same rule, and the arrays are those that it needs.
- * In return nothing here (but blas.c, which cannot go back once a call's jobs run) allocates, fails, calls Python or keeps state, except what is known about forks.
+ * In return nothing here (but blas.c, which cannot go back once a call's jobs run) allocates, fails, calls Python or
+ * keeps state, except what is known about forks.
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
