@@ -221,7 +221,7 @@ cdef class Engine:
     cdef readonly bint swapped          # the averages are in the parameters
     cdef readonly object store          # a StateFile, or None
     cdef Header *header                 # its first page, or NULL
-    cdef bint forked                    # it belongs to the parent
+    cdef int owner                      # the process that may write into it
     cdef object __weakref__
 
     def __cinit__(self, str family, names, int extras=0, store=None):
@@ -229,7 +229,7 @@ cdef class Engine:
         watch(self)
         self.store = store
         if store is not None:
-            self.header = <Header *>data_of(<Array *>store.header)
+            self.header, self.owner = <Header *>data_of(<Array *>store.header), getpid()
             finalize(self, store.close, self.lock)
         self.keys, self.arrays, self.index, self.group_params = [], [], {}, []
         self.names = list(names)
@@ -273,7 +273,6 @@ cdef class Engine:
 
     def renew_lock(self):
         """In a forked child: what another thread held is free. It was not writing (csrc/forks.c)."""
-        self.forked = True
         if not self.lock._is_owned():
             self.new_lock()
             self.changing = False
@@ -337,6 +336,15 @@ cdef class Engine:
 
         The state is what the values need, or what is `made`. All or nothing: what can fail comes first, and Ctrl-C
         waits."""
+        try:
+            self.add_if_possible(keys, params, values, groups, attributes, changed, made)
+        except BaseException:
+            if self.store is not None:
+                self.store.forget(self.group_count)
+            raise
+
+    cdef int add_if_possible(self, list keys, tuple params, dict values, list groups, dict attributes, dict changed,
+                             object made) except -1:
         cdef Py_ssize_t i, count = self.count, total = count + len(params)
         cdef int a, states
         cdef fa_options options
@@ -396,6 +404,7 @@ cdef class Engine:
         self.count_groups()
         if section is not None and section.fresh:
             self.header.groups = CODE * self.group_count    # from now on it is there
+        return 0
 
     cdef dict about(self, list keys, tuple params, int made):
         """What must be the same for a state file to be gone on with."""
@@ -412,7 +421,7 @@ cdef class Engine:
         """Before a change that a state file has to know of. May run Python code, so it comes before the checks."""
         if self.header == NULL:
             return 0
-        if self.forked:
+        if self.owner != getpid():
             self.store.check_owner()
         if self.header.groups != CODE * self.group_count:
             raise ValueError(f"state_file {self.store.path!r} has the state of {self.header.groups // CODE} groups, "
@@ -424,7 +433,7 @@ cdef class Engine:
     def check_readable(self):
         if self.swapped:
             raise RuntimeError("the averages are in the parameters; leave `with opt.swap_ema():` first")
-        if self.forked and self.store is not None:
+        if self.store is not None:
             self.store.check_owner()
 
     cdef void begin_writing(self) noexcept nogil:
@@ -895,7 +904,7 @@ cdef class Engine:
         """Back, wherever a parameter still is; frozen ones, too. What has moved meanwhile is lost to its average."""
         cdef Py_ssize_t i, size, moved = -1
         cdef Array *param
-        if self.forked and self.store is not None:
+        if self.store is not None and self.owner != getpid():
             self.swapped = False
             raise RuntimeError("this process was forked inside swap_ema: its parameters hold the averages; what they "
                                f"held is in the state_file {self.store.path!r} of the parent")

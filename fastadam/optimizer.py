@@ -11,7 +11,7 @@ import numpy as np
 from fastadam import _core, checkpoint
 from fastadam.containers import Tree, as_groups
 from fastadam.state import State, as_torch, has_schedule, match_groups, match_state
-from fastadam.state_file import StateFile, flush_maps
+from fastadam.state_file import StateFile, maps_of
 
 Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
 Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
@@ -534,7 +534,8 @@ class Optimizer:
             if self._engine.store is not None:
                 self._engine.store.flush()
             else:
-                flush_maps(arrays[0] for arrays in self._engine.arrays)
+                for mapped in maps_of(arrays[0] for arrays in self._engine.arrays):
+                    mapped.flush()
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""

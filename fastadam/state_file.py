@@ -12,10 +12,12 @@ As long as the page in memory says FLUSHED, the one on the disk may, so the firs
 """
 
 import errno
+import fcntl
 import json
 import mmap
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ LONGEST = 1 << 26  # bytes: what may describe a group
 HEADER = np.dtype([("magic", "S8"), ("version", "i8"), ("condition", "i8"), ("groups", "i8"), ("boot", "S64")])
 HEAD = np.dtype([("nbytes", "i8"), ("text_nbytes", "i8")])  # of a group, before its text
 RECORD = np.dtype([("step", "i8"), ("product", "f8"), ("summed", "i8")])  # of an array; the engine's struct Record
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -50,7 +53,7 @@ class StateFile:
         self.owner = os.getpid()
         self.broken = False  # the disk did not take something, and the system may believe that it did
         self.maps: list[np.memmap] = []  # of the groups that an engine has
-        self.params: list[Iterable[np.ndarray]] = []  # and what they are the state of
+        self.params: list[list[mmap.mmap]] = []  # and what their parameters are mapped from, if they are
         self.existed = os.path.exists(path)
         if self.existed and not os.path.isfile(path):
             raise ValueError(f"state_file {self.path!r} is no regular file")
@@ -58,12 +61,10 @@ class StateFile:
         try:
             self.open()
         except BaseException:
-            self.file.close()
+            self.unlock()
             raise
 
     def open(self) -> None:
-        import fcntl  # not on Windows
-
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,17 +78,17 @@ class StateFile:
         if self.new:
             try:
                 self.reserve(0, PAGE)
+                header = np.array((b"fastadam", VERSION, WRITTEN, 0, this_boot()), HEADER)
+                os.pwrite(self.file.fileno(), header.tobytes(), 0)  # in one call, which no kill divides
             except BaseException:
                 self.remove()
                 raise
-            header = np.array((b"fastadam", VERSION, WRITTEN, 0, this_boot()), HEADER)
-            os.pwrite(self.file.fileno(), header.tobytes(), 0)  # in one call, which no kill divides
         elif self.size() < PAGE:
             raise ValueError(f"state_file {self.path!r} holds no state of fastadam; take another path")
         self.header = np.memmap(self.file, HEADER, "r+", shape=())
         if not self.new:
             self.check_condition()
-        self.found = self.groups()
+        self.found = self.header.copy()
 
     def size(self) -> int:
         return os.fstat(self.file.fileno()).st_size
@@ -114,12 +115,17 @@ class StateFile:
 
     def reserve(self, start: int, nbytes: int) -> None:
         """Room on the disk, so that there is an error now and not a SIGBUS in the middle of a step."""
-        os.ftruncate(self.file.fileno(), start)  # what an attempt that failed has left
+        before = self.size()
         try:
+            # What an attempt that failed has left is not cut off: a traceback may show arrays in it.
+            write_zeros(self.file.fileno(), start, min(before, start + nbytes))
             allocate(self.file.fileno(), start, nbytes)
             os.fsync(self.file.fileno())
         except OSError as error:
-            os.ftruncate(self.file.fileno(), start)
+            os.ftruncate(self.file.fileno(), before)
+            if error.errno not in FULL:
+                self.broken = True
+                raise
             raise OSError(error.errno, f"no room for {nbytes} bytes of state: {error.strerror}", self.path) from error
         folder = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY)
         try:
@@ -131,28 +137,40 @@ class StateFile:
             os.close(folder)
 
     def abandon(self) -> None:
-        """An optimizer that could not be made leaves the file as it found it."""
-        import fcntl
-
-        if not self.file.closed:
+        """An optimizer that could not be made leaves what was in the file, and no file where there was none."""
+        if self.file.closed:
+            return
+        try:
             if self.new:
                 self.remove()
-            else:
-                self.header["groups"] = CODE * self.found
-            fcntl.flock(self.file, fcntl.LOCK_UN)  # now: the error keeps arrays alive
-            self.file.close()
+            self.header["groups"] = self.found["groups"]
+            if self.found["condition"] == FLUSHED and self.header["condition"] == WRITTEN and not self.broken:
+                self.header["condition"] = FLUSHED
+                self.header.flush()
+        finally:
+            self.unlock()
 
     def remove(self) -> None:
-        os.unlink(self.path)  # not truncated: an error's traceback may show arrays in it
-        if self.existed:
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666))
+        """Of an empty file that was there an empty state file is left."""
+        with suppress(FileNotFoundError):
+            if not self.existed and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                os.unlink(os.path.realpath(self.path))
+
+    def unlock(self) -> None:
+        """Now: an error keeps arrays alive, and with them the lock."""
+        fcntl.flock(self.file, fcntl.LOCK_UN)
+        self.file.close()
 
     def section(self, group: int, about: dict[str, Any], params: Sequence[np.ndarray], nbytes: int) -> Section:
         """For a group, the last one: what is there, if it is what the state would be `about`, or made."""
         self.check_owner()
-        del self.maps[group:], self.params[group:]  # what could not be added in the end
         start, fresh = PAGE + sum(mapped.nbytes for mapped in self.maps), group >= self.groups()
         text = json.dumps(about).encode()
+        if len(text) > LONGEST:
+            raise ValueError(
+                f"the names and shapes of a group's arrays take {len(text)} bytes in a state_file, at most {LONGEST} "
+                "are allowed; make fewer and larger arrays, or several groups"
+            )
         records = HEAD.itemsize + -(-len(text) // 64) * 64
         block = -(-(records + len(params) * RECORD.itemsize) // PAGE) * PAGE
         whole = block + -(-nbytes // PAGE) * PAGE
@@ -171,8 +189,12 @@ class StateFile:
             section.records["product"] = 1.0
         self.check_records(section.records, "grad_sum" in about["state"])
         self.maps.append(mapped)
-        self.params.append(params)
+        self.params.append(maps_of(params))
         return section
+
+    def forget(self, group: int) -> None:
+        """It could not be added after all."""
+        del self.maps[group:], self.params[group:]
 
     def check_section(self, group: str, start: int, whole: int, about: dict[str, Any]) -> None:
         head = np.zeros((), HEAD)
@@ -241,7 +263,9 @@ class StateFile:
                 f"{len(self.maps)}: add the others with add_param_group first"
             )
         try:
-            flush_maps(array for params in self.params for array in params)
+            for params in self.params:
+                for mapped_params in params:
+                    mapped_params.flush()
             for mapped in self.maps:
                 mapped.flush()
             self.header["condition"] = FLUSHED
@@ -265,14 +289,18 @@ class StateFile:
                     lock.release()
 
 
+def write_zeros(descriptor: int, start: int, stop: int) -> None:
+    for place in range(start, stop, PAGE):
+        os.pwrite(descriptor, bytes(min(PAGE, stop - place)), place)
+
+
 def allocate(descriptor: int, start: int, nbytes: int) -> None:
     try:
         os.posix_fallocate(descriptor, start, nbytes)
     except (AttributeError, OSError) as error:  # macOS has none; some file systems and C libraries cannot
         if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        for offset in range(start, start + nbytes, PAGE):
-            os.pwrite(descriptor, bytes(min(PAGE, start + nbytes - offset)), offset)
+        write_zeros(descriptor, start, start + nbytes)
 
 
 def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -288,8 +316,8 @@ def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ""
 
 
-def flush_maps(arrays: Iterable[np.ndarray]) -> None:
-    """Put the files that arrays are mapped from on the disk."""
+def maps_of(arrays: Iterable[np.ndarray]) -> list[mmap.mmap]:
+    """What arrays are mapped from, those that are."""
     maps = {}
     for array in arrays:
         base: Any = array
@@ -297,8 +325,7 @@ def flush_maps(arrays: Iterable[np.ndarray]) -> None:
             base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
         if base is not None:
             maps[id(base)] = base
-    for base in maps.values():
-        base.flush()
+    return list(maps.values())
 
 
 def this_boot() -> bytes:

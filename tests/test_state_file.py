@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import os
 import pickle
 import resource
@@ -235,6 +236,77 @@ def test_optimizer_that_could_not_be_made_leaves_the_file_as_it_was(path, existe
     assert error and another
 
 
+def test_failed_constructor_leaves_a_flushed_file_flushed_and_arrays_alive(path):
+    w = np.ones(3)
+    fastadam.Adam(w, state_file=path).step(np.ones(3))
+    assert condition(path) == FLUSHED
+    with pytest.raises(ValueError, match="lr") as error:
+        fastadam.Adam([{"params": w}, {"params": np.ones(10_000)}, {"params": np.ones(2), "lr": -1.0}], state_file=path)
+    assert condition(path) == FLUSHED
+    failed = next(entry.frame.f_locals["self"] for entry in error.traceback if "self" in entry.frame.f_locals)
+    opt = fastadam.Adam([{"params": w}, {"params": np.ones(2)}], state_file=path)
+    assert failed._engine.arrays[1][1].sum() == 0  # no SIGBUS
+    assert [entry["step"] for entry in opt.state.values()] == [1, 0]
+    opt.step([np.ones(3), np.ones(2)])
+    del opt
+    opt = fastadam.Adam([{"params": w}, {"params": np.ones(2)}], state_file=path)
+    assert [entry["step"] for entry in opt.state.values()] == [2, 1]
+
+
+def test_links_and_modes_are_left_alone(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.touch(0o600)
+    link.symlink_to(target)
+    with pytest.raises(ValueError, match="no arrays"):
+        fastadam.Adam([], state_file=link)
+    assert link.is_symlink() and target.stat().st_mode & 0o777 == 0o600
+    fastadam.Adam(np.ones(3), state_file=link).step(np.ones(3))
+    target.unlink()
+    with pytest.raises(ValueError, match="no arrays"):
+        fastadam.Adam([], state_file=link)
+    assert link.is_symlink() and not target.exists()
+
+
+def test_refused_file_is_not_locked_by_the_error(path):
+    fastadam.Adam(np.ones(3), state_file=path)
+    good = path.read_bytes()
+    change_header(path, condition=TORN)
+    with pytest.raises(ValueError, match="was left in the middle") as error:
+        fastadam.Adam(np.ones(3), state_file=path)
+    path.write_bytes(good)
+    fastadam.Adam(np.ones(3), state_file=path)
+    assert error
+
+
+def test_path_that_is_gone_does_not_hide_what_went_wrong(path, monkeypatch):
+    def gone(*_):
+        path.unlink()
+        raise ValueError("what went wrong")
+
+    monkeypatch.setattr(fastadam.Adam, "add_param_group", gone)
+    with pytest.raises(ValueError, match="what went wrong"):
+        fastadam.Adam(np.ones(3), state_file=path)
+
+
+def test_too_long_a_description_is_refused_at_once(path, monkeypatch):
+    monkeypatch.setattr(state_file, "LONGEST", 100)
+    with pytest.raises(ValueError, match=r"take 1\d\d bytes in a state_file, at most 100 are allowed"):
+        fastadam.Adam({"a" * 100: np.ones(3)}, state_file=path)
+    assert not path.exists()
+
+
+def test_optimizer_that_its_own_array_refers_to_is_freed(path):
+    class Weights(np.ndarray):
+        pass
+
+    w = Weights(3)
+    w[:] = 1
+    w.opt = fastadam.Adam(w, state_file=path)
+    del w
+    gc.collect()
+    fastadam.Adam(np.ones(3), state_file=path)
+
+
 def test_what_is_no_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for wrong in tmp_path / "fifo", tmp_path, "/dev/null":
@@ -361,11 +433,12 @@ def test_nothing_flushes_inside_a_step(path):
 
 
 def test_only_all_of_a_file_is_flushed(path):
-    first, second = np.ones(3), np.ones(4)
+    memory, second = np.ones(6), np.ones(4)
+    first = memory[:3]
     run_python(f"""
 import os, numpy as np, fastadam
-opt = fastadam.Adam([{{"params": np.ones(3)}}, {{"params": np.ones(4)}}], state_file={str(path)!r})
-opt.step([np.ones(3), np.ones(4)])
+opt = fastadam.Adam([{{"params": np.ones(3)}}, {{"params": {{1: np.ones(4)}}}}], state_file={str(path)!r})
+opt.step([np.ones(3), {{1: np.ones(4)}}])
 os._exit(0)
 """)
     with pytest.raises(ValueError, match="something else"):
@@ -374,10 +447,18 @@ os._exit(0)
     opt = fastadam.Adam(first, state_file=path)
     with pytest.raises(ValueError, match="has the state of 2 groups, the optimizer has 1"):
         opt.flush()
+    with pytest.raises(ValueError, match="overlap"):
+        opt.add_param_group({"params": {1: memory[2:]}})  # like the second group, but refused
+    with pytest.raises(ValueError, match="has the state of 2 groups, the optimizer has 1"):
+        opt.flush()
     del opt
     assert condition(path) == WRITTEN
-    opt = fastadam.Adam([{"params": first}, {"params": second}], state_file=path)
+    opt = fastadam.Adam([{"params": first}, {"params": {1: second}}], state_file=path)
     assert [entry["step"] for entry in opt.state.values()] == [1, 1]
+    opt.flush()
+    with pytest.raises(ValueError, match="overlap"):
+        opt.add_param_group({"params": {2: memory[2:]}})  # a third one, which is not to be
+    opt.step([np.ones(3), {1: np.ones(4)}])
     del opt
     assert condition(path) == FLUSHED
 
@@ -598,6 +679,22 @@ assert opt.state[0]["step"] == 2
     assert condition(path) == FLUSHED
     opt = fastadam.Adam(np.ones(3), state_file=path, ema_decay=0.5)
     assert opt.state[0]["step"] == 2
+
+
+def test_fork_that_python_does_not_know_of_is_noticed(path):
+    run_python(f"""
+import ctypes, os, numpy as np, fastadam
+opt = fastadam.Adam(np.ones(3), state_file={str(path)!r})
+opt.step(np.ones(3))
+child = ctypes.PyDLL(None).fork()
+if child == 0:
+    try:
+        opt.step(np.ones(3))
+    except RuntimeError:
+        os._exit(7)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+""")
 
 
 def test_forked_child_leaves_swapped_averages_alone(path):

@@ -24,6 +24,16 @@ opt = fastadam.Adam(W, state_file=sys.argv[1])
 for _ in range(2):
     opt.step(np.ones(3000, np.float32))
     opt.flush()
+try:
+    opt.add_param_group({"params": {"b": np.ones(3)}})
+except OSError as error:
+    try:
+        opt.step([np.ones(3000, np.float32)])
+        opt.flush()
+        assert "no room" in str(error), "a disk that failed is believed again"
+    except OSError:
+        pass
+    raise
 """
 
 
