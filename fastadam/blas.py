@@ -48,12 +48,15 @@ class SharedThreads:
     def undo(self) -> None:
         """Give OpenBLAS its own threads back, if nobody else has asked for sharing. A second call does nothing."""
         with lock:
-            for library, setter in self._setters.items():
-                users[library] -= 1
-                if not users[library]:
-                    del users[library]
-                    _core.share_with_blas(setter, False)
-            self._setters = {}
+            self._undo()  # a call, as in optimizer.py
+
+    def _undo(self) -> None:
+        for library, setter in self._setters.items():
+            users[library] -= 1
+            if not users[library]:
+                del users[library]
+                _core.share_with_blas(setter, False)
+        self._setters = {}
 
     def __enter__(self) -> "SharedThreads":
         return self

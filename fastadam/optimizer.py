@@ -31,6 +31,10 @@ class Around(TypedDict, total=False):
     state_file: str | os.PathLike[str] | None
 
 
+# What happens inside a `with` that holds a lock is a call: in loops there, CPython 3.12 and 3.13 have places at which
+# Ctrl-C leaves without the end of the `with` (a jump back that its exception table does not have).
+
+
 class Optimizer:
     """What all optimizers have in common. Use one of its subclasses.
 
@@ -185,21 +189,24 @@ class Optimizer:
         if unknown:
             raise ValueError(f"unknown hyper-parameters {unknown} in a group; known are {list(self._defaults)}")
         with self._engine:
-            leaves: list[tuple[Any, np.ndarray]] = []
-            tree = Tree.of(group["params"], leaves, start=sum(tree.items for tree in self._trees))
-            keys = [key for key, _ in leaves]
-            params = tuple(array for _, array in leaves)
-            full = {"params": params, **self._defaults, **{k: v for k, v in group.items() if k != "params"}}
-            self._check_group(full)
-            if "betas" in full and not callable(full["betas"]):
-                full["betas"] = tuple(full["betas"])  # nobody else's list
-            taken = set(self._engine.keys)
-            for key in keys:
-                if key in taken:
-                    raise ValueError(f"two parameters have the key {key!r}; rename one")
-                taken.add(key)
-            changed = {"_trees": [*self._trees, tree]}
-            self._engine.add_group(keys, params, full, self.param_groups, self.__dict__, changed)
+            self._add(group)
+
+    def _add(self, group: Mapping[str, Any]) -> None:
+        leaves: list[tuple[Any, np.ndarray]] = []
+        tree = Tree.of(group["params"], leaves, start=sum(tree.items for tree in self._trees))
+        keys = [key for key, _ in leaves]
+        params = tuple(array for _, array in leaves)
+        full = {"params": params, **self._defaults, **{k: v for k, v in group.items() if k != "params"}}
+        self._check_group(full)
+        if "betas" in full and not callable(full["betas"]):
+            full["betas"] = tuple(full["betas"])  # nobody else's list
+        taken = set(self._engine.keys)
+        for key in keys:
+            if key in taken:
+                raise ValueError(f"two parameters have the key {key!r}; rename one")
+            taken.add(key)
+        changed = {"_trees": [*self._trees, tree]}
+        self._engine.add_group(keys, params, full, self.param_groups, self.__dict__, changed)
 
     def step(self, grads: Gradients, *, grad_scale: float = 1.0) -> None:
         """Update the parameters in place.
@@ -378,18 +385,19 @@ class Optimizer:
         {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
         """
         with _core.Locked(self._engine):
-            self._engine.check_readable()
-            self._engine.check_groups(self.param_groups)
-            state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
-            groups: list[dict[str, Any]] = []
-            start = 0
-            for group in self.param_groups:
-                stop = start + len(group["params"])
-                plain = {k: v for k, v in group.items() if k != "params" and not has_schedule(v)}
-                groups.append(
-                    {**plain, "params": list(range(start, stop)), "param_names": self._engine.keys[start:stop]}
-                )
-                start = stop
+            return self._state_dict()
+
+    def _state_dict(self) -> dict[str, Any]:
+        self._engine.check_readable()
+        self._engine.check_groups(self.param_groups)
+        state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
+        groups: list[dict[str, Any]] = []
+        start = 0
+        for group in self.param_groups:
+            stop = start + len(group["params"])
+            plain = {k: v for k, v in group.items() if k != "params" and not has_schedule(v)}
+            groups.append({**plain, "params": list(range(start, stop)), "param_names": self._engine.keys[start:stop]})
+            start = stop
         return {"state": state, "param_groups": groups}
 
     def torch_state_dict(self) -> dict[str, Any]:

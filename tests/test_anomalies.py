@@ -6,6 +6,7 @@ parameter and state array to the last bit, counters and hyper-parameters too, wi
 import concurrent.futures
 import copy
 import ctypes
+import dis
 import functools
 import gc
 import itertools
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -195,6 +197,27 @@ def test_ctrl_c_does_not_tear_what_else_changes_an_optimizer(what, trials):
 
 def never_torn(act, trials, **options):
     assert not interrupt(act, trials, **options)["torn"]
+
+
+def ways_around_the_end_of_a_with(code):
+    """Jumps inside a `with` that its exception table does not have: Ctrl-C at one of them does not end the `with`."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from ways_around_the_end_of_a_with(constant)
+    instructions = list(dis.get_instructions(code))
+    ends = [each.offset for each in instructions if each.opname == "WITH_EXCEPT_START"]
+    begins = [each.offset for each in instructions if each.opname in ("BEFORE_WITH", "LOAD_SPECIAL")]
+    covered = [range(entry.start, entry.end) for entry in dis.Bytecode(code).exception_entries]
+    for each in instructions:
+        inside = ends and begins and begins[0] < each.offset < ends[-1]
+        if inside and "JUMP_BACKWARD" in each.opname and not any(each.offset in where for where in covered):
+            yield code.co_name, each.offset
+
+
+@pytest.mark.parametrize("module", ["optimizer", "blas", "state_file", "_forks"])
+def test_no_lock_is_held_around_a_loop_that_ctrl_c_may_leave(module):
+    path = Path(fastadam.__file__).with_name(f"{module}.py")
+    assert list(ways_around_the_end_of_a_with(compile(path.read_text(), path, "exec"))) == []
 
 
 def test_ctrl_c_would_tear_a_step_written_in_python():
