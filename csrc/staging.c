@@ -1,7 +1,8 @@
 /* Tasks that are run block by block, with copies on the stack.
  *
  * What stands before a rule writes the gradient that the rule takes into such a block; what stands after it reads the
- * parameters again, while they are in the first-level cache.
+ * parameters again, while they are in the first-level cache. Both read little else, so the memory would rest meanwhile:
+ * what they will read for the next block is fetched ahead.
  *
  * And arrays that lie nearly a multiple of 1 MiB apart: where an array that is read lies a few bytes behind one that is
  * written, modulo 1 MiB, and both in huge pages (whose addresses are the hardware's own up to that size), Intel's
@@ -44,12 +45,19 @@ static void run_loop(const fa_kernel *kernel, const fa_task *staged, void *writt
     kernel->run(&loop, 0, n);
 }
 
+static void fetch(const void *array, int64_t begin, int64_t end)
+{
+    for (int64_t at = begin; array && at < end; at += 64)
+        __builtin_prefetch((const char *)array + at);
+}
+
 static void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *which, int count,
                        char (*copies)[BLOCK], char *gradient)
 {
     int64_t size = t->kernel->size, block = t->kernel->block;
     for (; begin < end; begin += block) {
         int64_t n = end - begin < block ? end - begin : block;
+        int64_t next = (begin + n) * size, after_next = (end - begin < 2 * block ? end : begin + 2 * block) * size;
         fa_task staged = *t;
         staged.offset = begin;
         for (int i = 0; i < FA_ARRAYS; i++)
@@ -60,9 +68,13 @@ static void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *
             staged.array[which[i]] = copies[which[i]];
         }
         if (t->before) {
+            fetch(t->array[FA_GRAD], next, after_next);
+            fetch(t->array[FA_SUM], next, after_next);
             run_loop(t->before, &staged, gradient, n);
             staged.array[FA_GRAD] = gradient;
         }
+        if (t->after)
+            fetch(t->array[FA_EMA], next, after_next);
         t->kernel->run(&staged, 0, n);
         if (t->after)
             run_loop(t->after, &staged, staged.array[FA_PARAM], n);
