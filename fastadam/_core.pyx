@@ -106,7 +106,7 @@ cpdef int as_threads(object threads, str name="threads") except -1:
     """A number of threads for the driver: 0 stands for None, the automatic choice."""
     if threads is None:
         return 0
-    if isinstance(threads, (bool, numpy.bool_)) or not hasattr(threads, "__index__"):
+    if type(threads) is not int and (isinstance(threads, (bool, numpy.bool_)) or not hasattr(threads, "__index__")):
         raise TypeError(f"{name} must be an int or None, got {threads!r}")
     n = PyNumber_Index(threads)
     if not 1 <= n <= MAX_THREADS:

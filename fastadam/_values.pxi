@@ -70,6 +70,8 @@ cdef double as_limit(object value, str name) except? -1.0:
 
 
 cdef int as_nonfinite(object value) except -1:
+    if type(value) is str and <str>value == "propagate":    # nearly always
+        return PROPAGATE
     if not isinstance(value, str):
         raise TypeError(f"nonfinite must be a str, got {value!r}")
     modes = ("propagate", "raise", "skip")
@@ -79,7 +81,7 @@ cdef int as_nonfinite(object value) except -1:
 
 
 cdef int64_t as_accumulate(object value) except -1:
-    if isinstance(value, (bool, numpy.bool_)) or not hasattr(value, "__index__"):
+    if type(value) is not int and (isinstance(value, (bool, numpy.bool_)) or not hasattr(value, "__index__")):
         raise TypeError(f"accumulate must be an int, got {value!r}")
     n = PyNumber_Index(value)
     if not 1 <= n < 2**31:

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
@@ -150,9 +151,7 @@ class Optimizer:
                 store.abandon()
             raise
 
-    @property
-    def _settings(self) -> tuple[Any, ...]:
-        return self.threads, self.max_norm, self.max_value, self.nonfinite, self.accumulate, self.ema_decay
+    _settings = property(attrgetter("threads", "max_norm", "max_value", "nonfinite", "accumulate", "ema_decay"))
 
     @staticmethod
     def _check_group(group: dict[str, Any]) -> None:
