@@ -85,7 +85,8 @@ cdef check_writable(object param, str name):
     if not array.flags.aligned:
         raise ValueError(f"{name} must be aligned in memory; use .copy()")
     if not array.flags.writeable:
-        raise ValueError(f"{name} must be writeable, got a read-only array; use .copy() or .flags.writeable = True")
+        raise ValueError(f"{name} must be writeable, got a read-only array; use .copy() or .flags.writeable = True "
+                         "(a memory map: open it with mode='r+')")
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         raise ValueError(f"{name} must be C- or F-contiguous, got strides {array.strides} for shape {array.shape}; "
                          "use np.ascontiguousarray")

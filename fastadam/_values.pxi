@@ -123,8 +123,10 @@ def arrays_for(tuple values):
 
 cdef int64_t as_step(object step) except -1:
     try:
-        number = PyNumber_Index(step)
+        number = PyNumber_Index(step) if type(step) is not bool else None
     except TypeError:
+        number = None
+    if number is None:
         raise TypeError(f"step must be an integer, got {step!r}") from None
     if not 1 <= number < 2**63:
         raise ValueError(f"step counts from 1 and is less than 2**63, got {number}")
@@ -187,22 +189,28 @@ cdef dict known_fields():
 cdef dict FIELDS = known_fields()
 
 
-cdef object at(object value, int64_t count):
+cdef object at(object value, int64_t count, str name):
     """A schedule's value after `count` steps; anything else as it is."""
-    return value(count) if type(value) is not float and callable(value) else value
+    if type(value) is float or not callable(value):
+        return value
+    try:
+        return value(count)
+    except Exception as error:
+        error.add_note(f"in the schedule {name}, called with the number of steps taken, {count}")
+        raise
 
 
 cdef int read_value(object value, str name, int kind, int64_t count, char *target) except -1:
     cdef double *number = <double *>target
     if kind == MAGNITUDE:
-        number[0] = as_magnitude(at(value, count), name)
+        number[0] = as_magnitude(at(value, count, name), name)
     elif kind == FLAG or kind == FIXED_FLAG:
         (<int *>target)[0] = as_flag(value, name)
     elif kind == BETAS:
-        beta1, beta2 = as_pair(at(value, count))
-        number[0], number[1] = as_beta(at(beta1, count), "betas[0]"), as_beta(at(beta2, count), "betas[1]")
+        beta1, beta2 = as_pair(at(value, count, name))
+        number[0], number[1] = as_beta(at(beta1, count, name), "betas[0]"), as_beta(at(beta2, count, name), "betas[1]")
     elif kind == BETA:
-        number[0] = as_beta(at(value, count), name)
+        number[0] = as_beta(at(value, count, name), name)
     else:
         number[0] = as_magnitude(value, name)
     return 0

@@ -130,7 +130,8 @@ def load(
         With the keys, shapes and dtypes of those that were saved. They need not be all that is in the file.
     optimizer : Optimizer, default None
         Of the same class and groups as the one saved. Hyper-parameters that were saved replace what it has, schedules
-        too; those that were schedules then stay as they are.
+        too; those that were schedules then stay as they are. What surrounds the rule (max_norm, nonfinite, ...) is not
+        in the file. Averages that are not in it begin with the parameters.
     mmap : bool, default False
         Copy from a memory map instead of reading the arrays first, which takes half the memory. Then nobody may write
         into or truncate the file meanwhile (`save` never does: it puts another in its place).
@@ -284,6 +285,12 @@ def params_to_load(
             raise TypeError(f"{where} is {array.dtype}, in the checkpoint {new.dtype}; nothing is ever cast")
         if array.shape != new.shape:
             raise ValueError(f"{where} has the shape {array.shape}, in the checkpoint {new.shape}")
+        if not array.flags.writeable:
+            raise ValueError(f"{where} must be writeable, got a read-only array; use .copy()")
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            raise ValueError(
+                f"{where} must be C- or F-contiguous, got strides {array.strides}; use np.ascontiguousarray"
+            )
         pairs.append((array, new.view(array.dtype)))  # C has two names for one integer type
     bounds = sorted((*byte_bounds(array), key) for key, array in leaves if array.size)
     for (_, end, key), (begin, _, other) in pairwise(bounds):
@@ -466,6 +473,8 @@ def read_npz(file: BufferedReader, most: float) -> tuple[dict[str, Place], bytes
             if info.compress_type != zipfile.ZIP_STORED or name == info.filename or name in places:
                 raise ValueError(f"the member {info.filename!r} is not a stored .npy, or stands twice")
             places[name] = place_of_member(file, members, info)
+        if TEXT not in places:
+            raise ValueError(f"it has no member {TEXT!r}, so fastadam.save has not written it")
         text = places.pop(TEXT)
         if text.nbytes > most:
             raise ValueError(f"its text has {text.nbytes} bytes")
@@ -508,7 +517,9 @@ def read_safetensors(file: BufferedReader, most: float) -> tuple[dict[str, Place
     if length > most:
         raise ValueError(f"its header has {length} bytes")
     header = parse(file.read(length))
-    text = header.pop("__metadata__")[TEXT]
+    text = header.pop("__metadata__", {}).get(TEXT)
+    if text is None:
+        raise ValueError(f"its metadata has no {TEXT!r}, so fastadam.save has not written it")
     dtypes = {"BOOL": "?", **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "FIU" for size in (1, 2, 4, 8)}}
     places = {}
     for name, entry in header.items():
@@ -536,7 +547,9 @@ def saying(what: str, but: tuple[type[Exception], ...] = (MemoryError, ImportErr
     """Whatever a hostile file provokes is a ValueError; errors of the system stay what they are, and those named."""
     try:
         yield
-    except but:
+    except but as error:
+        if isinstance(error, ValueError | TypeError):
+            error.add_note(what)
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before or far behind the file

@@ -71,9 +71,9 @@ class Optimizer:
         Keep the state in this file, mapped into memory, for state larger than memory. A file that is there is gone on
         with, if it is the state of such parameters, and whole: what a process that ends leaves in it always is, unless
         it was in the middle of a step or inside `swap_ema`. Parameters may be in files, too: pass arrays of
-        ``np.lib.format.open_memmap``. (Those in memory are yours to bring back as they were.) It is no checkpoint: if
-        the machine goes down after a step that no `flush` has followed, the file is refused. Forked children can
-        neither step nor copy such an optimizer.
+        ``np.lib.format.open_memmap``. (Those in memory are yours to bring back as they were, and so are
+        hyper-parameters: AdamW may go on with Adam's state.) It is no checkpoint: if the machine goes down after a step
+        that no `flush` has followed, the file is refused. Forked children can neither step nor copy such an optimizer.
 
     All but `params`, `defaults` and `state_file` are kept by pickle, not by `state_dict`; copies keep their state in
     memory.
@@ -130,7 +130,11 @@ class Optimizer:
         ema_decay: float | None = None,
         threads: int | None = None,
         state_file: str | os.PathLike[str] | None = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            known = ["params", *defaults, *Around.__annotations__]
+            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
         self.max_norm, self.max_value, self.nonfinite = max_norm, max_value, nonfinite
         self.accumulate, self.ema_decay, self.threads = accumulate, ema_decay, threads
         extras = _core.arrays_for(self._settings)

@@ -129,7 +129,10 @@ def match_state(
         elif not {"ema", "grad_sum", "grad_count"} & saved.keys():  # saved by torch, or without these
             saved |= {name: fresh[name] for name in ("ema", "grad_sum", "grad_count") if name in fresh}
         if saved.keys() != entry.keys():
-            raise ValueError(f"{where} has the keys {list(saved)}, expected {list(entry)}")
+            raise ValueError(
+                f"{where} has the keys {list(saved)}, expected {list(entry)}; make the optimizer with the options "
+                "of the one that was saved (ema_decay, accumulate, amsgrad, momentum, ...)"
+            )
         arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
         steps.append(as_counter(saved["step"], f"{where}['step']"))
         counts.append(as_counter(saved.get("grad_count", 0), f"{where}['grad_count']"))

@@ -49,6 +49,8 @@ class StateFile:
     """A file that an engine keeps its state in. Locked, until the last array in it is gone."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"state_file must be a path, a str or os.PathLike, got a {type(path).__name__}")
         self.path = os.fspath(path)
         self.owner = os.getpid()
         self.broken = False  # the disk did not take something, and the system may believe that it did

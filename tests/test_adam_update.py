@@ -77,7 +77,8 @@ def test_adam_update_converts_gradients_too():
 
 
 @pytest.mark.parametrize(
-    ("step", "error"), [(0, ValueError), (-1, ValueError), (2**63, ValueError), (1.0, TypeError), ("1", TypeError)]
+    ("step", "error"),
+    [(0, ValueError), (-1, ValueError), (2**63, ValueError), (1.0, TypeError), ("1", TypeError), (True, TypeError)],
 )
 def test_adam_update_refuses_bad_steps(step, error):
     assert_update_refused({**adam_update_arguments(), "step": step}, error, "^step ")

@@ -176,10 +176,10 @@ def test_an_array_that_cannot_be_written_is_refused_before_any_is(path):
     fastadam.save(path, params=params)
     other = {"a": np.zeros(3), "b": np.zeros(3), "c": np.zeros((2, 2))}
     other["b"].flags.writeable = False
-    with pytest.raises(ValueError, match="writeable and contiguous"):
+    with pytest.raises(ValueError, match="parameter .b. must be writeable"):
         fastadam.load(path, params=other)
     other["b"] = np.zeros(6)[::2]
-    with pytest.raises(ValueError, match="writeable and contiguous"):
+    with pytest.raises(ValueError, match="parameter .b. must be C- or F-contiguous"):
         fastadam.load(path, params=other)
     assert not other["a"].any() and not other["c"].any()
 
@@ -666,29 +666,28 @@ def test_a_zip_bomb_and_a_pickle_are_refused(tmp_path):
 def test_a_huge_sparse_file_takes_no_memory(tmp_path):
     """A terabyte of zeros whose header is in order, but of another shape than the model."""
     code = f"""
-import json, resource, struct, numpy as np, fastadam
-n = 1 << 38
-header = json.dumps({{"params/w": {{"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}},
-                     "__metadata__": {{"fastadam": "{{}}"}}}}).encode()
-path = {str(tmp_path / "m.safetensors")!r}
-with open(path, "wb") as file:
-    file.write(struct.pack("<Q", len(header)) + header)
-    file.truncate(8 + len(header) + 4 * n)
+import json, struct, numpy as np, fastadam
 from fastadam import checkpoint
+n = 1 << 38
 text = {{"format": 1, "params": ["w"], "arrays": {{"params/w": {{"dtype": "<f4", "shape": [n], "crc32": 0}}}}}}
 text["crc32"] = checkpoint.crc_of_text(text)
 header = json.dumps({{"params/w": {{"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}},
                      "__metadata__": {{"fastadam": json.dumps(text)}}}}).encode()
+path = {str(tmp_path / "m.safetensors")!r}
 with open(path, "wb") as file:
     file.write(struct.pack("<Q", len(header)) + header)
     file.truncate(8 + len(header) + 4 * n)
+def kibibytes(what):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what))
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+before = kibibytes("VmRSS")
 try:
     fastadam.load(path, params={{"w": np.zeros(2, np.float32)}})
 except ValueError as error:
     assert "has the shape (2,), in the checkpoint" in str(error), error
 else:
     raise AssertionError
-assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500_000
+assert kibibytes("VmHWM") - before < 100_000
 """
     run_python(code)
 

@@ -258,3 +258,15 @@ def test_adamw_is_adam_with_decoupled_decay():
         one.step(a.copy())
         two.step(b.copy())
     assert np.array_equal(a, b)
+
+
+def test_an_error_inside_a_schedule_says_which_schedule_it_is():
+    opt = fastadam.Adam(np.ones(3), betas=(lambda: 0.9, 0.99))
+    with pytest.raises(TypeError) as caught:
+        opt.step(np.ones(3))
+    assert "in the schedule betas" in caught.value.__notes__[0]
+
+
+def test_an_unknown_option_is_named_beside_those_that_are_known():
+    with pytest.raises(TypeError, match=r"NAdam has no learning_rate; it has params, lr, betas, .* ema_decay"):
+        fastadam.NAdam(np.ones(3), learning_rate=0.1)
