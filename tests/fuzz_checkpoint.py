@@ -1,4 +1,4 @@
-"""atheris on checkpoints: python tests/fuzz_checkpoint.py [-max_total_time=60] [libFuzzer's other options, a corpus].
+"""atheris on checkpoints: python tests/fuzz_checkpoint.py [-max_total_time=60] [libFuzzer's other options, or files].
 
 Whatever is in a file, loading it raises ValueError or TypeError and changes nothing, or loads.
 Needs `pip install atheris`.
@@ -38,8 +38,9 @@ def with_text(text):
     """A whole .npz with any text, whose sum is right if it is JSON."""
     try:
         parsed = json.loads(text)
-        parsed["crc32"] = checkpoint.crc_of_text(parsed)
-        text = json.dumps(parsed).encode()
+        if isinstance(parsed, dict):
+            parsed["crc32"] = checkpoint.crc_of_text(parsed)
+            text = json.dumps(parsed).encode()
     except (ValueError, TypeError, RecursionError):
         pass
     file = io.BytesIO()
@@ -75,5 +76,6 @@ if __name__ == "__main__":
     corpus.mkdir()
     for i, seed in enumerate(seeds()):
         (corpus / str(i)).write_bytes(seed)
-    atheris.Setup([*sys.argv, str(corpus)], test_one_input)
+    files = [argument for argument in sys.argv[1:] if Path(argument).is_file()]  # to be run once, without a corpus
+    atheris.Setup([*sys.argv, *([] if files else [str(corpus)])], test_one_input)
     atheris.Fuzz()
