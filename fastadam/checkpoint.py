@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import stat
 import zipfile
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fastadam.optimizer import Container, Optimizer
 
 FORMAT = 1  # of the text; what reads 1 reads all of 1
+NPY_HEADER = re.compile(rb"\{'descr': '([<|]\w+)', 'fortran_order': False, 'shape': \(((?:\d+, ?)*\d*)\), \} *\n")
 TEXT = "fastadam"  # where it is: a key of safetensors' metadata, a member of an .npz
 LARGE = 1 << 30  # bytes: with more, a bar shows the progress
 TEXT_SIZE, TEXT_PER_ARRAY = 16 << 20, 4 << 10  # bytes: the longest text or header that is parsed
@@ -69,7 +71,8 @@ def save(
     ImportError
         The safetensors package is missing.
     OSError
-        The file could not be written; what was there before still is. (A kill leaves what was written aside, a hidden
+        The file could not be written; what was there before still is (or, if only the folder could not be synced, the
+        new one is there, and may be gone after a power failure). (A kill leaves what was written aside, a hidden
         file next to it, .fastadam.* or .tmp*, to be deleted.)
 
     Examples
@@ -102,7 +105,7 @@ def save(
         def write_and_read_back(aside: Path) -> None:
             write(aside, stored, json.dumps(text))
             with open(aside, "rb") as file:
-                places, raw = read(file, math.inf)
+                places, raw = read(file, longest_text(len(text.get("params", ())), optimizer))  # as load will
                 claimed(places, raw)
                 try:
                     verified(file, places, text["arrays"], False, progress)
@@ -164,9 +167,8 @@ def load(
     if not stat.S_ISREG(os.stat(name).st_mode):
         raise ValueError(f"{name!r} is no regular file")
     with lock_of(optimizer), open(name, "rb") as file:  # all is read from this one, whatever save puts in its place
-        wanted = len(leaves or ()) + (5 * len(optimizer.state) if optimizer is not None else 0)
         with saying(f"{name!r} is damaged or no checkpoint"):
-            places, raw = read(file, TEXT_SIZE + TEXT_PER_ARRAY * wanted)
+            places, raw = read(file, longest_text(len(leaves or ()), optimizer))
             text = claimed(places, raw)
         # What the file claims is held against the model first, so that no more is read than the model takes.
         empty = {key: np.broadcast_to(np.zeros((), place.dtype), place.shape) for key, place in places.items()}
@@ -417,15 +419,42 @@ def parse(raw: str | bytes) -> dict[str, Any]:
 # ---- files
 
 
+def longest_text(params: int, optimizer: "Optimizer | None") -> int:
+    """Bytes of text and headers that are read for so much of a model."""
+    return TEXT_SIZE + TEXT_PER_ARRAY * (params + (5 * len(optimizer.state) if optimizer is not None else 0))
+
+
+class Bounded:
+    """A file of which no more than so many bytes are read at once, whatever is in it."""
+
+    def __init__(self, file: BufferedReader, most: int) -> None:
+        self.file, self.most = file, most
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            size = os.fstat(self.file.fileno()).st_size - self.tell()
+        if size > self.most:
+            raise too_long("its directory or a header", size, self.most)
+        return self.file.read(size)
+
+
+def too_long(what: str, size: int, most: int) -> ValueError:
+    return ValueError(
+        f"{what} has {size} bytes, of which at most {most} are read for so few arrays; shorten names, or load all that "
+        "was saved at once"
+    )
+
+
 def write_aside(target: Path, write: Callable[[Path], None]) -> None:
     """Write a file next to the target, and put it in the target's place when it is safely on the disk."""
     aside = target.with_name(f".fastadam.{secrets.token_hex(8)}")
     folder = os.open(target.parent, os.O_RDONLY)
     try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        # As the file that is replaced, or what the umask leaves of a new one.
-        mode = stat.S_IMODE(os.stat(target).st_mode if target.exists() else os.fstat(descriptor).st_mode)
-        os.close(descriptor)
+        # As the file that is replaced, and until then for nobody else; or what the umask leaves of a new one.
+        replaces = target.exists()
+        os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if replaces else 0o666))
+        mode = stat.S_IMODE(os.stat(target if replaces else aside).st_mode)
         write(aside)
         os.chmod(aside, mode)
         descriptor = os.open(aside, os.O_RDONLY)
@@ -461,13 +490,13 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], text: str) -> None:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def read_npz(file: BufferedReader, most: float) -> tuple[dict[str, Place], bytes]:
+def read_npz(file: BufferedReader, most: int) -> tuple[dict[str, Place], bytes]:
     """Members are stored as they are, so their places in the file are known."""
     places = {}
-    with zipfile.ZipFile(file) as members:
+    with zipfile.ZipFile(cast(IO[bytes], Bounded(file, most))) as members:
         infos = members.infolist()
         if 100 * len(infos) > most:
-            raise ValueError(f"it has {len(infos)} members")
+            raise too_long(f"the directory of {len(infos)} members", 100 * len(infos), most)
         for info in infos:
             name = info.filename.removesuffix(".npy")
             if info.compress_type != zipfile.ZIP_STORED or name == info.filename or name in places:
@@ -477,22 +506,20 @@ def read_npz(file: BufferedReader, most: float) -> tuple[dict[str, Place], bytes
             raise ValueError(f"it has no member {TEXT!r}, so fastadam.save has not written it")
         text = places.pop(TEXT)
         if text.nbytes > most:
-            raise ValueError(f"its text has {text.nbytes} bytes")
+            raise too_long("its text", text.nbytes, most)
     file.seek(text.start)
     return places, file.read(text.nbytes)
 
 
 def place_of_member(file: BufferedReader, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> Place:
     with members.open(info) as member:
-        major = np.lib.format.read_magic(member)[0]
-        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        try:
-            shape, fortran, dtype = read_header(member)
-        except MemoryError:  # Python's parser, of an expression that is nested too deeply
-            raise ValueError(f"the header of {info.filename!r} is too deep") from None
+        length = member.read(2 if np.lib.format.read_magic(member)[0] == 1 else 4)
+        # Not NumPy's own reading: it hands any text of any length to Python's parser.
+        match = NPY_HEADER.fullmatch(member.read(int.from_bytes(length, "little")))
         header = member.tell()
-    if fortran:
-        raise ValueError(f"the member {info.filename!r} is in Fortran's order")
+    if match is None:
+        raise ValueError(f"the member {info.filename!r} has no .npy header of a plain array in C order")
+    dtype, shape = np.dtype(match[1].decode()), [int(n) for n in match[2].split(b",") if n.strip()]
     file.seek(info.header_offset + 26)
     name_and_extra = sum(np.frombuffer(file.read(4), "<u2").tolist())
     return place_at(file, info.header_offset + 30 + name_and_extra + header, dtype, shape)
@@ -512,10 +539,10 @@ def write_safetensors(path: Path, arrays: dict[str, np.ndarray], text: str) -> N
         raise OSError(f"{os.fspath(path)!r} could not be written: {error}") from error
 
 
-def read_safetensors(file: BufferedReader, most: float) -> tuple[dict[str, Place], str]:
+def read_safetensors(file: BufferedReader, most: int) -> tuple[dict[str, Place], str]:
     length = int.from_bytes(file.read(8), "little")
     if length > most:
-        raise ValueError(f"its header has {length} bytes")
+        raise too_long("its header", length, most)
     header = parse(file.read(length))
     text = header.pop("__metadata__", {}).get(TEXT)
     if text is None:

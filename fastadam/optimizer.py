@@ -73,7 +73,8 @@ class Optimizer:
         it was in the middle of a step or inside `swap_ema`. Parameters may be in files, too: pass arrays of
         ``np.lib.format.open_memmap``. (Those in memory are yours to bring back as they were, and so are
         hyper-parameters: AdamW may go on with Adam's state.) It is no checkpoint: if the machine goes down after a step
-        that no `flush` has followed, the file is refused. Forked children can neither step nor copy such an optimizer.
+        that no `flush` has followed, the file is refused. Forked children can neither step nor copy such an optimizer,
+        and keep its file locked while they live.
 
     All but `params`, `defaults` and `state_file` are kept by pickle, not by `state_dict`; copies keep their state in
     memory.

@@ -35,19 +35,39 @@ static void add_to_digest(const unsigned char *bytes, size_t size)
         digest = (digest ^ bytes[i]) * 1099511628211u;
 }
 
-static void run(fa_rule rule, fa_real real, int64_t n, int threads)
+enum { FAR = 2 << 20, NEAR_N = (1 << 18) + 5 };
+
+/* A parameter of NEAR_N float32 elements and its gradient, which trails it by 16 bytes modulo 1 MiB. */
+static void place_near(fa_task *task)
+{
+    free(task->array[FA_GRAD]);
+    free(task->array[FA_PARAM]);
+    task->array[FA_PARAM] = malloc(FAR + NEAR_N * sizeof(float));
+    task->array[FA_GRAD] = (char *)task->array[FA_PARAM] + FAR - 16;
+}
+
+/* Surrounded: by sums, clipping and averages. */
+static void run(fa_rule rule, fa_real real, int64_t n, int threads, int surrounded)
 {
     size_t size = real == FA_FLOAT64 ? sizeof(double) : sizeof(float);
     const char *families[] = {"Adam", "SGD", "RMSprop", "NAdam", "Adamax"};
     const fa_family *family = rule < FA_RULES ? fa_family_named(families[rule / 16]) : NULL;
     fa_around around = {.s = 0.7, .mean = 1.0 / 3, .limit = 0.5, .decay = 0.9, .rest = 1.0 - 0.9};
-    double sums[2000 / FA_SQUARES + 1] = {0};
+    double sums[100000 / FA_SQUARES + 1] = {0};
     fa_options options = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .eps_root = 1e-12,
                           .bias_correction = 1, .momentum = 0.8, .alpha = 0.99, .momentum_decay = 4e-3};
     double product = 1.0;
     fa_task task = {.kernel = fa_kernel_of(FA_BASELINE, rule, real), .n = n};
-    for (int a = 0; a < FA_ARRAYS; a++) {
+    if (surrounded) {
+        task.before = fa_kernel_of(FA_BASELINE, FA_GRADIENT + FA_SUMMED + FA_CLIPPED, real);
+        task.after = rule < FA_RULES ? fa_kernel_of(FA_BASELINE, FA_AVERAGE, real) : NULL;
+        task.around = &around;
+    }
+    for (int a = 0; a < FA_ARRAYS; a++)
         task.array[a] = malloc((size_t)n * size + 1);
+    if (n == NEAR_N)
+        place_near(&task);
+    for (int a = 0; a < FA_ARRAYS; a++) {
         for (int64_t i = 0; i < n; i++) {
             double x = number(a <= FA_M);
             if (real == FA_FLOAT64)
@@ -70,13 +90,15 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads)
     }
     add_to_digest(isnan(sums[0]) ? (const unsigned char *)"NaN NaN" : (const unsigned char *)sums, sizeof(double));
     for (int a = 0; a < FA_ARRAYS; a++) {
-        for (int64_t i = 0; i < n; i++) {
+        for (int64_t i = 0; i < n; i += n > 5000 ? 97 : 1) {
             unsigned char *bytes = (unsigned char *)task.array[a] + (size_t)i * size;
             int is_nan = real == FA_FLOAT64 ? isnan(((double *)task.array[a])[i]) : isnan(((float *)task.array[a])[i]);
             add_to_digest(is_nan ? (const unsigned char *)"NaN NaN" : bytes, size);
         }
-        free(task.array[a]);
     }
+    for (int a = 0; a < FA_ARRAYS; a++)
+        if (n != NEAR_N || a != FA_GRAD)
+            free(task.array[a]);
 }
 
 int main(void)
@@ -85,7 +107,14 @@ int main(void)
         for (int rule = 0; rule < FA_ALL_RULES; rule++)
             for (int64_t n = 0; n < 2000; n += n < 70 ? 1 : 311)
                 if (fa_kernel_of(FA_BASELINE, rule, real)->run)
-                    run(rule, real, n, 1 + (int)(n % 3));
+                    run(rule, real, n, 1 + (int)(n % 3), 0);
+    for (int real = 0; real < FA_REALS; real++)
+        for (int surrounded = 0; surrounded < 2; surrounded++) {
+            run(FA_ADAM, real, 5000, 2, surrounded);
+            run(FA_SUM_SQUARES, real, 5 * 4 * FA_SQUARES + 37, 1 + surrounded, surrounded);
+        }
+    run(FA_ADAM, FA_FLOAT32, NEAR_N, 1, 0);
+    run(FA_ADAM, FA_FLOAT32, NEAR_N, 2, 1);
     printf("%016llx\n", (unsigned long long)digest);
     return 0;
 }

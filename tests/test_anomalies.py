@@ -240,7 +240,8 @@ def small_arrays(seed, *dtypes):
 
 @functools.cache
 def folder():
-    return tempfile.TemporaryDirectory()
+    memory = "/dev/shm"
+    return tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
 
 
 def small(state_file=False, **options):
@@ -279,6 +280,17 @@ def reopen(opt, n):
     assert all(entry["step"] == 0 for entry in other.state.values())
 
 
+@functools.cache
+def small_files():
+    paths = []
+    for i, state in enumerate(small_saved_states()):
+        opt = small()
+        opt.load_state_dict(state)
+        paths.append(f"{folder().name}/{i}.npz")
+        opt.save(paths[-1])
+    return paths
+
+
 # What is done to an optimizer when there is no memory, and how that optimizer is made.
 WITHOUT_MEMORY = {
     "constructor": (lambda opt, n: fastadam.NAdam(opt.param_groups[0]["params"], ema_decay=0.9, accumulate=2), {}),
@@ -300,6 +312,12 @@ WITHOUT_MEMORY = {
     "pickle": (lambda opt, n: pickle.loads(pickle.dumps(opt)), {}),
     "deepcopy": (lambda opt, n: copy.deepcopy(opt), {}),
 }
+
+FILES = {
+    "save": (lambda opt, n: opt.save(f"{folder().name}/saved.npz"), {}),
+    "load": (lambda opt, n: opt.load(small_files()[n != "first" and n % 2]), {}),
+}
+WITHOUT_MEMORY |= FILES
 
 
 class PythonsMemory:
@@ -370,7 +388,7 @@ def empty_free_lists(each):
     _ = [(n, n) for n in range(100)]
 
 
-def starve(name, memory):
+def starve(name, memory, counts=(1, 5)):
     """Do it with ever more memory until there is enough; each time it fails, nothing has changed, and all goes on."""
     warnings.simplefilter("ignore")  # of conversions
     act, options = WITHOUT_MEMORY[name]
@@ -379,7 +397,7 @@ def starve(name, memory):
     other_thread = concurrent.futures.ThreadPoolExecutor(1)  # which notices locks that were not given back
     failures = 0
     # Not for ever: CPython waits until it has memory to unwind. np.errstate crashes CPython (3.11) if two fail.
-    for count in (1,) if act is step_converting and isinstance(memory, PythonsMemory) else (1, 5):
+    for count in (1,) if act is step_converting and isinstance(memory, PythonsMemory) else counts:
         opt, twin, successes = small(**options), small(**options), 0
         for n in itertools.count():
             before = snapshot(opt)
@@ -439,9 +457,20 @@ def test_an_allocation_that_fails_changes_nothing(memory):
 
 def starve_all(memory):
     pythons = isinstance(memory, PythonsMemory)
-    crashes = NUMPY_CRASHES if pythons else set()
-    failures = {name: starve(name, memory) for name in WITHOUT_MEMORY if name not in crashes}
+    left_out = NUMPY_CRASHES | FILES.keys() if pythons else set()
+    failures = {name: starve(name, memory) for name in WITHOUT_MEMORY if name not in left_out}
     assert {name for name, count in failures.items() if not count} == (set() if pythons else MAKES_NO_ARRAYS), failures
+
+
+@pytest.mark.slow  # thousands of allocations each
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="such CPythons crash, as above")
+@pytest.mark.parametrize("name", FILES)
+def test_an_allocation_that_fails_in_a_file_changes_nothing(name):
+    run(f"starve_file({name!r})", timeout=1200)
+
+
+def starve_file(name):
+    assert starve(name, PythonsMemory(), counts=(1,)) > 1000
 
 
 # ---- two Python threads on one optimizer: the result is that of some order
@@ -560,26 +589,28 @@ def leak(name, times):
     act, options = WITHOUT_MEMORY[name]
     opt = small(**options)
     memory_in_use()
-    for n in range(1000):
+    for n in range(min(times, 1000)):
         act(opt, n)
-    before = memory_in_use()
-    for n in range(times):
-        act(opt, n)
-    grown = memory_in_use() - before
-    print(name, grown)
+    grown = []
+    for _ in range(2):  # what leaks does so both times; a table that CPython enlarges, once
+        before = memory_in_use()
+        for n in range(times // 2):
+            act(opt, n)
+        grown.append(memory_in_use() - before)
+    print(name, *grown)
     # Less than a block in four calls: what pickle and weak references keep for themselves comes and goes by hundreds.
-    assert (grown < [times // 4, 100_000, 1_000_000]).all(), (name, grown)
+    assert (np.min(grown, axis=0) < [times // 8, 100_000, 1_000_000]).all(), (name, grown)
 
 
 def leak_all(times):
     for name in LEAKY:
-        leak(name, times)
+        leak(name, times // 10 if name in FILES and times < 100_000 else times)
 
 
 @few_or_many(2000, 100_000)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and glibc's statistics")
 def test_no_memory_is_lost(trials):
-    run(f"leak_all({trials})", timeout=600)
+    run(f"leak_all({trials})", timeout=1800)
 
 
 # ---- more than 2**31 elements

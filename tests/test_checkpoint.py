@@ -1,7 +1,9 @@
 """Checkpoints: whole or not at all, verified, never cast, never unpickled; every file is hostile until it is proven."""
 
 import copy
+import itertools
 import json
+import math
 import os
 import signal
 import stat
@@ -11,6 +13,7 @@ import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,14 +340,39 @@ def test_saving_and_loading_side_by_side_never_fails(path):
                 fastadam.save(path, params=params)
         finally:
             os._exit(1)
+    loaded, seen = {"a": np.zeros(1000), "b": np.zeros(10)}, set()
     try:
-        loaded = {"a": np.zeros(1000), "b": np.zeros(10)}
-        for _ in range(200):
+        end = time.monotonic() + 60
+        for n in itertools.count():
             fastadam.load(path, params=loaded)
             assert (loaded["a"] == loaded["b"][0]).all()
+            seen.add(loaded["b"][0])
+            if (n >= 200 and len(seen) > 3) or time.monotonic() > end:
+                break
     finally:
         os.kill(saver, signal.SIGKILL)
-        os.waitpid(saver, 0)
+        _, status = os.waitpid(saver, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL and len(seen) > 3
+
+
+def test_what_save_writes_load_takes(path):
+    """Or save says that it would not, and leaves what is there."""
+    fastadam.save(path, params={"a": np.ones(1)})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="shorten names"):
+        fastadam.save(path, params={f"{i:050000}": np.ones(1) for i in range(400)})
+    assert path.read_bytes() == before
+
+
+def test_nobody_else_reads_a_private_file_while_it_is_written(path, monkeypatch):
+    fastadam.save(path, params=np.ones(1))
+    path.chmod(0o600)
+    modes, chmod = [], os.chmod
+    monkeypatch.setattr(
+        os, "chmod", lambda aside, mode: (modes.append(os.stat(aside).st_mode & 0o777), chmod(aside, mode))
+    )
+    fastadam.save(path, params=np.ones(1))
+    assert modes == [0o600] and path.stat().st_mode & 0o777 == 0o600
 
 
 def test_params_are_read_once_and_must_not_be_empty_or_overlap(path):
@@ -662,34 +690,85 @@ def test_a_zip_bomb_and_a_pickle_are_refused(tmp_path):
         fastadam.load(path, params={"w": np.zeros(2)})
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="sets limits of Linux")
-def test_a_huge_sparse_file_takes_no_memory(tmp_path):
-    """A terabyte of zeros whose header is in order, but of another shape than the model."""
-    code = f"""
-import json, struct, numpy as np, fastadam
-from fastadam import checkpoint
-n = 1 << 38
-text = {{"format": 1, "params": ["w"], "arrays": {{"params/w": {{"dtype": "<f4", "shape": [n], "crc32": 0}}}}}}
-text["crc32"] = checkpoint.crc_of_text(text)
-header = json.dumps({{"params/w": {{"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}},
-                     "__metadata__": {{"fastadam": json.dumps(text)}}}}).encode()
-path = {str(tmp_path / "m.safetensors")!r}
-with open(path, "wb") as file:
-    file.write(struct.pack("<Q", len(header)) + header)
-    file.truncate(8 + len(header) + 4 * n)
-def kibibytes(what):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what))
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-before = kibibytes("VmRSS")
-try:
-    fastadam.load(path, params={{"w": np.zeros(2, np.float32)}})
-except ValueError as error:
-    assert "has the shape (2,), in the checkpoint" in str(error), error
-else:
-    raise AssertionError
-assert kibibytes("VmHWM") - before < 100_000
-"""
-    run_python(code)
+def sparse_safetensors(path, shape):
+    """Zeros whose header is in order, and takes all of the shape to be there."""
+    nbytes = 4 * math.prod(shape)
+    text = {"format": 1, "params": ["w"], "arrays": {"params/w": {"dtype": "<f4", "shape": shape, "crc32": 0}}}
+    text["crc32"] = checkpoint.crc_of_text(text)
+    header = {"params/w": {"dtype": "F32", "shape": shape, "data_offsets": [0, nbytes]}}
+    header = json.dumps({**header, "__metadata__": {"fastadam": json.dumps(text)}}).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + nbytes)
+
+
+GIBI = 1 << 30
+
+
+def sparse_directory(path):
+    """A .npz whose end says that a gibibyte of zeros before it is the directory."""
+    with open(path, "wb") as file:
+        file.seek(GIBI)
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, GIBI, 0, 0))
+
+
+def sparse_header(path):
+    """An array in an .npz whose header says that it has a gibibyte."""
+    with zipfile.ZipFile(path, "w") as members:
+        members.writestr("w.npy", b"\x93NUMPY\2\0" + struct.pack("<L", GIBI) + b"{")
+    raw = path.read_bytes()
+    at = raw.index(b"PK\1\2")
+    directory = bytearray(raw[at:])
+    directory[20:28] = struct.pack("<2L", GIBI + 13, GIBI + 13)  # its sizes
+    end = directory.index(b"PK\5\6")
+    directory[end + 16 : end + 20] = struct.pack("<L", at + GIBI)
+    with open(path, "wb") as file:
+        file.write(raw[:at])
+        file.seek(at + GIBI)
+        file.write(directory)
+
+
+def many_members(path):
+    """A directory that is longer than so few arrays explain."""
+    with zipfile.ZipFile(path, "w") as members:
+        for i in range(300):
+            members.writestr(f"{i:060000}.npy", b"")
+
+
+HUGE = {
+    "a terabyte of another shape": (".safetensors", lambda path: sparse_safetensors(path, [1 << 38]), "has the shape"),
+    "a terabyte of header": (
+        ".safetensors",
+        lambda path: path.write_bytes(struct.pack("<Q", 1 << 40)),
+        "its header has",
+    ),
+    "a directory": (".npz", sparse_directory, "its directory or a header has"),
+    "a header": (".npz", sparse_header, "its directory or a header has"),
+    "many members": (".npz", many_members, "its directory or a header has"),
+}
+
+
+def load_huge(path, message):
+    """In a process of its own, whose peak begins anew."""
+
+    def kibibytes(what):
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what))
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kibibytes("VmRSS")
+    with pytest.raises(ValueError, match=message):
+        fastadam.load(path, params={"w": np.zeros(2, np.float32)})
+    assert kibibytes("VmHWM") - before < 100_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("what", HUGE)
+def test_huge_hostile_files_take_no_memory(tmp_path, what):
+    suffix, write, message = HUGE[what]
+    path = tmp_path / f"m{suffix}"
+    write(path)
+    tests = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_checkpoint as t"
+    run_python(f"{tests}; t.load_huge({str(path)!r}, {message!r})")
 
 
 def test_a_file_of_a_newer_format_says_so(path, monkeypatch):
