@@ -602,7 +602,7 @@ def leak(name, times):
             act(opt, n)
         grown.append(memory_in_use() - before)
     print(name, *grown)
-    # Less than a block in two to four calls: what pickle and weak references keep for themselves comes and goes by hundreds.
+    # Less than a block in two to four calls: what pickle and weak references keep comes and goes by hundreds.
     assert (np.min(grown, axis=0) < [max(250, times // 8), 100_000, 1_000_000]).all(), (name, grown)
 
 
