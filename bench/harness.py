@@ -70,6 +70,7 @@ def limits():
     loaded = ctypes.CDLL(str(library))
     for function in loaded.arithmetic_limit_f32, loaded.arithmetic_limit_f64:
         function.restype = ctypes.c_double
+    loaded.reading_limit.restype = ctypes.c_uint64
     return loaded
 
 
@@ -87,6 +88,12 @@ def memory_limit(p, g, *state, threads):
         function(*pointers, ctypes.c_int64(arrays[0].size), threads, ctypes.c_double(0))  # which keeps the arrays alive
 
     return move
+
+
+def reading_limit(array, threads):
+    """A function without arguments that reads an array once, but for what follows its last whole cache line."""
+    lines = ctypes.c_int64(array.nbytes // 64)
+    return lambda: limits().reading_limit(ctypes.c_void_p(array.ctypes.data), lines, threads)
 
 
 def arithmetic_limit(size, dtype, threads):

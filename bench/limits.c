@@ -2,11 +2,38 @@
  *
  * memory_limit: read p, g and up to four more arrays (NULL where there is none), write all but g, with next to no
  * arithmetic; the arrays stay what they are.
+ * reading_limit: read an array of whole cache lines once, each thread in eight places at once and half a page ahead; one,
+ * four and sixteen places and other distances were slower.
  * arithmetic_limit: one square root and one division an element, in registers and the first-level cache.
  * Built by bench/harness.py with -O3 -march=native -fopenmp; f32 and f64 by inclusion of itself. */
 #ifndef REAL
 #include <math.h>
 #include <stdint.h>
+
+enum { LINE = 8, PLACES = 8 }; /* words in a cache line; lines read at once */
+
+uint64_t reading_limit(const uint64_t *words, int64_t lines, int threads)
+{
+    uint64_t all = 0;
+    int64_t apart = lines / PLACES / threads;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : all)
+    for (int part = 0; part < threads; part++) {
+        const uint64_t *first = words + part * PLACES * apart * LINE;
+        uint64_t seen[LINE] = {0};
+        for (int64_t i = 0; i < apart; i++)
+            for (int k = 0; k < PLACES; k++) {
+                const uint64_t *line = first + (k * apart + i) * LINE;
+                __builtin_prefetch((const char *)line + 2048);
+                for (int j = 0; j < LINE; j++)
+                    seen[j] |= line[j];
+            }
+        for (int j = 0; j < LINE; j++)
+            all |= seen[j];
+    }
+    for (int64_t i = threads * PLACES * apart * LINE; i < lines * LINE; i++)
+        all |= words[i];
+    return all;
+}
 
 #define REAL float
 #define SQRT sqrtf

@@ -104,7 +104,7 @@ def main(arguments):
     for workload in workloads:
         groups = [[name] for name in peers] if workload.nbytes >= LARGE else [list(peers)]
         for group in groups:
-            rounds = 3 if chosen.quick or (workload.nbytes >= LARGE and group[0] in SLOW) else 7
+            rounds = 3 if chosen.quick or (workload.nbytes >= LARGE and group[0] in SLOW) else 15
             results.append(measure(workload.name, ours, {name: peers[name] for name in group}, rounds))
             show(results[-1])
             if chosen.save or chosen.add:
