@@ -16,6 +16,7 @@ class Contender:
     dtypes = ("float32", "float64")
     varies = True  # its gradients may differ from step to step
     least_steps = 1  # in one timed run
+    warm_up = 1  # steps before all of them
 
     def __init__(self, params, grads, threads, rule="Adam"):
         if rule not in self.rules:
@@ -66,7 +67,10 @@ class Fastadam(Contender):
 
 
 class FastadamDefault(Fastadam):
-    """fastadam.Adam as it comes."""
+    """fastadam.Adam as it comes. It learns from the time from step to step, in which no other should have its turn."""
+
+    least_steps = 4
+    warm_up = 24  # its first trial of numbers of threads, and some
 
     def setup(self, threads):
         super().setup(None)

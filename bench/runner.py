@@ -63,14 +63,14 @@ class Runner:
             make = LIMITS.get(name) or CONTENDERS[name]
             try:
                 contender = make(self.params, self.grads, threads, self.workload.rule)
-                contender.run(1)  # compiles and allocates
+                contender.run(contender.warm_up)  # compiles and allocates
             except (ImportError, NotImplementedError) as error:
                 absent[name] = str(error)
                 continue
             except Exception as error:
                 absent[name] = f"FAILED: {error}"
                 continue
-            self.contenders[name], self.taken[name] = contender, 1
+            self.contenders[name], self.taken[name] = contender, contender.warm_up
             self.steps[name] = 1
             once = min(self.turn(name) for _ in range(2 if self.workload.nbytes < LARGE else 1))
             self.steps[name] = max(contender.least_steps, min(2000, int(BLOCK / once)))

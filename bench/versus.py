@@ -71,12 +71,13 @@ def show(result):
             print(f"| {workload.name} | {name} | absent: {why} | | | | | |", flush=True)
 
 
-def kept(workloads):
-    """Saved results of other workloads, if machine, versions and date are the same."""
+def kept(workloads, peers):
+    """Saved results, if machine, versions and date are the same, but for those that are measured anew."""
     saved = load("versus") or {"about": None, "results": []}
     if saved["about"] != about():
         raise SystemExit(f"--add: the saved results are of {saved['about']}; this is {about()}")
-    return [result for result in saved["results"] if result["workload"] not in workloads]
+    anew = {*OURS, *peers}
+    return [r for r in saved["results"] if r["workload"] not in workloads or {*r["seconds"], *r["absent"]} - anew]
 
 
 def main(arguments):
@@ -86,7 +87,7 @@ def main(arguments):
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
     parser.add_argument(
-        "--add", action="store_true", help="as --save, and keep what was saved of other workloads today"
+        "--add", action="store_true", help="as --save, and keep what was saved today and is not measured anew"
     )
     chosen = parser.parse_args(arguments)
     if chosen.quick and (chosen.save or chosen.add):
@@ -100,7 +101,7 @@ def main(arguments):
     print("|---|---|---|---|---|---|---|---|", flush=True)
     ours = Worker(Runner, OURS)
     peers = {name: Worker(Runner, [name]) for name in chosen.peers.split(",")}
-    results = kept(chosen.workloads.split(",")) if chosen.add else []
+    results = kept(chosen.workloads.split(","), peers) if chosen.add else []
     for workload in workloads:
         groups = [[name] for name in peers] if workload.nbytes >= LARGE else [list(peers)]
         for group in groups:
@@ -109,6 +110,10 @@ def main(arguments):
             show(results[-1])
             if chosen.save or chosen.add:
                 save("versus", results)
+            if workload.nbytes >= LARGE:  # what its allocator keeps would be missing later
+                for name in group:
+                    peers[name].close()
+                    peers[name] = Worker(Runner, [name])
     for worker in [ours, *peers.values()]:
         worker.close()
     if any(why.startswith("FAILED") for result in results for why in result["absent"].values()):

@@ -65,13 +65,32 @@ def agreeing_gradients():
     return path
 
 
+def step_after_a_large_gradient(beta2):
+    """The 300th step, in units of lr, of gradients that are 10 once and then 1. The paper's beta2 is 0.999.
+
+    One source gives 0.99 as the usual value. That is no detail: v then averages over 100 gradients, not 1000.
+    """
+    x = np.zeros(1)
+    opt = fastadam.Adam(x, lr=1.0, betas=(0.9, beta2))
+    for t in range(300):
+        before = float(x[0])
+        opt.step(np.array([10.0 if t == 0 else 1.0]))
+    return before - float(x[0])
+
+
 def main():
     after_1000, arrived = square()
     print(f"x**2 from 5, lr 0.001: {after_1000:.4f} after 1000 steps; the first |gradient| < 1e-7 is number {arrived}")
+    print("    an article: 0 after 817 steps; but Adam moves by about lr a step")
     print("fit of 2x + 1, lr 0.01, 50 epochs: w = {:.4f}, b = {:.4f}".format(*line()))
-    print("the same, lr 0.1, 1000 epochs:     w = {:.4f}, b = {:.4f}".format(*line(1000, 0.1)))
+    print("    an article: 1.9953 and 1.0044; lr 0.1, 1000 epochs give w = {:.4f}, b = {:.4f}".format(*line(1000, 0.1)))
     print(f"x**3 - 2x**2 + 2, lr 0.1, 100 steps: from 0 at {cubic(0):.4f}, from 0.5 at {cubic(0.5):.4f}")
+    print("    an article shows it moving from 0, where the gradient is 0")
     print("gradients 0.9, 0.8, 0.7, 0.6, lr 0.1:", " ".join(f"{x:.4f}" for x in agreeing_gradients()))
+    print("    an article: the step grows 1.2 times while gradients agree; that is a picture for momentum")
+    small, usual = step_after_a_large_gradient(0.99), step_after_a_large_gradient(0.999)
+    print(f"300th step after one gradient of 10 and then of 1: {usual:.3f} lr with beta2 0.999, {small:.3f} with 0.99")
+    print("    one source gives 0.99 as the usual beta2; the paper has 0.999, and so has fastadam")
 
 
 if __name__ == "__main__":

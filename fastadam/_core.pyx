@@ -9,6 +9,7 @@ cimport numpy as np
 from cpython.dict cimport PyDict_Update
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject, PyObject_TypeCheck, PyTypeObject
+from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY, fabs, isfinite, sqrt
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport qsort

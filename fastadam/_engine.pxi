@@ -103,8 +103,8 @@ cdef int begin_state(list state, tuple params, int made, double initial) except 
     return 0
 
 
-cdef bint is_finite_at(const fa_task *task, fa_real real, bint summed, int64_t i) noexcept nogil:
-    """Of the gradient that a rule takes, before it is clipped, or of a sum that waits."""
+cdef bint is_finite_at(const fa_task *task, fa_real real, bint summed, double scale, int64_t i) noexcept nogil:
+    """Of the gradient that a rule takes, scaled, before it is clipped, or of a sum that waits."""
     cdef float x
     cdef double y
     if real == FA_FLOAT32:
@@ -114,14 +114,14 @@ cdef bint is_finite_at(const fa_task *task, fa_real real, bint summed, int64_t i
             if summed:
                 x = (<const float *>task.array[FA_SUM])[i] + x
             x = x * <float>task.around.mean
-        return isfinite(x)
+        return isfinite(<float>scale * x)
     y = (<const double *>task.array[FA_GRAD])[i]
     if task.before != NULL:
         y = task.around.s * y
         if summed:
             y = (<const double *>task.array[FA_SUM])[i] + y
         y = y * task.around.mean
-    return isfinite(y)
+    return isfinite(scale * y)
 
 
 cdef inline int64_t blocks_of(int64_t n) noexcept nogil:
@@ -614,14 +614,19 @@ cdef class Engine:
                 norm = self.sum_squares(team)
                 norm = sqrt(norm) if staged else fabs(self.scale) * sqrt(norm)
                 if s.nonfinite != PROPAGATE:
-                    culprit = self.find_nonfinite(s.max_norm < INFINITY and not isfinite(norm))
+                    # What the norm clips cannot overflow.
+                    culprit = self.find_nonfinite(s.max_norm < INFINITY and not isfinite(norm),
+                                                  1.0 if s.max_norm < INFINITY else scale)
                 if s.max_norm < INFINITY and not s.max_norm / (norm + 1e-6) >= 1.0:     # NaN goes on, as in torch
                     scale *= s.max_norm / (norm + 1e-6)
                 fa_fp_restore(&saved)
             if culprit >= 0 and s.nonfinite == RAISE:
+                taken = "" if self.scale == 1.0 else " once it is multiplied by grad_scale"
+                if self.slots[culprit].summed:
+                    taken += " or added to its grad_sum"
                 raise FloatingPointError(
-                    f"the gradient of {self.name_of(culprit, FA_PARAM)} has NaN or infinity in it, or is so large "
-                    "that its norm is infinite; nothing has changed (nonfinite='skip' leaves out such steps, "
+                    f"the gradient of {self.name_of(culprit, FA_PARAM)} has NaN or infinity in it{taken}, or is so "
+                    "large that its norm is infinite; nothing has changed (nonfinite='skip' leaves out such steps, "
                     "'propagate' takes them)")
         with nogil:
             if steps:
@@ -753,6 +758,8 @@ cdef class Engine:
             if (group.options.amsgrad != group.amsgrad or group.options.centered != group.centered
                     or self.states_for(&group.options) & ~group.made):
                 self.check_fixed(i, &group.options)
+            if group.options.nesterov and group.options.dampening != 0.0:
+                raise ValueError(f"nesterov=True needs dampening 0, got {group.options.dampening!r}")
         except Exception as error:
             self.check_group_keys(values, i)
             error.add_note(f"in param_groups[{i}]")
@@ -968,21 +975,26 @@ cdef class Engine:
                 k += 1
         return total
 
-    cdef Py_ssize_t find_nonfinite(self, bint overflow_counts) noexcept nogil:
-        """The first parameter with NaN or infinity in its gradient, or in what it makes of a sum, or -1. Squares of
-        finite float64 numbers can overflow, too, which counts if they are to be clipped by."""
+    cdef Py_ssize_t find_nonfinite(self, bint overflow_counts, double scale) noexcept nogil:
+        """The first parameter with NaN or infinity in its scaled gradient, or in what it makes of a sum, or -1. Squares
+        of finite float64 numbers can overflow, too, which counts if they are to be clipped by."""
         cdef Py_ssize_t i, k = 0, large = -1
         cdef int64_t element
         cdef fa_task *task
+        cdef fa_real real
+        cdef double largest         # less a margin for rounding
         for i in range(self.first, self.last):
             if not self.slots[i].active:
                 continue
             task = &self.squares[k]
+            real = real_of(self.slots[i].array[FA_PARAM])
+            largest = 0.999 * (FLT_MAX if real == FA_FLOAT32 else DBL_MAX)
             element = 0
             while element < task.n:
-                if isfinite((<double *>task.factors)[element // FA_SQUARES]):
+                # No element is larger than the root of its block's sum.
+                if fabs(scale) * sqrt((<double *>task.factors)[element // FA_SQUARES]) < largest:
                     element += FA_SQUARES
-                elif not is_finite_at(task, real_of(self.slots[i].array[FA_PARAM]), self.slots[i].summed, element):
+                elif not is_finite_at(task, real, self.slots[i].summed, scale, element):
                     return i
                 else:
                     large = i if large < 0 else large

@@ -46,24 +46,28 @@ class Optimizer:
         overlapping. Groups are dicts with the key "params" and the hyper-parameters that differ from the optimizer's.
     defaults : dict
         The hyper-parameters of the rule. One that is a number may be a callable instead: it is given the number of
-        steps that the group has taken (0 first) and returns the value for the next.
+        steps that the group has taken (0 first) and returns the value for the next. (What surrounds the rule takes no
+        callables: set `opt.ema_decay` and the like between steps.)
     max_norm : float > 0 or None, default None
         Clip by the global norm, over all arrays and groups, as ``torch.nn.utils.clip_grad_norm_`` but without changing
-        the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)). May be set later.
+        the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)); if the norm is NaN, by NaN, as torch
+        does, if it is infinite, by 0. May be set later.
     max_value : float > 0 or None, default None
         Clip each element of the gradients, grad_scale included, to [-max_value, max_value]; not together with
         `max_norm`. May be set later.
     nonfinite : "propagate", "raise" or "skip", default "propagate"
-        What to do about NaN and infinity in gradients (before grad_scale), or a norm to clip by that overflows: let
+        What to do about NaN and infinity in gradients (times grad_scale), or a norm to clip by that overflows: let
         them into the parameters; raise a FloatingPointError; or leave the step out and count it in `skipped_steps`.
-        Decided before anything changes. May be set later.
+        Decided before anything changes. With `accumulate`, a call is left out that would spoil the sum, and another
+        takes its place; a sum that was spoilt before by "propagate" stays so. May be set later.
     accumulate : int >= 1, default 1
         Step on the mean of so many gradients: `step` adds all but every accumulate-th of an array's gradients to a sum,
         an array of the parameter's type (one more of its size). May be changed later, but not from 1.
     ema_decay : float from 0 to 1, or None, default None
         Keep a moving average of the parameters, in the same pass: after each step of an array
-        ema = ema_decay * ema + (1 - ema_decay) * p, beginning with p as it is given (one more array of its size). See
-        `ema` and `swap_ema`. May be changed later, but not from None.
+        ema = ema_decay * ema + (1 - ema_decay) * p, beginning with p as it is given (one more array of its size). The
+        average of an array that takes no step (None) stays where it is; to have it where the array is frozen, copy:
+        ``opt.ema[key][...] = p``. See `ema` and `swap_ema`. May be changed later, but not from None.
     threads : int, 1 to 1024, or None
         An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
         what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
@@ -86,7 +90,8 @@ class Optimizer:
     threads_used : int
         The threads that the last step took; 0 before the first.
     grad_norm : float or None
-        The global norm of the last step's gradients, if `max_norm` or `nonfinite` asked for it.
+        The global norm of the last step's gradients, if `max_norm` or `nonfinite` asked for it; after `step_one`, of
+        that array's.
     skipped_steps : int
         The calls that ``nonfinite="skip"`` has left out.
     ema : dict
@@ -310,7 +315,7 @@ class Optimizer:
         Raises
         ------
         ValueError
-            The optimizer was made without `ema_decay`.
+            The optimizer was made without `ema_decay`, or a parameter has become read-only.
 
         Examples
         --------

@@ -37,7 +37,7 @@ class Adam(Optimizer):
     eps_hat : bool, default False
         Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
         lr * sqrt(1 - beta2**t), and v is not corrected.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -47,10 +47,11 @@ class Adam(Optimizer):
 
     Notes
     -----
-    State: `exp_avg` (m), `exp_avg_sq` (v), and `max_exp_avg_sq` with amsgrad, each of the size of the parameters.
-    Subnormal moments are flushed to zero. As in ``torch.optim.Adam``, eps is added after the bias correction, AMSGrad
-    takes the largest v before it (optax: after it), and the decay comes before the step. Choose it where gradients
-    differ much in size between parameters; docs/comparison.md has it beside others, all with tuned rates.
+    State: `exp_avg` (m), `exp_avg_sq` (v), and `max_exp_avg_sq` with amsgrad: 8 bytes for each float32 parameter, 16
+    for float64; 12 and 24 with amsgrad. Subnormal moments are flushed to zero. As in ``torch.optim.Adam``, eps is added
+    after the bias correction, AMSGrad takes the largest v before it (optax: after it), and the decay comes before the
+    step. Keras's eps is 1e-7; docs/other-libraries.md has more. Choose it where gradients differ much in size between
+    parameters; docs/comparison.md has it beside others, all with tuned rates.
 
     Examples
     --------
@@ -112,7 +113,7 @@ class AdamW(Adam):
     ----------
     params, lr, betas, eps, amsgrad, maximize, bias_correction, eps_root, eps_hat
         As for `Adam`.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
         What surrounds the rule, as for every optimizer: see `Optimizer`.
     weight_decay : float or callable, default 1e-2, finite, >= 0
         Decay of the parameters per step, in units of lr.
@@ -121,6 +122,13 @@ class AdamW(Adam):
     ------
     TypeError, ValueError
         As for `Adam`.
+
+    Notes
+    -----
+    State and memory: as `Adam`. Choose it instead of Adam with an L2 penalty, whose pull is divided by sqrt(v) like
+    any gradient, so that parameters with large gradients hardly decay. As in torch, the decay comes before the step and
+    is in units of lr; optax's is part of the update and by default 1e-4, Keras's 4e-3, thinc's comes after the step
+    (docs/other-libraries.md).
 
     Examples
     --------
@@ -132,7 +140,7 @@ class AdamW(Adam):
 
     References
     ----------
-    Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019. As in torch, the decay comes first.
+    Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019. The rule is ``torch.optim.AdamW``'s.
     """
 
     def __init__(
@@ -194,7 +202,7 @@ class NAdam(Optimizer):
         p *= 1 - lr * weight_decay instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -204,7 +212,8 @@ class NAdam(Optimizer):
 
     Notes
     -----
-    State: `exp_avg` (m), `exp_avg_sq` (v), and the number `mu_product`. As torch's; Keras has momentum_decay 1. Choose
+    State: `exp_avg` (m), `exp_avg_sq` (v), and the number `mu_product`: 8 bytes for each float32 parameter, 16 for
+    float64. As torch's; Keras has momentum_decay 1, optax no schedule of the momentum (docs/other-libraries.md). Choose
     it as Adam; it often starts faster.
 
     Examples
@@ -273,7 +282,7 @@ class RAdam(Optimizer):
         p *= 1 - lr * weight_decay instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -283,9 +292,10 @@ class RAdam(Optimizer):
 
     Notes
     -----
-    State: `exp_avg` (m), `exp_avg_sq` (v). As torch's, which adds eps before the bias correction of v here (unlike in
-    its Adam). Choose it instead of Adam with a warm-up of the learning rate. A gradient whose square overflows makes
-    the parameter NaN in the first steps.
+    State: `exp_avg` (m), `exp_avg_sq` (v): 8 bytes for each float32 parameter, 16 for float64. As torch's, which adds
+    eps before the bias correction of v here (unlike in its Adam; optax after it) and rectifies where rho > 5 (the
+    paper: 4); docs/other-libraries.md has more. Choose it instead of Adam with a warm-up of the learning rate. A
+    gradient whose square overflows makes the parameter NaN in the first steps.
 
     Examples
     --------
@@ -347,7 +357,7 @@ class Adamax(Optimizer):
         L2 penalty: g += weight_decay * p.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -357,8 +367,9 @@ class Adamax(Optimizer):
 
     Notes
     -----
-    State: `exp_avg` (m), `exp_inf` (u). As torch's; Keras adds eps to u instead. Choose it as Adam, where single large
-    gradients should be felt for long.
+    State: `exp_avg` (m), `exp_inf` (u): 8 bytes for each float32 parameter, 16 for float64. As torch's and optax's;
+    Keras adds eps to u instead (docs/other-libraries.md). Choose it as Adam, where single large gradients should be
+    felt for long.
 
     Examples
     --------
@@ -417,10 +428,10 @@ class SGD(Optimizer):
     weight_decay : float, default 0, finite, >= 0
         L2 penalty: g += weight_decay * p.
     nesterov : bool, default False
-        Look ahead; needs momentum > 0 and dampening 0.
+        Look ahead; needs dampening 0, and momentum > 0 at first.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -430,9 +441,10 @@ class SGD(Optimizer):
 
     Notes
     -----
-    State: `momentum_buffer` (b), only with momentum. As torch's and optax's; in Keras lr is inside the buffer, which
-    differs once lr changes. (With dampening, torch takes the first gradient whole when momentum first is above 0, this
-    at step 1.) Choose it where the learning rate is tuned: it needs the least memory.
+    State: `momentum_buffer` (b), only with momentum: 4 bytes for each float32 parameter, 8 for float64. As torch's and
+    optax's; in Keras lr is inside the buffer, which differs once lr changes (docs/other-libraries.md). (With dampening,
+    torch takes the first gradient whole when momentum first is above 0, this at step 1.) Choose it where the learning
+    rate is tuned: it needs the least memory.
 
     Examples
     --------
@@ -511,7 +523,7 @@ class RMSprop(Optimizer):
         Divide by the standard deviation of the gradient instead.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -521,9 +533,11 @@ class RMSprop(Optimizer):
 
     Notes
     -----
-    State: `square_avg` (v), `momentum_buffer` (b) with momentum, `grad_avg` when centered. As torch's, but a variance
-    that rounding makes negative counts as 0, where torch's root is NaN. Keras adds eps under the root. Choose it where
-    the size of gradients drifts, as in reinforcement learning or recurrent nets.
+    State: `square_avg` (v), `momentum_buffer` (b) with momentum, `grad_avg` when centered: 4 bytes each for a float32
+    parameter, 8 for float64. As torch's, but a variance that rounding makes negative counts as 0, where torch's root is
+    NaN. Keras and optax add eps under the root, have lr inside the momentum buffer, and alpha 0.9
+    (docs/other-libraries.md). Choose it where the size of gradients drifts, as in reinforcement learning or recurrent
+    nets.
 
     Examples
     --------
@@ -588,7 +602,7 @@ class Adagrad(Optimizer):
         Added to the root.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -598,8 +612,9 @@ class Adagrad(Optimizer):
 
     Notes
     -----
-    State: `sum` (s). As torch's; Keras starts s at 0.1 and adds eps under the root. Choose it for sparse features with
-    a convex loss; in long trainings its steps become ever smaller.
+    State: `sum` (s): 4 bytes for each float32 parameter, 8 for float64. As torch's; Keras and optax start s at 0.1 and
+    add eps under the root (docs/other-libraries.md). Choose it for sparse features with a convex loss; in long
+    trainings its steps become ever smaller.
 
     Examples
     --------

@@ -133,6 +133,23 @@ def test_what_is_around_a_rule_does_not_know_the_rule(name):
     assert_same_bits(opt.ema[0], ema)
 
 
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "AdamW"])
+def test_clipping_by_the_norm_does_not_know_the_rule_either(name):
+    """With the clip factor given by hand, any optimizer takes the same step."""
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(5000), rng.standard_normal(3)]
+    a, b = copy.deepcopy(start), copy.deepcopy(start)
+    opt, plain = getattr(fastadam, name)(a, max_norm=0.5), getattr(fastadam, name)(b)
+    for size in 1.0, 1e-6, 1e6:
+        grads = [size * rng.standard_normal(p.shape) for p in start]
+        opt.step(grads, grad_scale=0.7)
+        norm = reference.grad_norm(grads, 0.7)
+        plain.step(grads, grad_scale=0.7 * min(1.0, 0.5 / (norm + 1e-6)))
+        assert opt.grad_norm == norm
+    for ours, theirs in zip(a, b, strict=True):
+        assert_same_bits(ours, theirs)
+
+
 # ---- clipping by value
 
 
@@ -505,6 +522,35 @@ def test_one_array_has_its_own_counter_and_touches_no_other():
     opt.step_one(1, np.ones(3))
     assert opt.state[0]["step"] == 0 and opt.state[1]["step"] == 1
     assert a.tolist() == [1, 1, 1] and not opt.state[0]["exp_avg"].any()
+
+
+@pytest.mark.parametrize("mode", ["raise", "skip"])
+def test_nonfinite_decides_about_one_array_alone(mode):
+    a, b = np.ones(3), np.ones(3)
+    opt = fastadam.SGD({"a": a, "b": b}, lr=1.0, nonfinite=mode)
+    opt.step_one("b", np.ones(3))
+    before = snapshot(opt)
+    if mode == "raise":
+        with pytest.raises(FloatingPointError, match="gradient of parameter 'a' has NaN"):
+            opt.step_one("a", np.array([1.0, math.nan, 1.0]))
+    else:
+        opt.step_one("a", np.array([1.0, math.nan, 1.0]))
+    assert snapshot(opt) == before and opt.skipped_steps == (mode == "skip")
+    opt.step_one("a", np.array([3.0, 0.0, 4.0]))
+    assert opt.grad_norm == 5.0 and opt.state["a"]["step"] == opt.state["b"]["step"] == 1
+    assert a.tolist() == [-2.0, 1.0, -3.0] and b.tolist() == [0.0] * 3
+
+
+def test_the_average_of_a_frozen_array_stays_until_it_is_set():
+    a, b = np.ones(3), np.ones(3)
+    opt = fastadam.SGD([a, b], lr=1.0, ema_decay=0.5)
+    opt.step([np.ones(3), np.ones(3)])
+    for _ in range(60):
+        opt.step([np.zeros(3), None])
+    assert opt.ema[0].tolist() == pytest.approx(a.tolist()) and opt.ema[1].tolist() == [0.5] * 3
+    opt.ema[1][...] = b
+    with opt.swap_ema():
+        assert b.tolist() == [0.0] * 3
 
 
 def test_one_array_is_refused_as_a_step_is():

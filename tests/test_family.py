@@ -269,6 +269,44 @@ def test_nesterov_needs_momentum_and_no_dampening(hyper):
         fastadam.SGD([{"params": np.ones(2), "nesterov": True, **hyper}])
 
 
+def test_nesterov_with_dampening_is_refused_later_too():
+    opt = fastadam.SGD(np.ones(2), momentum=0.9, nesterov=True)
+    opt.param_groups[0]["dampening"] = 0.5
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match=r"nesterov=True needs dampening 0, got 0.5"):
+        opt.step(np.ones(2))
+    assert snapshot(opt) == before
+
+
+SCHEDULED = [
+    ("SGD", {"momentum": 0.5}, "momentum", lambda count: 0.1 * (count + 1)),
+    ("SGD", {"momentum": 0.5}, "dampening", lambda count: 0.1 * count),
+    ("RMSprop", {}, "alpha", lambda count: 0.9 - 0.1 * count),
+    ("RMSprop", {"centered": True}, "eps", lambda count: 0.1 * (count + 1)),
+    ("RMSprop", {"momentum": 0.5}, "momentum", lambda count: 0.1 * (count + 1)),
+    ("Adagrad", {}, "lr_decay", lambda count: 0.1 * count),
+    ("NAdam", {}, "momentum_decay", lambda count: 0.1 * count),
+    ("RAdam", {}, "weight_decay", lambda count: 0.1 * count),
+    ("Adamax", {}, "eps", lambda count: 0.1 * (count + 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "hyper", "scheduled", "schedule"), SCHEDULED)
+def test_any_number_may_be_a_schedule(name, hyper, scheduled, schedule):
+    rng = np.random.default_rng(0)
+    param = rng.standard_normal(37)
+    hyper = {**hyper, scheduled: schedule}
+    opt = getattr(fastadam, name)(param, **hyper)
+    twin, constant = Twin(opt, param), Twin(opt, param)
+    for _ in range(STEPS):
+        grad = rng.standard_normal(37)
+        opt.step(grad)
+        twin.step(grad, hyper, 1.0)
+        constant.step(grad, {**hyper, scheduled: schedule(0)}, 1.0)
+    twin.assert_equals(opt, param, scheduled)
+    assert not np.array_equal(param, constant.param)
+
+
 RANGES = [
     *[("SGD", name) for name in ("lr", "momentum", "dampening", "weight_decay")],
     *[("RMSprop", name) for name in ("lr", "alpha", "eps", "weight_decay", "momentum")],
@@ -338,6 +376,45 @@ def test_a_product_that_cannot_be_is_refused(product):
     opt = fastadam.NAdam(np.ones(2))
     with pytest.raises(ValueError, match="mu_product.*from 0 to 1"):
         opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("RMSprop", {}),
+        ("RMSprop", {"momentum": 0.9}),
+        ("RMSprop", {"centered": True}),
+        ("RMSprop", {"weight_decay": 1e-25}),
+        ("Adagrad", {}),
+        ("NAdam", {}),
+        ("RAdam", {}),
+    ],
+)
+def test_squares_that_underflow_are_left_out_only_where_the_bits_allow_it(isa, name, options):
+    """As in test_bits.py, for every rule that squares: v large, zero, or so small that each square counts."""
+    _core.select_isa(isa)
+    rng = np.random.default_rng(0)
+    stretch = 3000  # longer than a block
+    v = np.concatenate([
+        np.full(stretch, 1e-3), np.zeros(stretch), 10 ** rng.uniform(-38, -29, stretch),
+        rng.choice([0.0, 1e-36, 1e-31, 1e-20, 1.0], stretch), np.zeros(stretch),
+    ]).astype(np.float32)  # fmt: skip
+    second = {"RMSprop": "square_avg", "Adagrad": "sum"}.get(name, "exp_avg_sq")
+    for spread in 6, 0.1, 1e-5:  # decades around the smallest g whose square is normal
+        param = tame(rng, v.size, np.float32)
+        opt = getattr(fastadam, name)(param, threads=1, **options)
+        opt.state[0][second][...] = v
+        twin = Twin(opt, param)
+        share = 1.0 if name == "Adagrad" else 0.01 if name == "RMSprop" else 0.001
+        exact = np.sqrt(np.finfo(np.float32).tiny / share)
+        g = exact * 10 ** rng.uniform(-spread, spread / 3, v.size) * rng.choice([-1, 1], v.size)
+        g[rng.random(v.size) < 0.2] = 0
+        grad = g.astype(np.float32)
+        for _ in range(3):
+            opt.step(grad)
+            twin.step(grad, options, 1.0)
+        twin.assert_equals(opt, param, f"{spread=}")
 
 
 @pytest.mark.parametrize("name", [*OPTIONS, "Adam", "AdamW"])

@@ -147,6 +147,31 @@ def test_raise_and_skip_decide_before_anything_changes(bad, dtype, place):
     assert not np.isfinite(params["b"][place]) and np.isfinite(params["a"]).all()
 
 
+@pytest.mark.parametrize(("dtype", "large"), [(np.float32, 1e38), (np.float64, 1e307)])
+@pytest.mark.parametrize("options", [{}, {"max_value": 1.0}, {"max_norm": 1.0}])
+@pytest.mark.parametrize("place", [0, 4096, -1])
+def test_gradients_that_grad_scale_makes_infinite_are_found(dtype, large, options, place):
+    """With max_norm they are not: what they are clipped to is finite, unless float64 squares overflow."""
+    p, g = np.ones(9000, dtype), np.ones(9000, dtype)
+    g[place] = large
+    opt = fastadam.SGD(p, lr=1.0, nonfinite="raise", **options)
+    if options != {"max_norm": 1.0} or dtype == np.float64:
+        before = snapshot(opt)
+        with pytest.raises(FloatingPointError, match="parameter 0 has NaN or infinity in it once .* grad_scale"):
+            opt.step(g, grad_scale=-100.0)
+        assert snapshot(opt) == before
+        opt.nonfinite = "skip"
+        opt.step(g, grad_scale=100.0)
+        assert snapshot(opt) == before and opt.skipped_steps == 1
+        opt.nonfinite = "raise"
+    else:
+        opt.step(g, grad_scale=100.0)
+        assert abs(p[place]) < 1e-5
+    opt.max_norm = None
+    opt.step(g, grad_scale=2.0)  # large, but finite
+    assert opt.state[0]["step"] > 0 and np.isfinite(p).all()
+
+
 def test_squares_that_overflow_are_not_gradients_that_do():
     p = np.ones(2)
     opt = fastadam.Adam(p, nonfinite="raise")

@@ -257,3 +257,21 @@ def test_clipping_follows_clip_grad_norm(torch, max_norm):
         assert opt.grad_norm == pytest.approx(float(norm), rel=1e-12)
     for ours, p in zip(starts, theirs, strict=True):
         np.testing.assert_allclose(ours, p.detach().numpy(), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_norm_that_is_no_number_clips_as_clip_grad_norm_does(torch, bad):
+    """A NaN spoils every array, an infinity only its own element; the others take a step of 0."""
+    starts = [np.ones(3), np.ones(2)]
+    theirs = [torch.tensor(p.copy(), requires_grad=True) for p in starts]
+    opt_theirs = torch.optim.SGD(theirs, lr=0.5)
+    opt = fastadam.SGD(starts, lr=0.5, max_norm=1.0)
+    grads = [np.array([1.0, bad, 2.0]), np.ones(2)]
+    for p, g in zip(theirs, grads, strict=True):
+        p.grad = torch.tensor(g)
+    torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    opt_theirs.step()
+    opt.step(grads)
+    for ours, p in zip(starts, theirs, strict=True):
+        np.testing.assert_array_equal(ours, p.detach().numpy())
+    assert np.isnan(starts[1]).all() == np.isnan(bad) and np.isnan(starts[0][1])

@@ -20,15 +20,15 @@ def worked():
     return module
 
 
-def by_hand(gradients_at, position, lr, steps):
+def by_hand(gradients_at, position, lr, steps, beta2=0.999):
     """Positions after each step, as the paper's algorithm 1 says."""
     x = list(position)
     m, v = [0.0] * len(x), [0.0] * len(x)
     for t in range(1, steps + 1):
         for i, g in enumerate(gradients_at(t, tuple(x))):
             m[i] = 0.9 * m[i] + 0.1 * g
-            v[i] = 0.999 * v[i] + 0.001 * g * g
-            x[i] -= lr * (m[i] / (1 - 0.9**t)) / (math.sqrt(v[i] / (1 - 0.999**t)) + 1e-8)
+            v[i] = beta2 * v[i] + (1 - beta2) * g * g
+            x[i] -= lr * (m[i] / (1 - 0.9**t)) / (math.sqrt(v[i] / (1 - beta2**t)) + 1e-8)
         yield tuple(x)
 
 
@@ -65,7 +65,15 @@ def test_agreeing_gradients(worked):
     assert [round(x, 4) for x in expected] == [-0.1, -0.1995, -0.2981, -0.3953]
 
 
+@pytest.mark.parametrize(("beta2", "expected"), [(0.999, 0.883), (0.99, 0.975)])
+def test_a_large_gradient_is_remembered_for_as_long_as_beta2_says(worked, beta2, expected):
+    path = [x for (x,) in by_hand(lambda t, x: (10.0 if t == 1 else 1.0,), (0.0,), 1.0, 300, beta2)]
+    step = worked.step_after_a_large_gradient(beta2)
+    assert step == pytest.approx(path[-2] - path[-1], rel=1e-6)
+    assert round(step, 3) == expected
+
+
 def test_it_runs_as_users_run_it():
     printed = subprocess.run([sys.executable, str(PATH)], capture_output=True, text=True, check=True).stdout
-    for figure in "4.0447", "10813", "0.4812", "0.4807", "from 0 at 0.0000", "-0.1995 -0.2981 -0.3953":
+    for figure in "4.0447", "10813", "0.4812", "0.4807", "from 0 at 0.0000", "-0.1995 -0.2981 -0.3953", "817", "1.9953":
         assert re.search(re.escape(figure), printed), figure

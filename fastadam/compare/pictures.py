@@ -37,18 +37,27 @@ def save(figure, path: Path) -> Path:
 
 
 def landscapes(grid: Grid, path: Path) -> Path:
-    """Paths from above, and the losses below them."""
-    figure, rows = plt.subplots(2, len(LANDSCAPES), figsize=(17, 7.4), layout="constrained")
+    """Paths in space and from above, and the losses below them."""
+    figure, columns = plt.figure(figsize=(17, 10.5), layout="constrained"), len(LANDSCAPES)
     for i, landscape in enumerate(LANDSCAPES):
-        above, below = rows[:, i]
+        space = figure.add_subplot(3, columns, 1 + i, projection="3d", computed_zorder=False)
+        above, below = (figure.add_subplot(3, columns, 1 + row * columns + i) for row in (1, 2))
         heights = np.log10(1 + surface(landscape) / landscape.scale)
         x, y = (np.linspace(*edges, len(heights)) for edges in landscape.view)
+        space.plot_surface(*np.meshgrid(x, y), heights, cmap="Blues_r", alpha=0.75, zorder=1)
+        east, north, up = landscape.eye
+        space.view_init(np.degrees(np.arctan2(up, np.hypot(east, north))), np.degrees(np.arctan2(north, east)))
+        space.set(xlabel="x", ylabel="y", zticklabels=[])
         above.contourf(x, y, heights, levels=14, cmap="Blues_r", alpha=0.75)
         for run in SHOWN:
             contender = CONTENDERS[run.contender]
             place = i, BASE, START, runs().index(run)
             label = f"{contender.name}, {grid.base_rates[i][run.contender]:g}"
             above.plot(*grid.paths[place].T, ".-", color=contender.colour, linewidth=1.4, markersize=3)
+            height = np.log10(1 + grid.gaps[place] / landscape.scale)
+            seen = landscape.shows(grid.paths[place].T)
+            path_in_view = *grid.paths[place][seen].T, height[seen]
+            space.plot(*path_in_view, ".-", color=contender.colour, linewidth=1.4, markersize=3, zorder=2)
             below.semilogy(np.maximum(grid.gaps[place], FLOOR), color=contender.colour, label=label)
         above.plot(*np.transpose(landscape.minima), "*", color="white", markeredgecolor="black", markersize=11)
         above.plot(*landscape.starts[START], "o", color="none", markeredgecolor="black", markersize=8)
@@ -86,5 +95,8 @@ def adam(grid: Grid, path: Path) -> Path:
     for axes, title in zip((averages, squares, shares, step), titles, strict=True):
         axes.set(title=title, xlabel="step t", xlim=(0, t[-1]))
         axes.legend(loc="center right" if axes in (shares, step) else "upper right")
-    figure.suptitle(f"Adam from inside: coordinate x of the {LANDSCAPES[0].name.lower()}")
+    figure.suptitle(
+        f"Adam from inside: coordinate x of the {LANDSCAPES[0].name.lower()} "
+        f"(beta2 is {OPENING['beta2']}, the paper's 0.999, to show more in so few steps)"
+    )
     return save(figure, path)
