@@ -97,6 +97,6 @@ def adam(grid: Grid, path: Path) -> Path:
         axes.legend(loc="center right" if axes in (shares, step) else "upper right")
     figure.suptitle(
         f"Adam from inside: coordinate x of the {LANDSCAPES[0].name.lower()} "
-        f"(beta2 is {OPENING['beta2']}, the paper's 0.999, to show more in so few steps)"
+        f"(beta2 is {OPENING['beta2']}, not the paper's 0.999, to show more in so few steps)"
     )
     return save(figure, path)
