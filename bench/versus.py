@@ -1,9 +1,9 @@
 """Side by side with every peer: python -m bench versus [--quick] [--peers A,B] [--workloads X,Y] [--save]
 
 Every contender lives in a process of its own, fastadam's variants and the limits (limits.c) share one; they take turns.
-All get all threads, except "fastadam default" and "fastadam.adam_update", which run as they come. Results are checked
-against float64 after timing. A peer that is not installed, or has no such rule or element type, is reported as absent.
-Shown are ratios, medians over the rounds with quartiles, and shares of the limits.
+All get all threads, except "fastadam default" (after 24 steps) and "fastadam.adam_update", which run as they come.
+Results are checked against float64 after timing. A peer that is not installed, or has no such rule or element type, is
+reported as absent. Shown are ratios, medians over the rounds with quartiles, and shares of the limits.
 """
 
 import argparse
@@ -76,8 +76,11 @@ def kept(workloads, peers):
     saved = load("versus") or {"about": None, "results": []}
     if saved["about"] != about():
         raise SystemExit(f"--add: the saved results are of {saved['about']}; this is {about()}")
-    anew = {*OURS, *peers}
-    return [r for r in saved["results"] if r["workload"] not in workloads or {*r["seconds"], *r["absent"]} - anew]
+    for result in saved["results"]:
+        if result["workload"] in workloads:
+            for part in "seconds", "absent":
+                result[part] = {name: what for name, what in result[part].items() if name not in peers}
+    return [result for result in saved["results"] if {*result["seconds"], *result["absent"]} - {*OURS}]
 
 
 def main(arguments):

@@ -48,6 +48,12 @@ cdef struct Copy:           # state to load
     char *source
     size_t size
 
+cdef enum Finding:          # about a gradient
+    FINITE
+    NONFINITE               # NaN or infinity is in it
+    OVERFLOWS               # is in what is made of it
+    NORM                    # it is the largest of a norm that is infinite
+
 cdef struct Range:          # memory that is written
     char *begin
     char *end
@@ -103,25 +109,29 @@ cdef int begin_state(list state, tuple params, int made, double initial) except 
     return 0
 
 
-cdef bint is_finite_at(const fa_task *task, fa_real real, bint summed, double scale, int64_t i) noexcept nogil:
-    """Of the gradient that a rule takes, scaled, before it is clipped, or of a sum that waits."""
+cdef Finding look_at(const fa_task *task, fa_real real, bint summed, double scale, int64_t i) noexcept nogil:
+    """An element of a gradient, and of what a rule takes, scaled, before it is clipped, or of a sum that waits."""
     cdef float x
     cdef double y
     if real == FA_FLOAT32:
         x = (<const float *>task.array[FA_GRAD])[i]
+        if not isfinite(x):
+            return NONFINITE
         if task.before != NULL:
             x = <float>task.around.s * x
             if summed:
                 x = (<const float *>task.array[FA_SUM])[i] + x
             x = x * <float>task.around.mean
-        return isfinite(<float>scale * x)
+        return FINITE if isfinite(<float>scale * x) else OVERFLOWS
     y = (<const double *>task.array[FA_GRAD])[i]
+    if not isfinite(y):
+        return NONFINITE
     if task.before != NULL:
         y = task.around.s * y
         if summed:
             y = (<const double *>task.array[FA_SUM])[i] + y
         y = y * task.around.mean
-    return isfinite(scale * y)
+    return FINITE if isfinite(scale * y) else OVERFLOWS
 
 
 cdef inline int64_t blocks_of(int64_t n) noexcept nogil:
@@ -583,8 +593,9 @@ cdef class Engine:
     cdef int take(self, list grads, list groups, grad_scale, tuple settings) except -1:
         cdef Settings *s = &self.settings
         cdef double norm = 0.0, scale
-        cdef Py_ssize_t i, culprit = -1
-        cdef bint measured, staged, steps
+        cdef Py_ssize_t culprit = -1
+        cdef Finding found = FINITE
+        cdef bint measured, staged, steps, clips_by_nothing
         cdef int team, bound = bound_of_threads()
         cdef bint alone = self.last - self.first != self.count
         cdef fa_fp_state saved
@@ -613,21 +624,24 @@ cdef class Engine:
                 fa_fp_default(&saved)
                 norm = self.sum_squares(team)
                 norm = sqrt(norm) if staged else fabs(self.scale) * sqrt(norm)
-                if s.nonfinite != PROPAGATE:
-                    # What the norm clips cannot overflow.
-                    culprit = self.find_nonfinite(s.max_norm < INFINITY and not isfinite(norm),
-                                                  1.0 if s.max_norm < INFINITY else scale)
                 if s.max_norm < INFINITY and not s.max_norm / (norm + 1e-6) >= 1.0:     # NaN goes on, as in torch
                     scale *= s.max_norm / (norm + 1e-6)
+                if s.nonfinite != PROPAGATE:
+                    clips_by_nothing = s.max_norm < INFINITY and not isfinite(norm)
+                    culprit = self.find_nonfinite(clips_by_nothing, 1.0 if clips_by_nothing else scale, &found)
                 fa_fp_restore(&saved)
             if culprit >= 0 and s.nonfinite == RAISE:
-                taken = "" if self.scale == 1.0 else " once it is multiplied by grad_scale"
-                if self.slots[culprit].summed:
-                    taken += " or added to its grad_sum"
+                if found == NONFINITE:
+                    what = "has NaN or infinity in it"
+                elif found == NORM:
+                    what = "is so large that the norm is infinite"
+                elif self.slots[culprit].summed:
+                    what = "is finite, but not its grad_sum with it"
+                else:
+                    what = "is finite, but not its product with grad_scale"
                 raise FloatingPointError(
-                    f"the gradient of {self.name_of(culprit, FA_PARAM)} has NaN or infinity in it{taken}, or is so "
-                    "large that its norm is infinite; nothing has changed (nonfinite='skip' leaves out such steps, "
-                    "'propagate' takes them)")
+                    f"the gradient of {self.name_of(culprit, FA_PARAM)} {what}; nothing has changed (nonfinite='skip' "
+                    "leaves out such steps, 'propagate' takes them)")
         with nogil:
             if steps:
                 self.norm, self.norm_known = norm, measured
@@ -975,32 +989,36 @@ cdef class Engine:
                 k += 1
         return total
 
-    cdef Py_ssize_t find_nonfinite(self, bint overflow_counts, double scale) noexcept nogil:
-        """The first parameter with NaN or infinity in its scaled gradient, or in what it makes of a sum, or -1. Squares
-        of finite float64 numbers can overflow, too, which counts if they are to be clipped by."""
-        cdef Py_ssize_t i, k = 0, large = -1
-        cdef int64_t element
+    cdef Py_ssize_t find_nonfinite(self, bint norm_counts, double scale, Finding *found) noexcept nogil:
+        """The first parameter with NaN or infinity in its gradient, or in what is made of it, or -1. If the norm is
+        infinite and counts, the largest gradient is to blame where no other is."""
+        cdef Py_ssize_t i, k = 0, largest = -1
+        cdef int64_t block, element
         cdef fa_task *task
         cdef fa_real real
-        cdef double largest         # less a margin for rounding
+        cdef double squares, most = -1.0, limit
         for i in range(self.first, self.last):
             if not self.slots[i].active:
                 continue
             task = &self.squares[k]
             real = real_of(self.slots[i].array[FA_PARAM])
-            largest = 0.999 * (FLT_MAX if real == FA_FLOAT32 else DBL_MAX)
-            element = 0
-            while element < task.n:
+            limit = 0.999 * (FLT_MAX if real == FA_FLOAT32 else DBL_MAX)    # less than the most, because of rounding
+            for block in range(blocks_of(task.n)):
+                squares = (<double *>task.factors)[block]
+                if self.slots[i].steps and squares > most:
+                    most, largest = squares, i
                 # No element is larger than the root of its block's sum.
-                if fabs(scale) * sqrt((<double *>task.factors)[element // FA_SQUARES]) < largest:
-                    element += FA_SQUARES
-                elif not is_finite_at(task, real, self.slots[i].summed, scale, element):
-                    return i
-                else:
-                    large = i if large < 0 else large
-                    element += 1
+                if fabs(scale) < limit and fabs(scale) * sqrt(squares) < limit:
+                    continue
+                for element in range(block * FA_SQUARES, min((block + 1) * FA_SQUARES, task.n)):
+                    found[0] = look_at(task, real, self.slots[i].summed, scale, element)
+                    if found[0] != FINITE:
+                        return i
             k += 1
-        return large if overflow_counts else -1
+        if norm_counts:
+            found[0] = NORM
+            return largest
+        return -1
 
     cdef int refuse(self, Py_ssize_t i) except -1:
         """Say what is wrong with an array that was good when it was added."""

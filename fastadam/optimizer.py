@@ -56,10 +56,11 @@ class Optimizer:
         Clip each element of the gradients, grad_scale included, to [-max_value, max_value]; not together with
         `max_norm`. May be set later.
     nonfinite : "propagate", "raise" or "skip", default "propagate"
-        What to do about NaN and infinity in gradients (times grad_scale), or a norm to clip by that overflows: let
-        them into the parameters; raise a FloatingPointError; or leave the step out and count it in `skipped_steps`.
-        Decided before anything changes. With `accumulate`, a call is left out that would spoil the sum, and another
-        takes its place; a sum that was spoilt before by "propagate" stays so. May be set later.
+        What to do about NaN and infinity in gradients, or in them times grad_scale and clipped by the norm, or about a
+        norm to clip by that overflows: let them into the parameters; raise a FloatingPointError; or leave the step out
+        and count it in `skipped_steps`. Decided before anything changes. With `accumulate`, a call is left out that
+        would spoil the sum, and another takes its place; a sum that was spoilt before by "propagate" stays so. May be
+        set later.
     accumulate : int >= 1, default 1
         Step on the mean of so many gradients: `step` adds all but every accumulate-th of an array's gradients to a sum,
         an array of the parameter's type (one more of its size). May be changed later, but not from 1.

@@ -548,9 +548,10 @@ def test_the_average_of_a_frozen_array_stays_until_it_is_set():
     for _ in range(60):
         opt.step([np.zeros(3), None])
     assert opt.ema[0].tolist() == pytest.approx(a.tolist()) and opt.ema[1].tolist() == [0.5] * 3
-    opt.ema[1][...] = b
+    opt.ema[1][...] = 7
     with opt.swap_ema():
-        assert b.tolist() == [0.0] * 3
+        assert b.tolist() == [7.0] * 3
+    assert b.tolist() == [0.0] * 3
 
 
 def test_one_array_is_refused_as_a_step_is():
