@@ -2,7 +2,7 @@
  *
  * What stands before a rule writes the gradient that the rule takes into such a block; what stands after it reads the
  * parameters again, while they are in the first-level cache. Both read little else, so the memory would rest meanwhile:
- * what they will read for the next block is fetched ahead.
+ * what they will read for the next block is fetched ahead, just before each of them runs.
  *
  * And arrays that lie nearly a multiple of 1 MiB apart: where an array that is read lies a few bytes behind one that is
  * written, modulo 1 MiB, and both in huge pages (whose addresses are the hardware's own up to that size), Intel's
@@ -73,11 +73,11 @@ static void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *
             run_loop(t->before, &staged, gradient, n);
             staged.array[FA_GRAD] = gradient;
         }
-        if (t->after)
-            fetch(t->array[FA_EMA], next, after_next);
         t->kernel->run(&staged, 0, n);
-        if (t->after)
+        if (t->after) {
+            fetch(t->array[FA_EMA], next, after_next);
             run_loop(t->after, &staged, staged.array[FA_PARAM], n);
+        }
         for (int i = 0; i < count; i++)
             if (which[i] != FA_GRAD && which[i] != FA_SUM)
                 memcpy((char *)t->array[which[i]] + begin * size, copies[which[i]], (size_t)(n * size));
