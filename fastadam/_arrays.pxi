@@ -74,22 +74,25 @@ cdef object as_array(object array, str name):
     return numpy.asarray(array)
 
 
+KEEP = ", and keep the new array: it is the one that is updated"
+
+
 cdef check_writable(object param, str name):
     """Raise unless the array may be updated in place."""
     array = as_array(param, name)
     if array.dtype.type not in (numpy.float32, numpy.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use .astype(np.float32)")
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use .astype(np.float32){KEEP}")
     if not array.dtype.isnative:
         raise ValueError(f"{name} must have native byte order, got {array.dtype.str}; "
-                         f"use .astype({array.dtype.newbyteorder('=').str!r})")
+                         f"use .astype({array.dtype.newbyteorder('=').str!r}){KEEP}")
     if not array.flags.aligned:
-        raise ValueError(f"{name} must be aligned in memory; use .copy()")
+        raise ValueError(f"{name} must be aligned in memory; use .copy(){KEEP}")
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array; use .copy() or .flags.writeable = True "
                          "(a memory map: open it with mode='r+')")
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         raise ValueError(f"{name} must be C- or F-contiguous, got strides {array.strides} for shape {array.shape}; "
-                         "use np.ascontiguousarray")
+                         f"use np.ascontiguousarray{KEEP}")
 
 
 cdef check_like(object state, str name, object param, str param_name):

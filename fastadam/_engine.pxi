@@ -634,11 +634,12 @@ cdef class Engine:
                 if found == NONFINITE:
                     what = "has NaN or infinity in it"
                 elif found == NORM:
-                    what = "is so large that the norm is infinite"
+                    what = f"times {self.scale:g} (grad_scale) is so large that the norm is infinite"
                 elif self.slots[culprit].summed:
-                    what = "is finite, but not its grad_sum with it"
+                    what = "is finite, but the sum of the accumulated gradients (grad_sum) with it is not"
                 else:
-                    what = "is finite, but not its product with grad_scale"
+                    what = (f"is finite, but not times {scale if self.tasks[0].before == NULL else self.scale:g} "
+                            "(grad_scale, and clipping by the norm); use a smaller grad_scale, or float64")
                 raise FloatingPointError(
                     f"the gradient of {self.name_of(culprit, FA_PARAM)} {what}; nothing has changed (nonfinite='skip' "
                     "leaves out such steps, 'propagate' takes them)")

@@ -20,10 +20,11 @@ def is_container(x):
 class Tree:
     """The shape of one container: an array (no children), a sequence (names is None) or a mapping."""
 
-    def __init__(self, path, names, children):
+    def __init__(self, path, names, children, why="as params is"):
         self.path = path
         self.names = names
         self.children = children
+        self.why = why  # it is a sequence
         self.is_flat = children is not None and all(child.children is None for child in children)
 
     @classmethod
@@ -56,7 +57,7 @@ class Tree:
 
     def match_sequence(self, grads):
         if isinstance(grads, Mapping) or not is_container(grads):
-            raise TypeError(f"grads{self.where} must be a sequence, as params is, got a {type(grads).__name__}")
+            raise TypeError(f"grads{self.where} must be a sequence, {self.why}, got a {type(grads).__name__}")
         items = grads if type(grads) in (list, tuple) else list(grads)
         if len(items) != len(self.children):
             raise ValueError(

@@ -250,7 +250,7 @@ class Optimizer:
         if grads is None:
             raise TypeError("grads must not be None; to leave one array alone, put None in its place in the container")
         is_grouped = self._began_grouped or len(self._trees) > 1
-        tree = Tree(None, None, self._trees) if is_grouped else self._trees[0]
+        tree = Tree(None, None, self._trees, "one for each group of the optimizer") if is_grouped else self._trees[0]
         flat: list[Any] = []
         tree.match(grads, flat)
         self._engine.step(flat, self.param_groups, grad_scale, self._settings)
@@ -310,8 +310,8 @@ class Optimizer:
         """A context manager in which the parameters hold their averages, to evaluate or save a model.
 
         Parameters and averages are exchanged in place, and back at the end; what is written into a parameter meanwhile
-        is lost to its average. Meanwhile `ema` has what the parameters held, and steps, saving, loading and copying
-        raise a RuntimeError.
+        is lost to its average. Meanwhile `ema` has what the parameters held; save the parameters alone
+        (``fastadam.save(path, params=...)``): steps, saving, loading and copying of the optimizer raise a RuntimeError.
 
         Raises
         ------

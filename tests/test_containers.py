@@ -154,3 +154,17 @@ def test_container_that_holds_itself_is_an_error_not_a_crash():
     params.append(params)
     with pytest.raises(RecursionError):
         fastadam.Adam(params)
+
+
+def test_gradients_of_groups_are_asked_for_as_one_for_each_group():
+    opt = fastadam.SGD({"a": np.ones(2)})
+    opt.add_param_group({"params": {"b": np.ones(2)}})
+    with pytest.raises(TypeError, match="must be a sequence, one for each group of the optimizer, got a dict"):
+        opt.step({"a": np.ones(2)})
+
+
+def test_a_copy_that_an_error_asks_for_is_to_be_kept():
+    """Given to the optimizer alone, it would be trained unseen."""
+    for wrong in np.ones(2, int), np.ones((4, 4))[::2, ::2]:
+        with pytest.raises((TypeError, ValueError), match="keep the new array"):
+            fastadam.SGD(wrong)

@@ -157,8 +157,8 @@ def test_gradients_that_grad_scale_makes_infinite_are_found(dtype, large, option
     opt = fastadam.SGD(p, lr=1.0, nonfinite="raise", **options)
     if options != {"max_norm": 1.0} or dtype == np.float64:
         before = snapshot(opt)
-        why = "so large that the norm is infinite" if "max_norm" in options else "finite, but not its product with grad"
-        with pytest.raises(FloatingPointError, match=f"parameter 0 is {why}"):
+        why = "times -100 .* so large that the norm" if "max_norm" in options else "is finite, but not times -100 "
+        with pytest.raises(FloatingPointError, match=f"parameter 0 {why}"):
             opt.step(g, grad_scale=-100.0)
         assert snapshot(opt) == before
         opt.nonfinite = "skip"
@@ -181,7 +181,7 @@ def test_a_norm_that_only_the_whole_makes_infinite_is_found(dtype, sizes, scale)
     params = [np.ones(1, dtype) for _ in sizes]
     opt = fastadam.SGD(params, max_norm=1.0, nonfinite="raise")
     before = snapshot(opt)
-    with pytest.raises(FloatingPointError, match="parameter 1 is so large that the norm is infinite"):
+    with pytest.raises(FloatingPointError, match="parameter 1 times .* so large that the norm is infinite"):
         opt.step([np.full(1, size, dtype) for size in sizes], grad_scale=scale)
     assert snapshot(opt) == before
     opt.step([np.ones(1, dtype)] * 2, grad_scale=2.0)
@@ -206,7 +206,7 @@ def test_squares_that_overflow_are_not_gradients_that_do():
     opt.step(np.array([1e200, 1.0]))
     assert opt.grad_norm == math.inf and opt.state[0]["step"] == 1 and np.isfinite(p).all()
     opt.max_norm = 1.0  # but nothing can be clipped by such a norm
-    with pytest.raises(FloatingPointError, match="parameter 0 is so large that the norm is infinite"):
+    with pytest.raises(FloatingPointError, match="parameter 0 times 1 .* so large that the norm is infinite"):
         opt.step(np.array([1e200, 1.0]))
     assert opt.state[0]["step"] == 1
 
