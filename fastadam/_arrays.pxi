@@ -74,7 +74,7 @@ cdef object as_array(object array, str name):
     return numpy.asarray(array)
 
 
-KEEP = ", and keep the new array: it is the one that is updated"
+cdef str KEEP = ", and keep the new array: it is the one that is updated"
 
 
 cdef check_writable(object param, str name):
