@@ -638,7 +638,7 @@ cdef class Engine:
                 elif self.slots[culprit].summed:
                     what = "is finite, but the sum of the accumulated gradients (grad_sum) with it is not"
                 else:
-                    what = (f"is finite, but not times {scale if self.tasks[0].before == NULL else self.scale:g} "
+                    what = (f"is finite, but not times {self.scale if staged else scale:g} "
                             "(grad_scale, and clipping by the norm); use a smaller grad_scale, or float64")
                 raise FloatingPointError(
                     f"the gradient of {self.name_of(culprit, FA_PARAM)} {what}; nothing has changed (nonfinite='skip' "
