@@ -1,10 +1,13 @@
 # Arrays: quick tests on borrowed pointers, which run no Python code, and the errors that explain what they refused.
 
-cdef bint same_shape(Array *a, Array *b) noexcept nogil:
-    cdef int ndim = ndim_of(a)
-    if ndim == 0:
-        return ndim_of(b) == 0      # their shapes may be NULL, which memcmp may not be given
-    return ndim == ndim_of(b) and memcmp(shape_of(a), shape_of(b), ndim * sizeof(np.npy_intp)) == 0
+cdef inline bint same_shape(Array *a, Array *b) noexcept nogil:
+    cdef int i
+    if ndim_of(a) != ndim_of(b):
+        return False
+    for i in range(ndim_of(a)):
+        if shape_of(a)[i] != shape_of(b)[i]:
+            return False
+    return True
 
 
 cdef bint same_layout(Array *a, Array *b) noexcept nogil:
@@ -41,8 +44,10 @@ cdef void bounds_of(Array *array, char **low, char **high) noexcept nogil:
     high[0] += itemsize_of(array)
 
 
-cdef bint is_plain(Array *array) noexcept:
+cdef inline bint is_plain(Array *array) noexcept:
     """An ndarray, of a subclass perhaps, but not a masked one. Asks the type only: isinstance could run Python code."""
+    if is_exactly_array(array):
+        return True
     return is_array(array) and not PyObject_TypeCheck(<object><PyObject *>array, <PyTypeObject *>MaskedArray)
 
 

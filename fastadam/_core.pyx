@@ -13,7 +13,7 @@ from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY, fabs, isfinite, sqrt
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport qsort
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
 
 import os

@@ -20,14 +20,18 @@ cdef struct Header:         # of a state file
     int64_t version, condition, groups
 
 cdef struct Slot:           # one parameter
-    Array *array[ARRAYS]        # in a task's order, [FA_GRAD] unused, NULL where there is none; owned by Engine.arrays
-    char *data[ARRAYS]          # where each was when last looked at; [FA_GRAD]: the last gradient found to be apart
+    Array *param                # owned by Engine.arrays
+    char *data[ARRAYS]          # in a task's order, NULL where there is none: where the parameter was when last looked
+                                # at; the last gradient found to be apart; the state
     int64_t n
-    int64_t step, loaded
-    double product, loaded_product      # NAdam's
-    int64_t summed, loaded_summed       # gradients in its sum, which wait for a step
-    Record *record              # NULL without a state file
+    fa_real real
+    int ndim, order             # order: NumPy's flags of contiguity
     int group
+    Py_ssize_t shape            # where it begins in Engine.shapes
+    int64_t step
+    double product              # NAdam's
+    int64_t summed              # gradients in its sum, which wait for a step
+    Record *record              # NULL without a state file
     bint active                 # has a gradient in this call
     bint steps                  # which completes its sum, so it takes a step
     bint convert                # whose gradient has to be copied first
@@ -67,8 +71,9 @@ cdef int by_begin(const void *a, const void *b) noexcept nogil:
     return (x > y) - (x < y)
 
 
-cdef list kinds_in(int made):
-    return [1 << a for a in range(STATES) if made & 1 << a]
+cdef list states_in(int made):
+    """Places in a task."""
+    return [FA_STATE + a for a in range(STATES) if made & 1 << a]
 
 
 cdef tuple layout_of(tuple params, int made):
@@ -80,14 +85,14 @@ cdef tuple layout_of(tuple params, int made):
     # Kinds of state are kept apart modulo 1 MiB, the first and the third of three, too (csrc/staging.c).
     stride = sum(sizes)
     stride += (512 - stride) % (1 << 19) if (stride + 512) % (1 << 19) < 1024 else 0
-    return sizes, stride, len(kinds_in(made)) * stride + 64
+    return sizes, stride, len(states_in(made)) * stride + 64
 
 
 cdef list state_in(object block, tuple params, int made, list sizes, object stride):
     """For each kind of state that is `made`, arrays like every parameter, cut from a block."""
     start = -(<size_t>data_of(<Array *>block)) % 64
     kinds = []
-    for kind in range(len(kinds_in(made))):
+    for kind in range(len(states_in(made))):
         place = start + kind * stride
         arrays = []
         for param, size in zip(params, sizes):
@@ -100,11 +105,11 @@ cdef list state_in(object block, tuple params, int made, list sizes, object stri
 
 cdef int begin_state(list state, tuple params, int made, double initial) except -1:
     """Averages are copies of the parameters, sums of gradients zeros, the rule's own is `initial`."""
-    for bit, arrays in zip(kinds_in(made), state):
+    for a, arrays in zip(states_in(made), state):
         for array, param in zip(arrays, params):
-            if bit == EMA_BIT:
+            if a == FA_EMA:
                 array[...] = param
-            elif bit != SUM_BIT and initial != 0.0:
+            elif a != FA_SUM and initial != 0.0:
                 array.fill(initial)
     return 0
 
@@ -132,6 +137,10 @@ cdef Finding look_at(const fa_task *task, fa_real real, bint summed, double scal
             y = (<const double *>task.array[FA_SUM])[i] + y
         y = y * task.around.mean
     return FINITE if isfinite(scale * y) else OVERFLOWS
+
+
+cdef inline Py_ssize_t bytes_of(const Slot *slot) noexcept nogil:
+    return slot.n * (8 if slot.real else 4)
 
 
 cdef inline int64_t blocks_of(int64_t n) noexcept nogil:
@@ -210,6 +219,7 @@ cdef class Engine:
     cdef dict index                     # key -> number
     cdef list group_params
     cdef Slot *slots
+    cdef np.npy_intp *shapes            # of all parameters, one after the other
     cdef Group *groups
     cdef Settings settings
     cdef double scale                   # grad_scale
@@ -255,6 +265,7 @@ cdef class Engine:
     def __dealloc__(self):
         PyMem_Free(self.fields)
         PyMem_Free(self.slots)
+        PyMem_Free(self.shapes)
         PyMem_Free(self.groups)
         PyMem_Free(self.tasks)
         PyMem_Free(self.arounds)
@@ -321,20 +332,20 @@ cdef class Engine:
         return [self.groups[i].made for i in range(self.group_count)]
 
     cdef str name_of_state(self, int a):
-        if a + FA_STATE == FA_EMA:
+        if a == FA_EMA:
             return "ema"
-        return "grad_sum" if a + FA_STATE == FA_SUM else (<bytes>self.family.state[a]).decode()
+        return "grad_sum" if a == FA_SUM else (<bytes>self.family.state[a - FA_STATE]).decode()
 
     def entry(self, Py_ssize_t i):
-        """The state of a parameter, by name."""
+        """The state of a parameter, by name. Its arrays are views: whatever is done to them, the engine's own arrays
+        stay as they were made, so no step needs to look at them."""
         entry = {"step": self.slots[i].step}
         if self.family.name == b"NAdam":
             entry["mu_product"] = self.slots[i].product
         if self.extras & SUM_BIT:
             entry["grad_count"] = self.slots[i].summed
-        made = self.groups[self.slots[i].group].made
-        names = [self.name_of_state(a) for a in range(STATES) if made & 1 << a]
-        entry.update(zip(names, self.arrays[i][1:], strict=True))
+        names = [self.name_of_state(a) for a in states_in(self.groups[self.slots[i].group].made)]
+        entry.update(zip(names, [array.view() for array in self.arrays[i][1:]], strict=True))
         return entry
 
     # -- adding and loading, inside `with engine`
@@ -374,11 +385,13 @@ cdef class Engine:
         if section is None or section.fresh:
             begin_state(state, plain, states, options.initial_accumulator_value)
         new_arrays = self.arrays + list(zip(params, *state))
-        places = [FA_PARAM] + [FA_STATE + a for a in range(STATES) if states & 1 << a]
+        shape = self.slots[count - 1].shape + self.slots[count - 1].ndim if count else 0
         new_index = {key: i for i, key in enumerate(new_keys)}
         new_group_params = [*self.group_params, params]
         grow(<void **>&self.slots, total * sizeof(Slot))
+        grow(<void **>&self.shapes, (shape + sum([param.ndim for param in plain])) * sizeof(np.npy_intp))
         grow(<void **>&self.tasks, total * sizeof(fa_task))
+        memset(self.tasks, 0, total * sizeof(fa_task))
         grow(<void **>&self.arounds, total * sizeof(fa_around))
         grow(<void **>&self.factors, total * sizeof(fa_factors))
         grow(<void **>&self.ranges, total * (ARRAYS - 1) * sizeof(Range))
@@ -392,9 +405,10 @@ cdef class Engine:
             memset(&self.slots[i], 0, sizeof(Slot))
             self.slots[i].group = self.group_count
             self.slots[i].product = 1.0
-            for a, array in zip(places, new_arrays[i]):
-                self.slots[i].array[a] = <Array *>array
-            self.slots[i].n = size_of(self.slots[i].array[FA_PARAM])
+            shape = self.note_layout(&self.slots[i], <Array *>plain[i - count], shape)
+            self.slots[i].param = <Array *>params[i - count]
+            for a, array in zip(states_in(states), new_arrays[i][1:]):
+                self.slots[i].data[a] = data_of(<Array *>array)
             if section is not None:
                 self.slots[i].record = &(<Record *>data_of(<Array *>section.records))[i - count]
                 self.slots[i].step, self.slots[i].product = self.slots[i].record.step, self.slots[i].record.product
@@ -416,13 +430,39 @@ cdef class Engine:
             self.header.groups = CODE * self.group_count    # from now on it is there
         return 0
 
+    cdef Py_ssize_t note_layout(self, Slot *slot, Array *param, Py_ssize_t shape) noexcept:
+        cdef int i
+        slot.n, slot.real = size_of(param), real_of(param)
+        slot.ndim, slot.order, slot.shape = ndim_of(param), flags_of(param) & CONTIGUOUS, shape
+        for i in range(slot.ndim):
+            self.shapes[shape + i] = shape_of(param)[i]
+        return shape + slot.ndim
+
+    cdef bint is_like(self, Slot *slot, Array *array) noexcept nogil:
+        """Aligned, and of the type, the shape and the memory order that the parameter was added with."""
+        cdef np.npy_intp *shape = shape_of(array)
+        cdef np.npy_intp *its = self.shapes + slot.shape
+        cdef int i
+        if (ndim_of(array) != slot.ndim or type_of(array) != <int>(np.NPY_DOUBLE if slot.real else np.NPY_FLOAT)
+                or not is_native(array) or not flags_of(array) & slot.order
+                or not flags_of(array) & NPY_ARRAY_ALIGNED):
+            return False
+        for i in range(slot.ndim):
+            if shape[i] != its[i]:
+                return False
+        return True
+
+    cdef bint is_good(self, Slot *slot) noexcept nogil:
+        """The parameter can be updated."""
+        return self.is_like(slot, slot.param) and (flags_of(slot.param) & NPY_ARRAY_WRITEABLE) != 0
+
     cdef dict about(self, list keys, tuple params, int made):
         """What must be the same for a state file to be gone on with."""
         arrays = []
         for key, param in zip(keys, params):
             order = "C" if param.flags.c_contiguous else "F"
             arrays.append([str(key), param.dtype.str, list(param.shape), order])
-        state = [self.name_of_state(a) for a in range(STATES) if made & 1 << a]
+        state = [self.name_of_state(a) for a in states_in(made)]
         return {"optimizer": (<bytes>self.family.name).decode(), "state": state, "arrays": arrays}
 
     # -- a state file
@@ -468,31 +508,30 @@ cdef class Engine:
         """Copy validated state in, and other arrays with it: pairs of (target, source)."""
         cdef Py_ssize_t i, count
         cdef Copy *copies = NULL
+        cdef Record *counters = NULL
         cdef list pairs = []
         if not len(new_arrays) == len(steps) == len(products) == len(summed) == self.count:
             raise ValueError(f"expected the state of {self.count} parameters, got {len(new_arrays)}")
         for mine, news in zip(self.arrays, new_arrays):
             for old, new in zip(mine[1:], news, strict=True):
-                if not old.flags.writeable:
-                    raise ValueError("the state is read-only; set .flags.writeable = True on the arrays in opt.state")
                 # A source that is also a destination of another could be overwritten before its turn.
                 pairs.append((old, new.copy("K") if self.written_by(new) is not None else new))
         pairs += others
-        for i in range(self.count):
-            self.slots[i].loaded, self.slots[i].loaded_product = steps[i], products[i]
-            self.slots[i].loaded_summed = summed[i]
         self.prepare()
         # What groups held stays alive until all is in; nothing is allocated once copying has begun.
         before = []
         for group in groups:
             before.append(dict(group))
         try:
+            grow(<void **>&counters, self.count * sizeof(Record))
+            for i in range(self.count):
+                counters[i].step, counters[i].product, counters[i].summed = steps[i], products[i], summed[i]
             count = plan_copies(pairs, &copies)
             self.begin_writing()
             copy_planned(copies, count)
             for i in range(self.count):
-                self.slots[i].step, self.slots[i].product = self.slots[i].loaded, self.slots[i].loaded_product
-                self.slots[i].summed = self.slots[i].loaded_summed
+                self.slots[i].step, self.slots[i].product = counters[i].step, counters[i].product
+                self.slots[i].summed = counters[i].summed
                 self.record(&self.slots[i])
             self.end_writing()
             self.count_groups()
@@ -500,6 +539,7 @@ cdef class Engine:
                 PyDict_Update(groups[i], new_groups[i])     # their keys exist, so it needs no memory
             del before
         finally:
+            PyMem_Free(counters)
             PyMem_Free(copies)
 
     # -- memory that is written
@@ -508,24 +548,23 @@ cdef class Engine:
         key = self.keys[i]
         if a == FA_PARAM:
             return f"parameter {key!r}"
-        return f"{self.name_of_state(a - FA_STATE)} of parameter {key!r}"
+        return f"{self.name_of_state(a)} of parameter {key!r}"
 
     cdef int locate(self) except -1:
-        """Find out where the arrays are, and that no two overlap."""
-        cdef Py_ssize_t i, k = 0
+        """Find out where the parameters are, and that nothing that is written overlaps."""
+        cdef Py_ssize_t i, size, k = 0
         cdef int a
         cdef Slot *slot
         cdef Range *r
         for i in range(self.count):
             slot = &self.slots[i]
             slot.data[FA_GRAD] = NULL
+            slot.data[FA_PARAM] = data_of(slot.param)
             for a in range(ARRAYS):
-                if slot.array[a] == NULL:
-                    continue
-                slot.data[a] = data_of(slot.array[a])
-                if nbytes_of(slot.array[a]) > 0:
+                size = nbytes_of(slot.param) if a == FA_PARAM else bytes_of(slot)
+                if slot.data[a] != NULL and size > 0:
                     r = &self.ranges[k]
-                    r.begin, r.end = slot.data[a], slot.data[a] + nbytes_of(slot.array[a])
+                    r.begin, r.end = slot.data[a], slot.data[a] + size
                     r.slot, r.array = i, a
                     k += 1
         self.range_count = k
@@ -554,7 +593,6 @@ cdef class Engine:
     cdef object written_by(self, object array):
         """The name of an array of ours that shares memory with any array, or None."""
         cdef Py_ssize_t i
-        cdef int a
         cdef char *low
         cdef char *high
         array = numpy.asarray(array)
@@ -562,9 +600,8 @@ cdef class Engine:
         if self.touched(low, high) == NULL:
             return None
         for i in range(self.count):
-            for a in range(ARRAYS):
-                own = <object><PyObject *>self.slots[i].array[a] if self.slots[i].array[a] != NULL else None
-                if own is not None and numpy.shares_memory(numpy.asarray(own), array):
+            for own, a in zip(self.arrays[i], [FA_PARAM, *states_in(self.groups[self.slots[i].group].made)]):
+                if numpy.shares_memory(numpy.asarray(own), array):
                     return self.name_of(i, a)
         return None
 
@@ -617,6 +654,8 @@ cdef class Engine:
         self.prepare()
         while self.fill(grads, staged):
             self.convert(grads)
+        if staged or s.average:
+            self.make_arounds()
         scale = 1.0 if staged else self.scale
         if measured:
             team = s.threads if s.threads else max(1, min(self.threads_used, bound, fa_max_threads()))
@@ -788,11 +827,8 @@ cdef class Engine:
 
         Runs no Python code on the way to success. State is cut from blocks of our own, so it cannot move."""
         cdef Py_ssize_t i = self.first, k = 0, conversions = 0
-        cdef int a
         cdef Slot *slot
-        cdef Array *param
         cdef Array *grad
-        cdef bint good
 
         while i < self.last:
             slot = &self.slots[i]
@@ -800,21 +836,14 @@ cdef class Engine:
             if not slot.active:
                 i += 1
                 continue
-            param, grad = slot.array[FA_PARAM], <Array *>grads[i - self.first]
-            if data_of(param) != slot.data[FA_PARAM] or size_of(param) != slot.n:
+            if not self.is_good(slot) or slot.step == INT64_MAX:
+                self.refuse(i)
+            if data_of(slot.param) != slot.data[FA_PARAM]:
                 self.locate()
-                if size_of(param) != slot.n:
-                    self.refuse(i)
                 i, k, conversions = self.first, 0, 0    # gradients are looked up in the new places
                 continue
-            good = is_usable(param) and (flags_of(param) & CONTIGUOUS) != 0 and slot.step < INT64_MAX
-            for a in range(FA_STATE, ARRAYS):
-                if slot.array[a] != NULL:
-                    good = (good and is_usable(slot.array[a]) and type_of(slot.array[a]) == type_of(param)
-                            and same_layout(slot.array[a], param))
-            if not good:
-                self.refuse(i)
-            if not (is_plain(grad) and is_ready(grad, param)):
+            grad = <Array *>grads[i - self.first]
+            if not (is_plain(grad) and self.is_like(slot, grad)):
                 slot.convert = True
                 conversions += 1
                 i += 1
@@ -826,29 +855,29 @@ cdef class Engine:
                         raise overlap_error(f"gradient of {self.name_of(i, FA_PARAM)}",
                                             self.written_by(grads[i - self.first]))
                 slot.data[FA_GRAD] = data_of(grad)
-            self.make_task(&self.tasks[k], slot, real_of(param), staged)
+            self.make_task(&self.tasks[k], slot, staged)
             k += 1
             i += 1
         self.task_count = k
         return conversions
 
-    cdef void make_task(self, fa_task *task, Slot *slot, fa_real real, bint staged) noexcept nogil:
+    cdef void make_task(self, fa_task *task, Slot *slot, bint staged) noexcept nogil:
         cdef int a, summed = FA_SUMMED if slot.summed else 0
-        memset(task, 0, sizeof(fa_task))
         task.n = slot.n
-        task.array[FA_GRAD] = slot.data[FA_GRAD]
+        task.before = task.after = NULL
+        task.around = NULL
         if slot.steps:
             for a in range(ARRAYS):
                 task.array[a] = slot.data[a]
-            task.kernel = self.groups[slot.group].kernel[<int>real]
+            task.kernel = self.groups[slot.group].kernel[<int>slot.real]
             if staged:
                 task.before = fa_kernel_of(chosen_isa, FA_GRADIENT + summed + (
-                    FA_CLIPPED if self.settings.max_value < INFINITY else 0), real)
+                    FA_CLIPPED if self.settings.max_value < INFINITY else 0), slot.real)
             if self.settings.average:
-                task.after = fa_kernel_of(chosen_isa, FA_AVERAGE, real)
+                task.after = fa_kernel_of(chosen_isa, FA_AVERAGE, slot.real)
         else:
-            task.kernel = fa_kernel_of(chosen_isa, FA_GRADIENT + summed + (FA_IN_PLACE if summed else 0), real)
-            task.array[FA_PARAM] = slot.data[FA_SUM]
+            task.kernel = fa_kernel_of(chosen_isa, FA_GRADIENT + summed + (FA_IN_PLACE if summed else 0), slot.real)
+            task.array[FA_PARAM], task.array[FA_GRAD] = slot.data[FA_SUM], slot.data[FA_GRAD]
 
     cdef void make_arounds(self) noexcept nogil:
         """What the loops around the rules read: one set for each number of gradients that have been summed."""
@@ -876,7 +905,6 @@ cdef class Engine:
         cdef Py_ssize_t i, task = 0, made = 0
         cdef Slot *slot
         cdef Group *group
-        self.make_arounds()
         for i in range(self.group_count):
             self.groups[i].factors = NULL
         for i in range(self.first, self.last):
@@ -900,8 +928,6 @@ cdef class Engine:
     cdef int swap_in(self) except -1:
         """Exchange parameters and their averages. All or nothing, and Ctrl-C waits."""
         cdef Py_ssize_t i
-        cdef Array *param
-        cdef Array *ema
         if self.changing or self.swapped:
             raise RuntimeError("swap_ema was called from inside a step, or of another swap_ema")
         self.changing = True
@@ -910,14 +936,12 @@ cdef class Engine:
         finally:
             self.changing = False
         for i in range(self.count):
-            param, ema = self.slots[i].array[FA_PARAM], self.slots[i].array[FA_EMA]
-            if not (is_usable(param) and size_of(param) == self.slots[i].n and is_usable(ema)
-                    and type_of(param) == type_of(ema) and same_layout(param, ema)):
+            if not self.is_good(&self.slots[i]):
                 self.refuse(i)
         self.locate()
         self.begin_writing()
         for i in range(self.count):
-            exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA], nbytes_of(self.slots[i].array[FA_EMA]))
+            exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA], bytes_of(&self.slots[i]))
         self.swapped = True
         self.end_writing()
         return 0
@@ -932,8 +956,7 @@ cdef class Engine:
                                f"held is in the state_file {self.store.path!r} of the parent")
         self.begin_writing()
         for i in range(self.count):
-            param = self.slots[i].array[FA_PARAM]
-            size = nbytes_of(self.slots[i].array[FA_EMA])
+            param, size = self.slots[i].param, bytes_of(&self.slots[i])
             if data_of(param) == self.slots[i].data[FA_PARAM] and nbytes_of(param) == size:
                 exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA], size)
             else:
@@ -964,10 +987,9 @@ cdef class Engine:
         cdef double total = 0.0
         cdef fa_task *task
         cdef fa_real real
-        self.make_arounds()
         for i in range(self.first, self.last):
             if self.slots[i].active:
-                real = real_of(self.slots[i].array[FA_PARAM])
+                real = self.slots[i].real
                 task = &self.squares[k]
                 memset(task, 0, sizeof(fa_task))
                 task.kernel = fa_kernel_of(chosen_isa, FA_SUM_SQUARES, real)
@@ -1002,7 +1024,7 @@ cdef class Engine:
             if not self.slots[i].active:
                 continue
             task = &self.squares[k]
-            real = real_of(self.slots[i].array[FA_PARAM])
+            real = self.slots[i].real
             limit = 0.999 * (FLT_MAX if real == FA_FLOAT32 else DBL_MAX)    # less than the most, because of rounding
             for block in range(blocks_of(task.n)):
                 squares = (<double *>task.factors)[block]
@@ -1022,17 +1044,17 @@ cdef class Engine:
         return -1
 
     cdef int refuse(self, Py_ssize_t i) except -1:
-        """Say what is wrong with an array that was good when it was added."""
-        cdef int a
-        param = self.arrays[i][0]
-        check_writable(param, self.name_of(i, FA_PARAM))
-        for a in range(FA_STATE, ARRAYS):
-            if self.slots[i].array[a] != NULL:
-                array = <object><PyObject *>self.slots[i].array[a]
-                check_like(array, self.name_of(i, a), param, self.name_of(i, FA_PARAM))
-        if self.slots[i].step == INT64_MAX:
+        """Say what is wrong with a parameter that was good when it was added."""
+        cdef Slot *slot = &self.slots[i]
+        check_writable(self.arrays[i][0], self.name_of(i, FA_PARAM))
+        if slot.step == INT64_MAX:
             raise ValueError(f"{self.name_of(i, FA_PARAM)} has taken 2**63 - 1 steps; make a new optimizer")
-        raise ValueError(f"{self.name_of(i, FA_PARAM)} changed since it was added; make a new optimizer")
+        now = numpy.asarray(self.arrays[i][0])
+        shape = tuple([self.shapes[slot.shape + axis] for axis in range(slot.ndim)])
+        raise ValueError(
+            f"{self.name_of(i, FA_PARAM)} must stay what it was when it was added, {'float64' if slot.real else 'float32'} "
+            f"of shape {shape}{'' if slot.order == CONTIGUOUS else ' in its memory order'}, got {now.dtype} of shape "
+            f"{now.shape}, strides {now.strides}; change it back, or make a new optimizer")
 
     cdef int convert(self, list grads) except -1:
         cdef Py_ssize_t i
@@ -1042,7 +1064,7 @@ cdef class Engine:
             param = self.arrays[i][0]
             name = f"gradient of {self.name_of(i, FA_PARAM)}"
             grad = as_gradient(grads[i - self.first], param, name, self.name_of(i, FA_PARAM))
-            if not is_ready(<Array *>grad, <Array *>param):
+            if not self.is_like(&self.slots[i], <Array *>grad):
                 written = self.written_by(grad)
                 if written is not None:
                     raise overlap_error(name, written)
