@@ -95,6 +95,10 @@ def main(arguments):
     chosen = parser.parse_args(arguments)
     if chosen.quick and (chosen.save or chosen.add):
         parser.error("--quick is no measurement to keep")
+    for option, names in ("--peers", PEERS), ("--workloads", WORKLOADS):
+        unknown = set(getattr(chosen, option[2:]).split(",")).difference(names)
+        if unknown:
+            parser.error(f"{option}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
     workloads = [WORKLOADS[name] for name in chosen.workloads.split(",")]
     if chosen.quick:
         workloads = [w for w in workloads if w.size <= 1 << 20]

@@ -688,11 +688,10 @@ cdef class Engine:
             if culprit >= 0:
                 self.skipped += 1
             else:
-                self.make_factors(scale)
                 self.begin_writing()
+                self.count_step(scale)
                 self.threads_used = fa_run(
                     self.tasks, self.task_count, s.threads, bound, NULL if alone else &self.tuner)
-                self.count_step()
                 self.end_writing()
         return 0
 
@@ -709,23 +708,6 @@ cdef class Engine:
             steps = steps or slot.steps
             self.waiting = self.waiting or (slot.active and slot.summed > 0)
         return steps
-
-    cdef void count_step(self) noexcept nogil:
-        cdef Py_ssize_t i, task = 0
-        cdef Slot *slot
-        for i in range(self.first, self.last):
-            slot = &self.slots[i]
-            if not slot.active:
-                continue
-            if slot.steps:
-                slot.step += 1
-                slot.product = (<const fa_factors *>self.tasks[task].factors).product
-                slot.summed = 0
-                self.groups[slot.group].count = max(self.groups[slot.group].count, slot.step)
-            else:
-                slot.summed += 1
-            self.record(slot)
-            task += 1
 
     cdef void count_groups(self) noexcept nogil:
         cdef Py_ssize_t i
@@ -900,8 +882,11 @@ cdef class Engine:
             task += 1
         fa_fp_restore(&saved)
 
-    cdef void make_factors(self, double scale) noexcept nogil:
-        """One set for each group and counter (and product of momenta)."""
+    cdef void count_step(self, double scale) noexcept nogil:
+        """Count, and make what the rules read: one set for each group and counter (and product of momenta).
+
+        Before the arrays are updated, which pushes the counters out of the cache: nothing in between can fail, and a
+        state file says that a step is going on."""
         cdef Py_ssize_t i, task = 0, made = 0
         cdef Slot *slot
         cdef Group *group
@@ -912,15 +897,21 @@ cdef class Engine:
             if not slot.active:
                 continue
             group = &self.groups[slot.group]
-            if not slot.steps:
-                self.tasks[task].factors = self.tasks[task].around
-            else:
+            if slot.steps:
                 if group.factors == NULL or group.step != slot.step + 1 or group.product != slot.product:
                     group.step, group.product = slot.step + 1, slot.product
                     group.factors = &self.factors[made]
                     fa_factors_at(self.family, group.step, &group.options, scale, slot.product, group.factors)
                     made += 1
                 self.tasks[task].factors = group.factors
+                slot.step += 1
+                slot.product = group.factors.product
+                slot.summed = 0
+                group.count = max(group.count, slot.step)
+            else:
+                self.tasks[task].factors = self.tasks[task].around
+                slot.summed += 1
+            self.record(slot)
             task += 1
 
     # -- the averages

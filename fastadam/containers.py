@@ -56,9 +56,12 @@ class Tree:
                 child.match(item, out)
 
     def match_sequence(self, grads):
-        if isinstance(grads, Mapping) or not is_container(grads):
+        if type(grads) is list or type(grads) is tuple:
+            items = grads
+        elif isinstance(grads, Mapping) or not is_container(grads):
             raise TypeError(f"grads{self.where} must be a sequence, {self.why}, got a {type(grads).__name__}")
-        items = grads if type(grads) in (list, tuple) else list(grads)
+        else:
+            items = list(grads)
         if len(items) != len(self.children):
             raise ValueError(
                 f"grads{self.where} must have {len(self.children)} items, one for each of params, got {len(items)}; "
@@ -67,6 +70,11 @@ class Tree:
         return items
 
     def match_mapping(self, grads):
+        if type(grads) is dict and len(grads) == len(self.names):
+            try:
+                return [grads[name] for name in self.names]
+            except KeyError:
+                pass  # which ones, is said below
         if not isinstance(grads, Mapping):
             raise TypeError(f"grads{self.where} must be a mapping, as params is, got a {type(grads).__name__}")
         if len(grads) != len(self.names) or any(name not in grads for name in self.names):
