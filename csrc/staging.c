@@ -26,7 +26,7 @@ static int trails(const fa_task *t, int read, int written)
 static int trailing(const fa_task *t, int *which)
 {
     int count = 0;
-    if (t->n / t->kernel->line < ALIAS / 64)
+    if (t->n * t->kernel->size < ALIAS)
         return 0; /* too small for huge pages */
     for (int read = 0; read < FA_ARRAYS; read++)
         for (int written = 0; written < FA_ARRAYS; written++)

@@ -49,6 +49,9 @@ cdef extern from "numpy/arrayobject.h" nogil:
     bint is_array "PyArray_Check" (Array *)
     bint is_exactly_array "PyArray_CheckExact" (Array *)
 
+cdef extern from *:
+    void prefetch "__builtin_prefetch" (const void *) noexcept nogil
+
 cdef extern from "<fenv.h>" nogil:
     ctypedef struct fenv_t:
         pass

@@ -3,6 +3,7 @@
 cdef enum:
     ARRAYS = 7              # FA_ARRAYS and FA_STATES, which Cython does not know as constants
     STATES = 5
+    AHEAD = 8
 
 cdef struct Record:         # of a parameter, in a state file; fastadam/state_file.py
     int64_t step
@@ -19,10 +20,9 @@ cdef struct Header:         # of a state file
     char magic[8]
     int64_t version, condition, groups
 
-cdef struct Slot:           # one parameter
+cdef struct Slot:           # one parameter; its arrays, and the last gradient found to be apart, are in its task
     Array *param                # owned by Engine.arrays
-    char *data[ARRAYS]          # in a task's order, NULL where there is none: where the parameter was when last looked
-                                # at; the last gradient found to be apart; the state
+    char *place                 # where it was when last looked at
     int64_t n
     fa_real real
     int ndim, order             # order: NumPy's flags of contiguity
@@ -225,7 +225,7 @@ cdef class Engine:
     cdef double scale                   # grad_scale
     cdef bint waiting                   # some of this call's gradients join a sum
     cdef Py_ssize_t first, last         # the parameters that this call is about
-    cdef fa_task *tasks
+    cdef fa_task *tasks                 # one for each parameter, of no length while it has nothing to do
     cdef fa_around *arounds
     cdef fa_task *squares               # the same gradients, to be summed before
     cdef double *sums                   # of the squares, one for each block
@@ -236,7 +236,7 @@ cdef class Engine:
     cdef public int64_t skipped         # steps that were not taken, because of NaN or infinity
     cdef fa_factors *factors
     cdef Range *ranges                  # sorted, disjoint
-    cdef Py_ssize_t count, group_count, task_count, range_count
+    cdef Py_ssize_t count, group_count, range_count
     cdef bint changing
     cdef readonly bint swapped          # the averages are in the parameters
     cdef readonly object store          # a StateFile, or None
@@ -391,7 +391,7 @@ cdef class Engine:
         grow(<void **>&self.slots, total * sizeof(Slot))
         grow(<void **>&self.shapes, (shape + sum([param.ndim for param in plain])) * sizeof(np.npy_intp))
         grow(<void **>&self.tasks, total * sizeof(fa_task))
-        memset(self.tasks, 0, total * sizeof(fa_task))
+        memset(&self.tasks[count], 0, len(params) * sizeof(fa_task))
         grow(<void **>&self.arounds, total * sizeof(fa_around))
         grow(<void **>&self.factors, total * sizeof(fa_factors))
         grow(<void **>&self.ranges, total * (ARRAYS - 1) * sizeof(Range))
@@ -408,7 +408,8 @@ cdef class Engine:
             shape = self.note_layout(&self.slots[i], <Array *>plain[i - count], shape)
             self.slots[i].param = <Array *>params[i - count]
             for a, array in zip(states_in(states), new_arrays[i][1:]):
-                self.slots[i].data[a] = data_of(<Array *>array)
+                self.tasks[i].array[a] = data_of(<Array *>array)
+            self.tasks[i].kernel = fa_kernel_of(FA_BASELINE, FA_GRADIENT, self.slots[i].real)
             if section is not None:
                 self.slots[i].record = &(<Record *>data_of(<Array *>section.records))[i - count]
                 self.slots[i].step, self.slots[i].product = self.slots[i].record.step, self.slots[i].record.product
@@ -555,16 +556,17 @@ cdef class Engine:
         cdef Py_ssize_t i, size, k = 0
         cdef int a
         cdef Slot *slot
+        cdef fa_task *task
         cdef Range *r
         for i in range(self.count):
-            slot = &self.slots[i]
-            slot.data[FA_GRAD] = NULL
-            slot.data[FA_PARAM] = data_of(slot.param)
+            slot, task = &self.slots[i], &self.tasks[i]
+            slot.place = data_of(slot.param)
+            task.array[FA_PARAM], task.array[FA_GRAD] = slot.place, NULL
             for a in range(ARRAYS):
                 size = nbytes_of(slot.param) if a == FA_PARAM else bytes_of(slot)
-                if slot.data[a] != NULL and size > 0:
+                if task.array[a] != NULL and size > 0:
                     r = &self.ranges[k]
-                    r.begin, r.end = slot.data[a], slot.data[a] + size
+                    r.begin, r.end = <char *>task.array[a], <char *>task.array[a] + size
                     r.slot, r.array = i, a
                     k += 1
         self.range_count = k
@@ -572,7 +574,7 @@ cdef class Engine:
         for i in range(1, k):
             if self.ranges[i].begin < self.ranges[i - 1].end:
                 for k in range(self.count):
-                    self.slots[k].data[FA_PARAM] = NULL     # look again at the next step
+                    self.slots[k].place = NULL     # look again at the next step
                 r = &self.ranges[i - 1]
                 raise overlap_error(self.name_of(r.slot, r.array), self.name_of(r[1].slot, r[1].array))
         return 0
@@ -691,7 +693,7 @@ cdef class Engine:
                 self.begin_writing()
                 self.count_step(scale)
                 self.threads_used = fa_run(
-                    self.tasks, self.task_count, s.threads, bound, NULL if alone else &self.tuner)
+                    &self.tasks[self.first], self.last - self.first, s.threads, bound, NULL if alone else &self.tuner)
                 self.end_writing()
         return 0
 
@@ -808,21 +810,28 @@ cdef class Engine:
         """Make the tasks. If gradients must be converted first, return their number, and do it again after that.
 
         Runs no Python code on the way to success. State is cut from blocks of our own, so it cannot move."""
-        cdef Py_ssize_t i = self.first, k = 0, conversions = 0
+        cdef Py_ssize_t i = self.first, conversions = 0
         cdef Slot *slot
+        cdef fa_task *task
         cdef Array *grad
 
         while i < self.last:
-            slot = &self.slots[i]
+            slot, task = &self.slots[i], &self.tasks[i]
             slot.convert = False
             if not slot.active:
+                task.n = 0
                 i += 1
                 continue
+            if i + AHEAD < self.last:   # fetch what is looked at below
+                prefetch(slot[AHEAD].param)
+                prefetch(<char *>slot[AHEAD].param + 64)
+                prefetch(<char *><Array *>grads[i + AHEAD - self.first] + 64)
+                prefetch(shape_of(slot[AHEAD // 2].param))
             if not self.is_good(slot) or slot.step == INT64_MAX:
                 self.refuse(i)
-            if data_of(slot.param) != slot.data[FA_PARAM]:
+            if data_of(slot.param) != slot.place:
                 self.locate()
-                i, k, conversions = self.first, 0, 0    # gradients are looked up in the new places
+                i, conversions = self.first, 0      # gradients are looked up in the new places
                 continue
             grad = <Array *>grads[i - self.first]
             if not (is_plain(grad) and self.is_like(slot, grad)):
@@ -830,27 +839,23 @@ cdef class Engine:
                 conversions += 1
                 i += 1
                 continue
-            if data_of(grad) != slot.data[FA_GRAD]:
+            if data_of(grad) != task.array[FA_GRAD]:
                 if self.touched(data_of(grad), data_of(grad) + nbytes_of(grad)) != NULL:
                     self.locate()       # what it touches may have moved away since
                     if self.touched(data_of(grad), data_of(grad) + nbytes_of(grad)) != NULL:
                         raise overlap_error(f"gradient of {self.name_of(i, FA_PARAM)}",
                                             self.written_by(grads[i - self.first]))
-                slot.data[FA_GRAD] = data_of(grad)
-            self.make_task(&self.tasks[k], slot, staged)
-            k += 1
+                task.array[FA_GRAD] = data_of(grad)
+            self.make_task(task, slot, staged)
             i += 1
-        self.task_count = k
         return conversions
 
     cdef void make_task(self, fa_task *task, Slot *slot, bint staged) noexcept nogil:
-        cdef int a, summed = FA_SUMMED if slot.summed else 0
+        cdef int summed = FA_SUMMED if slot.summed else 0
         task.n = slot.n
         task.before = task.after = NULL
-        task.around = NULL
         if slot.steps:
-            for a in range(ARRAYS):
-                task.array[a] = slot.data[a]
+            task.array[FA_PARAM] = slot.place
             task.kernel = self.groups[slot.group].kernel[<int>slot.real]
             if staged:
                 task.before = fa_kernel_of(chosen_isa, FA_GRADIENT + summed + (
@@ -858,19 +863,17 @@ cdef class Engine:
             if self.settings.average:
                 task.after = fa_kernel_of(chosen_isa, FA_AVERAGE, slot.real)
         else:
+            task.array[FA_PARAM] = task.array[FA_SUM]
             task.kernel = fa_kernel_of(chosen_isa, FA_GRADIENT + summed + (FA_IN_PLACE if summed else 0), slot.real)
-            task.array[FA_PARAM], task.array[FA_GRAD] = slot.data[FA_SUM], slot.data[FA_GRAD]
 
     cdef void make_arounds(self) noexcept nogil:
         """What the loops around the rules read: one set for each number of gradients that have been summed."""
-        cdef Py_ssize_t i, task = 0, made = 0
+        cdef Py_ssize_t i, made = 0
         cdef double mean = 0.0, its_mean
         cdef fa_around *around
         cdef fa_fp_state saved
         fa_fp_default(&saved)
         for i in range(self.first, self.last):
-            if not self.slots[i].active:
-                continue
             its_mean = 1.0 / <double>(self.slots[i].summed + 1) if self.slots[i].steps else 1.0
             if made == 0 or its_mean != mean:
                 mean = its_mean
@@ -878,8 +881,7 @@ cdef class Engine:
                 around.s, around.mean, around.limit = self.scale, mean, self.settings.max_value
                 around.decay, around.rest = self.settings.ema_decay, 1.0 - self.settings.ema_decay
                 made += 1
-            self.tasks[task].around = &self.arounds[made - 1]
-            task += 1
+            self.tasks[i].around = &self.arounds[made - 1]
         fa_fp_restore(&saved)
 
     cdef void count_step(self, double scale) noexcept nogil:
@@ -887,7 +889,7 @@ cdef class Engine:
 
         Before the arrays are updated, which pushes the counters out of the cache: nothing in between can fail, and a
         state file says that a step is going on."""
-        cdef Py_ssize_t i, task = 0, made = 0
+        cdef Py_ssize_t i, made = 0
         cdef Slot *slot
         cdef Group *group
         for i in range(self.group_count):
@@ -903,16 +905,15 @@ cdef class Engine:
                     group.factors = &self.factors[made]
                     fa_factors_at(self.family, group.step, &group.options, scale, slot.product, group.factors)
                     made += 1
-                self.tasks[task].factors = group.factors
+                self.tasks[i].factors = group.factors
                 slot.step += 1
                 slot.product = group.factors.product
                 slot.summed = 0
                 group.count = max(group.count, slot.step)
             else:
-                self.tasks[task].factors = self.tasks[task].around
+                self.tasks[i].factors = self.tasks[i].around
                 slot.summed += 1
             self.record(slot)
-            task += 1
 
     # -- the averages
 
@@ -932,7 +933,7 @@ cdef class Engine:
         self.locate()
         self.begin_writing()
         for i in range(self.count):
-            exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA], bytes_of(&self.slots[i]))
+            exchange(self.slots[i].place, <char *>self.tasks[i].array[FA_EMA], bytes_of(&self.slots[i]))
         self.swapped = True
         self.end_writing()
         return 0
@@ -948,8 +949,8 @@ cdef class Engine:
         self.begin_writing()
         for i in range(self.count):
             param, size = self.slots[i].param, bytes_of(&self.slots[i])
-            if data_of(param) == self.slots[i].data[FA_PARAM] and nbytes_of(param) == size:
-                exchange(self.slots[i].data[FA_PARAM], self.slots[i].data[FA_EMA], size)
+            if data_of(param) == self.slots[i].place and nbytes_of(param) == size:
+                exchange(self.slots[i].place, <char *>self.tasks[i].array[FA_EMA], size)
             else:
                 moved = i
         self.swapped = False
@@ -973,48 +974,39 @@ cdef class Engine:
     cdef double sum_squares(self, int threads) noexcept nogil:
         """Over the gradients of this step: block by block, added in order, so that threads do not matter. Those that
         only join a sum are looked at, too, but do not count."""
-        cdef Py_ssize_t i, k = 0
+        cdef Py_ssize_t i
         cdef int64_t block, blocks = 0
         cdef double total = 0.0
         cdef fa_task *task
         cdef fa_real real
         for i in range(self.first, self.last):
-            if self.slots[i].active:
-                real = self.slots[i].real
-                task = &self.squares[k]
-                memset(task, 0, sizeof(fa_task))
-                task.kernel = fa_kernel_of(chosen_isa, FA_SUM_SQUARES, real)
-                task.array[FA_GRAD], task.array[FA_SUM] = self.tasks[k].array[FA_GRAD], self.slots[i].data[FA_SUM]
-                task.n = self.tasks[k].n
-                task.factors = &self.sums[blocks]
-                task.around = self.tasks[k].around
-                if self.tasks[k].before != NULL or not self.slots[i].steps:     # the mean, not clipped, or the sum
-                    task.before = fa_kernel_of(
-                        chosen_isa, FA_GRADIENT + (FA_SUMMED if self.slots[i].summed else 0), real)
-                blocks += blocks_of(task.n)
-                k += 1
-        fa_run(self.squares, k, threads, threads, NULL)
-        k = 0
+            task, real = &self.squares[i], self.slots[i].real
+            memset(task, 0, sizeof(fa_task))
+            task.kernel = fa_kernel_of(chosen_isa, FA_SUM_SQUARES, real)
+            task.array[FA_GRAD], task.array[FA_SUM] = self.tasks[i].array[FA_GRAD], self.tasks[i].array[FA_SUM]
+            task.n = self.tasks[i].n
+            task.factors = &self.sums[blocks]
+            task.around = self.tasks[i].around
+            if self.tasks[i].before != NULL or not self.slots[i].steps:     # the mean, not clipped, or the sum
+                task.before = fa_kernel_of(chosen_isa, FA_GRADIENT + (FA_SUMMED if self.slots[i].summed else 0), real)
+            blocks += blocks_of(task.n)
+        fa_run(&self.squares[self.first], self.last - self.first, threads, threads, NULL)
         for i in range(self.first, self.last):
-            if self.slots[i].active:
-                for block in range(blocks_of(self.squares[k].n)):
-                    if self.slots[i].steps:
-                        total += (<double *>self.squares[k].factors)[block]
-                k += 1
+            if self.slots[i].steps:
+                for block in range(blocks_of(self.squares[i].n)):
+                    total += (<double *>self.squares[i].factors)[block]
         return total
 
     cdef Py_ssize_t find_nonfinite(self, bint norm_counts, double scale, Finding *found) noexcept nogil:
         """The first parameter with NaN or infinity in its gradient, or in what is made of it, or -1. If the norm is
         infinite and counts, the largest gradient is to blame where no other is."""
-        cdef Py_ssize_t i, k = 0, largest = -1
+        cdef Py_ssize_t i, largest = -1
         cdef int64_t block, element
         cdef fa_task *task
         cdef fa_real real
         cdef double squares, most = -1.0, limit
         for i in range(self.first, self.last):
-            if not self.slots[i].active:
-                continue
-            task = &self.squares[k]
+            task = &self.squares[i]
             real = self.slots[i].real
             limit = 0.999 * (FLT_MAX if real == FA_FLOAT32 else DBL_MAX)    # less than the most, because of rounding
             for block in range(blocks_of(task.n)):
@@ -1028,7 +1020,6 @@ cdef class Engine:
                     found[0] = look_at(task, real, self.slots[i].summed, scale, element)
                     if found[0] != FINITE:
                         return i
-            k += 1
         if norm_counts:
             found[0] = NORM
             return largest
@@ -1041,11 +1032,12 @@ cdef class Engine:
         if slot.step == INT64_MAX:
             raise ValueError(f"{self.name_of(i, FA_PARAM)} has taken 2**63 - 1 steps; make a new optimizer")
         now = numpy.asarray(self.arrays[i][0])
+        dtype = "float64" if slot.real else "float32"
         shape = tuple([self.shapes[slot.shape + axis] for axis in range(slot.ndim)])
+        order = "" if slot.order == CONTIGUOUS else " in its memory order"
         raise ValueError(
-            f"{self.name_of(i, FA_PARAM)} must stay what it was when it was added, {'float64' if slot.real else 'float32'} "
-            f"of shape {shape}{'' if slot.order == CONTIGUOUS else ' in its memory order'}, got {now.dtype} of shape "
-            f"{now.shape}, strides {now.strides}; change it back, or make a new optimizer")
+            f"{self.name_of(i, FA_PARAM)} must stay what it was when it was added, {dtype} of shape {shape}{order}, got "
+            f"{now.dtype} of shape {now.shape}, strides {now.strides}; change it back, or make a new optimizer")
 
     cdef int convert(self, list grads) except -1:
         cdef Py_ssize_t i
