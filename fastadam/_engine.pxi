@@ -1036,8 +1036,8 @@ cdef class Engine:
         shape = tuple([self.shapes[slot.shape + axis] for axis in range(slot.ndim)])
         order = "" if slot.order == CONTIGUOUS else " in its memory order"
         raise ValueError(
-            f"{self.name_of(i, FA_PARAM)} must stay what it was when it was added, {dtype} of shape {shape}{order}, got "
-            f"{now.dtype} of shape {now.shape}, strides {now.strides}; change it back, or make a new optimizer")
+            f"{self.name_of(i, FA_PARAM)} must stay what it was when it was added, {dtype} of shape {shape}{order}, "
+            f"got {now.dtype} of shape {now.shape}, strides {now.strides}; change it back, or make a new optimizer")
 
     cdef int convert(self, list grads) except -1:
         cdef Py_ssize_t i

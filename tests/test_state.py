@@ -368,7 +368,7 @@ def test_state_dict_that_does_not_match_is_refused_whole(trained, change, error,
 
 
 def test_what_is_done_to_views_of_the_state_disturbs_no_step(trained):
-    params, opt = trained
+    _, opt = trained
     twin = copy.deepcopy(opt)
     view, other = opt.state["W"]["exp_avg"], opt.state["W"]["exp_avg_sq"]
     view.flags.writeable = False
