@@ -79,11 +79,12 @@ class Runner:
     def turn(self, name):
         """Seconds a step."""
         contender, steps = self.contenders[name], self.steps[name]
-        contender.run(1)  # brings its data back into the cache
+        warm_up = max(1, steps // 4)  # it takes several steps to bring its data back into a cache that others have used
+        contender.run(warm_up)
         start = time.perf_counter()
         contender.run(steps)
         seconds = time.perf_counter() - start
-        self.taken[name] += steps + 1
+        self.taken[name] += warm_up + steps
         return seconds / steps
 
     def finish(self):
