@@ -155,6 +155,20 @@ class Training:
         self.grads = grads["weights"] + grads["biases"]
         return forward_backward / count, step / count
 
+    def step_touched(self, count):
+        """Seconds a step when NumPy alone, on one thread, has read and written what forward and backward do: parameters
+        twice, gradients in new memory. No step in a loop can find more of its arrays in the caches."""
+        seconds = 0.0
+        for _ in range(count):
+            for w in self.model.weights + self.model.weights[::-1]:
+                w.sum()
+            self.grads = [np.full_like(grad, 1e-3) for grad in self.grads]
+            start = time.perf_counter()
+            self.contender.step(self.grads)
+            seconds += time.perf_counter() - start
+            self.adopt()
+        return seconds / count
+
     def step_alone(self, count):
         """Seconds a step of the same arrays, back to back."""
         start = time.perf_counter()
@@ -167,8 +181,8 @@ WARM_UP = 30  # steps: fastadam has tried numbers of threads by then
 
 
 def train(name, cases, threads):
-    """[(forward and backward, step, step alone, loss)] of each case (width, batch, iterations); a third of as many, or
-    WARM_UP, come before."""
+    """[(forward and backward, step, step alone, step touched, loss)] of each case (width, batch, iterations); a third
+    of as many, or WARM_UP, come before."""
     rows = []
     for width, batch, count in cases:
         training = Training(name, width, batch, threads)
@@ -176,6 +190,7 @@ def train(name, cases, threads):
         times = training.iterate(count)
         loss = training.loss
         training.step_alone(count // 3)
-        rows.append((*times, training.step_alone(count), loss))
+        alone = training.step_alone(count)
+        rows.append((*times, alone, training.step_touched(count), loss))
         del training
     return rows
