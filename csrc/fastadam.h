@@ -4,7 +4,8 @@
  *   - array[FA_PARAM] and the state arrays hold n elements of the kernel's type, aligned, and overlap nothing
  *     but themselves, or are NULL where there is none; array[FA_GRAD] holds n elements, is only read, and overlaps
  *     nothing that is written;
- *   - kernel and factors belong to the same rule, and the arrays are those that it needs.
+ *   - kernel and factors belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
+ *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
  * In return nothing here (but blas.c, which cannot go back once a call's jobs run) allocates, fails, calls Python or
  * keeps state, except what is known about forks.
  */

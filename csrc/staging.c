@@ -22,6 +22,12 @@ static int trails(const fa_task *t, int read, int written)
     return behind > 0 && behind < REACH + turn;
 }
 
+static int is_used(const fa_task *t, int array)
+{
+    int own = array == FA_M || array == FA_V || array == FA_W;
+    return t->array[array] && (own ? t->kernel->states >> (array - FA_STATE) & 1 : array != FA_EMA || t->after);
+}
+
 /* Fills `which` with the arrays that trail another, and returns how many these are. */
 static int trailing(const fa_task *t, int *which)
 {
@@ -30,7 +36,7 @@ static int trailing(const fa_task *t, int *which)
         return 0; /* too small for huge pages */
     for (int read = 0; read < FA_ARRAYS; read++)
         for (int written = 0; written < FA_ARRAYS; written++)
-            if (written != FA_GRAD && written != FA_SUM && t->array[read] && t->array[written] && trails(t, read, written)) {
+            if (written != FA_GRAD && written != FA_SUM && is_used(t, read) && is_used(t, written) && trails(t, read, written)) {
                 which[count++] = read;
                 break;
             }

@@ -3,7 +3,7 @@
 cdef enum:
     ARRAYS = 7              # FA_ARRAYS and FA_STATES, which Cython does not know as constants
     STATES = 5
-    AHEAD = 8
+    AHEAD = 8               # parameters whose objects are fetched before they are looked at; their shapes, half as many
 
 cdef struct Record:         # of a parameter, in a state file; fastadam/state_file.py
     int64_t step
@@ -368,6 +368,7 @@ cdef class Engine:
                              object made) except -1:
         cdef Py_ssize_t i, count = self.count, total = count + len(params)
         cdef int a, states
+        cdef bint good
         cdef fa_options options
         read_plain(values, &options)
         states = made if made is not None else self.states_for(&options) | self.extras
@@ -377,6 +378,7 @@ cdef class Engine:
         new_keys = self.keys + keys
         section = None
         plain = tuple([numpy.asarray(param) for param in params])
+        self.note_layouts(plain)
         sizes, stride, size = layout_of(plain, states)
         if self.store is not None:
             section = self.store.section(self.group_count, self.about(keys, plain, states), plain, size)
@@ -385,11 +387,8 @@ cdef class Engine:
         if section is None or section.fresh:
             begin_state(state, plain, states, options.initial_accumulator_value)
         new_arrays = self.arrays + list(zip(params, *state))
-        shape = self.slots[count - 1].shape + self.slots[count - 1].ndim if count else 0
         new_index = {key: i for i, key in enumerate(new_keys)}
         new_group_params = [*self.group_params, params]
-        grow(<void **>&self.slots, total * sizeof(Slot))
-        grow(<void **>&self.shapes, (shape + sum([param.ndim for param in plain])) * sizeof(np.npy_intp))
         grow(<void **>&self.tasks, total * sizeof(fa_task))
         memset(&self.tasks[count], 0, len(params) * sizeof(fa_task))
         grow(<void **>&self.arounds, total * sizeof(fa_around))
@@ -402,13 +401,15 @@ cdef class Engine:
         self.groups[self.group_count].amsgrad = options.amsgrad
         self.groups[self.group_count].centered = options.centered
         for i in range(count, total):
-            memset(&self.slots[i], 0, sizeof(Slot))
             self.slots[i].group = self.group_count
             self.slots[i].product = 1.0
-            shape = self.note_layout(&self.slots[i], <Array *>plain[i - count], shape)
             self.slots[i].param = <Array *>params[i - count]
+            good = self.is_good(&self.slots[i])
             for a, array in zip(states_in(states), new_arrays[i][1:]):
+                good = good and self.is_like(&self.slots[i], <Array *>array)
                 self.tasks[i].array[a] = data_of(<Array *>array)
+            if not good:
+                raise ValueError(f"parameter {new_keys[i]!r} changed while it was being added; nothing was added")
             self.tasks[i].kernel = fa_kernel_of(FA_BASELINE, FA_GRADIENT, self.slots[i].real)
             if section is not None:
                 self.slots[i].record = &(<Record *>data_of(<Array *>section.records))[i - count]
@@ -431,13 +432,27 @@ cdef class Engine:
             self.header.groups = CODE * self.group_count    # from now on it is there
         return 0
 
-    cdef Py_ssize_t note_layout(self, Slot *slot, Array *param, Py_ssize_t shape) noexcept:
-        cdef int i
-        slot.n, slot.real = size_of(param), real_of(param)
-        slot.ndim, slot.order, slot.shape = ndim_of(param), flags_of(param) & CONTIGUOUS, shape
-        for i in range(slot.ndim):
-            self.shapes[shape + i] = shape_of(param)[i]
-        return shape + slot.ndim
+    cdef int note_layouts(self, tuple params) except -1:
+        """Of new parameters, in slots behind those in use. Runs no Python code, so what is noted is of one moment."""
+        cdef Py_ssize_t i, axes = 0, shape = 0
+        cdef int axis
+        cdef Slot *slot
+        cdef Array *param
+        if self.count:
+            shape = self.slots[self.count - 1].shape + self.slots[self.count - 1].ndim
+        for i in range(len(params)):
+            axes += ndim_of(<Array *>params[i])
+        grow(<void **>&self.slots, (self.count + len(params)) * sizeof(Slot))
+        grow(<void **>&self.shapes, (shape + axes) * sizeof(np.npy_intp))
+        for i in range(len(params)):
+            slot, param = &self.slots[self.count + i], <Array *>params[i]
+            memset(slot, 0, sizeof(Slot))
+            slot.n, slot.real = size_of(param), real_of(param)
+            slot.ndim, slot.order, slot.shape = ndim_of(param), flags_of(param) & CONTIGUOUS, shape
+            for axis in range(slot.ndim):
+                self.shapes[shape + axis] = shape_of(param)[axis]
+            shape += slot.ndim
+        return 0
 
     cdef bint is_like(self, Slot *slot, Array *array) noexcept nogil:
         """Aligned, and of the type, the shape and the memory order that the parameter was added with."""
@@ -811,6 +826,7 @@ cdef class Engine:
 
         Runs no Python code on the way to success. State is cut from blocks of our own, so it cannot move."""
         cdef Py_ssize_t i = self.first, conversions = 0
+        cdef bint located = False
         cdef Slot *slot
         cdef fa_task *task
         cdef Array *grad
@@ -831,7 +847,7 @@ cdef class Engine:
                 self.refuse(i)
             if data_of(slot.param) != slot.place:
                 self.locate()
-                i, conversions = self.first, 0      # gradients are looked up in the new places
+                located, i, conversions = True, self.first, 0   # gradients are looked up in the new places
                 continue
             grad = <Array *>grads[i - self.first]
             if not (is_plain(grad) and self.is_like(slot, grad)):
@@ -841,10 +857,12 @@ cdef class Engine:
                 continue
             if data_of(grad) != task.array[FA_GRAD]:
                 if self.touched(data_of(grad), data_of(grad) + nbytes_of(grad)) != NULL:
-                    self.locate()       # what it touches may have moved away since
-                    if self.touched(data_of(grad), data_of(grad) + nbytes_of(grad)) != NULL:
+                    if located:
                         raise overlap_error(f"gradient of {self.name_of(i, FA_PARAM)}",
                                             self.written_by(grads[i - self.first]))
+                    self.locate()       # what it touches may have moved away since
+                    located, i, conversions = True, self.first, 0
+                    continue
                 task.array[FA_GRAD] = data_of(grad)
             self.make_task(task, slot, staged)
             i += 1

@@ -378,7 +378,8 @@ class Optimizer:
         """For each key {"step": int, and the state of the rule by torch's names, "exp_avg": ndarray for example}.
 
         Keys are the running index in a sequence and the name in a mapping, joined by dots when nested. The arrays
-        are live; the mapping is read-only (`load_state_dict` sets counters).
+        are live views, new ones each time: write into them; freezing or reshaping one is of no consequence for
+        the optimizer. The mapping is read-only (`load_state_dict` sets counters).
         """
         return State(self._engine)
 

@@ -3,9 +3,11 @@
 An oracle made of the reference's functions gives the same bits for every combination."""
 
 import copy
+import ctypes
 import math
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -589,6 +591,59 @@ def test_arrays_that_have_moved_are_found():
         opt.step([np.ones(3), np.ones(1000)])
     opt.step([np.ones(3), None])
     assert a.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"max_norm": 1e9}], ids=str)
+def test_a_gradient_may_lie_where_a_parameter_no_longer_is(options):
+    """Found out in the middle of a step, when tasks of others are made already."""
+    memory = np.zeros(4000)
+    a, b, moved = np.ones(1000), np.ones(1000), memory[:1000]
+    twins = np.ones(1000), np.ones(1000)
+    opt, twin = fastadam.SGD([a, b, moved], lr=1.0, **options), fastadam.SGD(twins, lr=1.0, **options)
+    opt.step([np.ones(1000), np.ones(1000), np.ones(1000)])
+    twin.step([np.ones(1000), np.ones(1000)])
+    grads = np.arange(1000.0), memory[:1000]
+    memory[:1000] = np.arange(1000.0)
+    ctypes.c_void_p.from_address(id(moved) + 16).value += (
+        2000 * 8
+    )  # PyArrayObject.data: ndarray.data can be set no more
+    opt.step([*grads, None])
+    twin.step([grads[0], grads[1].copy()])
+    assert_same_bits(a, twins[0])
+    assert_same_bits(b, twins[1])
+
+
+@pytest.mark.parametrize("make", [fastadam.Adam, partial(fastadam.SGD, momentum=0.9), fastadam.SGD])
+@pytest.mark.parametrize("shape", [100_000, 2, (2, 2)])
+def test_a_parameter_that_changes_while_it_is_added_is_refused(make, shape):
+    def add(at):
+        """As often as the key is hashed; `at` one of these times the parameter changes."""
+        param, opt = np.ones(4), make([np.ones(3)])
+
+        class Key:
+            calls = 0
+
+            def __hash__(self):
+                self.calls += 1
+                if self.calls == at:
+                    param.resize(shape, refcheck=False)
+                return 1
+
+        params = {Key(): param}
+        try:
+            opt.add_param_group({"params": params})
+        except ValueError as error:
+            assert len(opt.param_groups) == 1 and len(opt.state) == 1
+            opt.step([np.ones(3)])
+            return str(error)
+        key = next(iter(params))
+        calls = key.calls
+        for array in list(opt.state[key].values())[1:]:
+            assert array.shape == param.shape or calls < at
+        return calls
+
+    refusals = {result for result in map(add, range(1, add(0) + 1)) if isinstance(result, str)}
+    assert len(refusals) == 1 and "changed while it was being added" in refusals.pop()
 
 
 def test_a_huge_number_of_blocks_has_the_bits_of_a_small_one():
