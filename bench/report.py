@@ -219,8 +219,8 @@ def loop_page(results):
 
 A float32 MLP 64-h-h-10 in plain NumPy: milliseconds an iteration, the same arrays' steps back to back, steps
 after NumPy alone has read the parameters and written new gradients, as forward and backward do (which brings these
-into the caches, and pushes other arrays out), and the whole iteration against one without any optimizer. What counts is the whole: threads
-that wait for work slow the BLAS calls of the forward and backward pass. "shared team" is after
+into the caches, and pushes other arrays out), and the whole iteration against one without any optimizer. What counts is
+the whole: threads that wait for work slow the BLAS calls of the forward and backward pass. "shared team" is after
 `fastadam.share_threads_with_blas()`; "spinning" is with workers that wait as OpenMP's do if nobody says otherwise.
 Every round of every contender is a new process; other libraries take part in the first three of seven.
 
