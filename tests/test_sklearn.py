@@ -2,8 +2,10 @@
 
 Tolerances: in float32 NumPy computes scikit-learn's update in float64 (its learning rate is a float64 scalar) and
 rounds once, where fastadam rounds every operation to float32, so each step differs by units in the last place of the
-update, and training carries that on. Seen: at most 2e-5 of the loss and 8e-6 of the largest weight; allowed: 1e-3. In
+update, and training carries that on. Seen: at most 1e-6 of the loss and of the largest weight; allowed: 1e-4. In
 float64 both do the same operations in the same order: the same bits were seen; allowed: 1e-9, should either reorder.
+The activation is smooth: where a ReLU's input is next to 0, the last place of a weight decides whether it is on, and one
+seed in twelve then ended with weights 4 % apart.
 """
 
 import copy
@@ -19,7 +21,7 @@ import pytest
 import fastadam
 
 pytestmark = [pytest.mark.sklearn, pytest.mark.filterwarnings("ignore:Stochastic Optimizer. Maximum iterations")]
-TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 DTYPES = sorted(TOLERANCE)
 KINDS = ["classifier", "regressor"]
 
@@ -45,7 +47,8 @@ def data(kind, dtype="float32", rows=600):
 
 def both(example, kind, **options):
     """scikit-learn's model and ours, unfitted."""
-    options = {"hidden_layer_sizes": (32, 16), "batch_size": 32, "max_iter": 8, "random_state": 0, **options}
+    small = {"hidden_layer_sizes": (32, 16), "activation": "tanh", "batch_size": 32, "max_iter": 8, "random_state": 0}
+    options = {**small, **options}
     if kind == "classifier":
         return example.MLPClassifier(**options), example.FastMLPClassifier(**options)
     return example.MLPRegressor(**options), example.FastMLPRegressor(**options)
