@@ -18,7 +18,7 @@ from .runner import VARIANTS
 from .workers import in_new_process
 from .workloads import Workload
 
-NAMES = ["fastadam default", "fastadam 1 thread", "fastadam all threads", "fastadam all threads spinning"]
+NAMES = ["fastadam default", "fastadam 1 thread", "fastadam OpenMP threads", "fastadam OpenMP threads spinning"]
 
 
 def make(name, size, threads):

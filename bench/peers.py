@@ -84,7 +84,7 @@ class FastadamSerial(Fastadam):
 
 
 class FastadamShared(FastadamDefault):
-    """fastadam.Adam as it comes, NumPy's BLAS on the same threads."""
+    """fastadam.Adam on the threads of NumPy's BLAS, ordered."""
 
     def setup(self, threads):
         super().setup(threads)

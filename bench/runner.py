@@ -100,15 +100,15 @@ class Runner:
         return failed
 
 
-SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does if nobody says otherwise
+OPENMP = {"FASTADAM_BORROW": "0"}  # never on OpenBLAS's threads
+SPINNING = OPENMP | {"GOMP_SPINCOUNT": "300000"}  # what libgomp does if nobody says otherwise
 VARIANTS = {
     "no optimizer": (Nothing, {}),
     "fastadam default": (CONTENDERS["fastadam default"], {}),
     "fastadam 1 thread": (FastadamSerial, {}),
-    "fastadam all threads": (CONTENDERS["fastadam"], {}),
-    "fastadam all threads spinning": (CONTENDERS["fastadam"], SPINNING),
+    "fastadam OpenMP threads": (CONTENDERS["fastadam"], OPENMP),
+    "fastadam OpenMP threads spinning": (CONTENDERS["fastadam"], SPINNING),
     "fastadam shared team": (FastadamShared, {}),
-    "fastadam shared team spinning": (FastadamShared, SPINNING),
     **{
         name: (CONTENDERS[name], {})
         for name in (

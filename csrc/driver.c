@@ -2,7 +2,8 @@
  *
  * All tasks of a step are laid end to end and measured in cache lines of parameters, so a float64 element counts
  * twice a float32 one. Each thread takes one contiguous share of equal length: a thousand small arrays cost one
- * parallel region, and one large array is cut evenly. */
+ * parallel region, and one large array is cut evenly. The threads are OpenBLAS's while it lends them (blas.c), else
+ * OpenMP's. */
 #include "fastadam.h"
 
 #ifdef _OPENMP
@@ -73,17 +74,39 @@ int fa_max_threads(void)
     return threads < cpus ? threads : cpus;
 }
 
-static int run_team(fa_task *tasks, int64_t count, int64_t lines, int team)
+typedef struct {
+    const fa_task *tasks;
+    int64_t count, lines;
+} step;
+
+static void run_part(int part, int parts, void *data)
+{
+    const step *s = data;
+    run_share(s->tasks, s->count, s->lines, part, parts);
+}
+
+static int ran_on_blas;
+
+int fa_ran_on_blas(void)
+{
+    return __atomic_load_n(&ran_on_blas, __ATOMIC_RELAXED);
+}
+
+static int run_team(step *s, int team, int lent)
 {
     if (team == 1) {
-        run_share(tasks, count, lines, 0, 1);
+        run_part(0, 1, s);
         return 1;
+    }
+    if (lent) {
+        fa_run_on_blas(run_part, s, team);
+        return team;
     }
 #pragma omp parallel num_threads(team)
     {
 #pragma omp single nowait
         team = omp_get_num_threads(); /* the runtime may give fewer than asked for */
-        run_share(tasks, count, lines, omp_get_thread_num(), omp_get_num_threads());
+        run_part(omp_get_thread_num(), omp_get_num_threads(), s);
     }
     return team;
 }
@@ -95,21 +118,29 @@ static int between_one_and(int64_t most, int64_t threads)
     return threads < 1 ? 1 : (int)threads;
 }
 
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
 {
-    int64_t lines = lay_end_to_end(tasks, count);
-    if (fa_orphaned() || omp_in_parallel())
-        return run_team(tasks, count, lines, 1);
-    if (threads > 0)
-        return run_team(tasks, count, lines, between_one_and(lines, threads));
-    int most = between_one_and(lines / ENOUGH, bound);
-    if (most > 1)
+    step all = {tasks, count, lay_end_to_end(tasks, count)};
+    int most = threads > 0 ? between_one_and(all.lines, threads) : between_one_and(all.lines / ENOUGH, bound);
+    if (most > 1 && (fa_orphaned() || omp_in_parallel()))
+        most = 1;
+    if (most > 1 && threads <= 0)
         most = between_one_and(most, fa_max_threads());
-    int team = between_one_and(most, lines / AT_FIRST);
-    if (most == 1 || !tuner)
-        return run_team(tasks, count, lines, team);
-    team = run_team(tasks, count, lines, fa_tuner_next(tuner, lines, team, most, omp_get_wtime()));
-    fa_tuner_done(tuner, omp_get_wtime());
+    if (most == 1)
+        return run_team(&all, 1, 0);
+    fa_fp_state saved; /* reading clocks, too, raises flags, and rounds */
+    fa_fp_default(&saved);
+    double now = omp_get_wtime();
+    int lent = fa_blas_lends(most, now);
+    __atomic_store_n(&ran_on_blas, lent, __ATOMIC_RELAXED);
+    int team = threads > 0 || lent ? most : between_one_and(most, all.lines / AT_FIRST);
+    if (threads > 0 || !tuners) {
+        team = run_team(&all, team, lent);
+    } else {
+        team = run_team(&all, fa_tuner_next(&tuners[lent], all.lines, team, most, now), lent);
+        fa_tuner_done(&tuners[lent], omp_get_wtime());
+    }
+    fa_fp_restore(&saved);
     return team;
 }
 
@@ -125,11 +156,16 @@ int fa_max_threads(void)
     return 1;
 }
 
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
+int fa_ran_on_blas(void)
+{
+    return 0;
+}
+
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
 {
     (void)threads;
     (void)bound;
-    (void)tuner;
+    (void)tuners;
     run_share(tasks, count, lay_end_to_end(tasks, count), 0, 1);
     return 1;
 }

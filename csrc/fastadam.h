@@ -6,8 +6,7 @@
  *     nothing that is written;
  *   - kernel and factors belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
- * In return nothing here (but blas.c, which cannot go back once a call's jobs run) allocates, fails, calls Python or
- * keeps state, except what is known about forks.
+ * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and OpenBLAS.
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -127,7 +126,7 @@ struct fa_task {
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 
-/* What an optimizer has learned about the number of threads (tuner.c); zeros at the start. */
+/* What an optimizer has learned about the number of threads of one team (tuner.c); zeros at the start. */
 enum { FA_TUNER_TRIES = 8 };
 typedef struct {
     int64_t lines;                     /* the work that it knows, in cache lines */
@@ -146,9 +145,12 @@ void fa_tuner_done(fa_tuner *tuner, double now);
 
 /* Run all tasks, in one parallel region, and return the number of threads it was given.
  * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: at most bound, and no more than have enough
- * to do; what is best within that is learned by the tuner, if there is one. Inside a parallel region, and in an
- * orphaned child, it is always 1. */
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner);
+ * to do; what is best within that is learned by the tuners, if there are any: the first for OpenMP's threads, the second
+ * for OpenBLAS's. Inside a parallel region, and in an orphaned child, it is always 1. Between fa_begin_writing and
+ * fa_end_writing only. */
+enum { FA_TUNERS = 2 };
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners);
+int fa_ran_on_blas(void); /* did the last step that could take several threads? */
 
 /* Update elements [begin, end) of one task with its kernel (staging.c). */
 void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
@@ -162,6 +164,7 @@ void fa_watch_forks(void);      /* call once */
 int fa_orphaned(void);          /* is this a forked child in which parallel regions would hang? */
 void fa_begin_writing(void);    /* a fork waits until the end; nothing in between may need the GIL */
 void fa_end_writing(void);
+void fa_wait_for_writing(void); /* until all that has begun has ended */
 
 /* For a file that is mapped: whatever ends the process, what stands before is written before, what follows after. */
 static inline void fa_mark(int64_t *where, int64_t value)
@@ -171,15 +174,22 @@ static inline void fa_mark(int64_t *where, int64_t value)
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
-/* ---- one team with OpenBLAS (blas.c) -------------------------------------------------------------------- */
+/* ---- OpenBLAS's threads (blas.c) ------------------------------------------------------------------------ */
 
-/* OpenBLAS's interface to a program that supplies its threads. */
-typedef void (*fa_blas_job)(int number, void *data, int extra);
-typedef void (*fa_blas_callback)(int sync, fa_blas_job run, int count, size_t size, void *data, int extra);
-typedef void (*fa_blas_setter)(fa_blas_callback callback);
+/* OpenBLAS's gotoblas_pthread, which runs function(arguments + i * stride) for all i < count, and how many threads it
+ * has. It lends at most as many as any of its builds can have. */
+typedef struct {
+    int (*run)(int count, void *(*function)(void *), void *arguments, int stride);
+    int (*count)(void);
+} fa_lender;
+enum { FA_MOST_LENT = 64 };
+typedef void (*fa_job)(int part, int parts, void *data);
 
-/* Let the OpenBLAS that this function belongs to run its jobs on our team, or on its own threads again. */
-void fa_share_with_blas(fa_blas_setter set, int share);
+void fa_borrow_from(fa_lender lender);              /* it is NumPy's, so it was loaded before us (forks.c); zeros: nobody */
+void fa_order_from_blas(int change);                /* one more user, or one less, who wants no other team */
+int fa_blas_lends(int team, double now);            /* should a step that begins now run on its threads? */
+void fa_run_on_blas(fa_job job, void *data, int team);
+void fa_blas_forget(void);                          /* in a forked child */
 
 /* ---- floating point (cpu.c) ----------------------------------------------------------------------------- */
 

@@ -1,6 +1,7 @@
 /* Forking.
  *
- * A fork waits for what other threads are writing, so that no child sees half a step.
+ * A fork waits for what other threads are writing, so that no child sees half a step. (OpenBLAS ends its threads before
+ * a fork, and makes others after it. It was loaded before us, so it does that after our wait: nothing of ours runs there.)
  *
  * libgomp's threads do not exist in a forked child, but its records of them do, so that a child's first parallel region
  * waits for ever. Giving the threads back before the fork (OpenMP 5's omp_pause_resource_all, hard) leaves parent and
@@ -101,6 +102,7 @@ static void in_parent(void)
 static void in_child(void)
 {
     make_lock();
+    fa_blas_forget();
     mark_child();
 }
 
@@ -118,5 +120,11 @@ void fa_begin_writing(void)
 
 void fa_end_writing(void)
 {
+    pthread_rwlock_unlock(&writing);
+}
+
+void fa_wait_for_writing(void)
+{
+    pthread_rwlock_wrlock(&writing);
     pthread_rwlock_unlock(&writing);
 }

@@ -19,7 +19,8 @@ def config() -> dict[str, Any]:
     build and CPU; openmp (bool), False for a serial build; threads (int), the most that a step would take now;
     openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon sleep),
     "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
-    "no OpenMP"; blas_shared (list of str), the OpenBLAS libraries that `share_threads_with_blas` has on our threads.
+    "no OpenMP"; blas_shared (list of str), the OpenBLAS whose threads `share_threads_with_blas` has ordered steps on;
+    steps_on (str), whose threads the last step that could take several took: "OpenBLAS" or "OpenMP".
 
     Examples
     --------
@@ -37,7 +38,8 @@ def config() -> dict[str, Any]:
         "openmp": _core.has_openmp(),
         "threads": _core.get_num_threads(),
         "openmp_waits": fastadam._wait_policy,
-        "blas_shared": blas.shared_libraries(),
+        "blas_shared": [blas.lender] if blas.users else [],
+        "steps_on": "OpenBLAS" if _core.ran_on_blas() else "OpenMP",
     }
 
 

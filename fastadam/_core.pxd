@@ -70,16 +70,25 @@ cdef extern from "fastadam.h" nogil:
     ctypedef struct fa_tuner:
         pass
 
-    int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
+    enum:
+        FA_TUNERS
+
+    int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
+    int fa_ran_on_blas()
     int fa_has_openmp()
     int fa_max_threads()
     void fa_watch_forks()
     void fa_begin_writing()
     void fa_end_writing()
+    void fa_wait_for_writing()
     void fa_mark(int64_t *where, int64_t value)
 
-    ctypedef void *fa_blas_setter   # a function that only C calls
-    void fa_share_with_blas(fa_blas_setter set, int share)
+    ctypedef struct fa_lender:
+        void *run       # functions that only C calls
+        void *count
+
+    void fa_borrow_from(fa_lender lender)
+    void fa_order_from_blas(int change)
 
     ctypedef struct fa_fp_state:
         pass

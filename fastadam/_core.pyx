@@ -163,10 +163,47 @@ cdef int bound_of_threads():
     return cpu_quota if thread_bound is None or thread_bound > cpu_quota else thread_bound
 
 
-def share_with_blas(size_t setter, bint share):
-    """Let the OpenBLAS whose setter has this address compute on our threads, or on its own again."""
+# ---- OpenBLAS's threads: found once, when a step could first take several
+
+cdef bint looked_for_blas = False
+
+
+cdef int look_for_blas(int bound) except -1:
+    global looked_for_blas
+    cdef fa_fp_state saved
+    if not looked_for_blas and bound > 1:
+        looked_for_blas = True
+        fa_fp_default(&saved)
+        try:
+            from fastadam import blas
+            blas.look()
+        finally:
+            fa_fp_restore(&saved)
+    return 0
+
+
+def borrow_from(size_t run, size_t count):
+    """Steps may run on the threads of the OpenBLAS whose functions have these addresses."""
+    cdef fa_lender lender
+    lender.run, lender.count = <void *>run, <void *>count
+    fa_borrow_from(lender)
+
+
+def stop_borrowing():
+    """When the process ends: OpenBLAS ends its threads then, and would wait for ever for one that is in a step."""
+    borrow_from(0, 0)
     with nogil:
-        fa_share_with_blas(<fa_blas_setter>setter, share)
+        fa_wait_for_writing()
+
+
+def order_from_blas(int change):
+    """One more, or one less, has ordered that they do."""
+    fa_order_from_blas(change)
+
+
+def ran_on_blas():
+    """Did the last step that could take several threads take OpenBLAS's?"""
+    return bool(fa_ran_on_blas())
 
 
 include "_values.pxi"
@@ -253,6 +290,7 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     cdef int i, j, count = 3, order = as_threads(threads), bound = bound_of_threads()
     cdef double scale = as_grad_scale(grad_scale)
 
+    look_for_blas(bound)
     memset(&options, 0, sizeof(options))
     beta1, beta2 = as_pair(betas)
     options.lr = as_magnitude(lr, "lr")

@@ -229,7 +229,7 @@ cdef class Engine:
     cdef fa_around *arounds
     cdef fa_task *squares               # the same gradients, to be summed before
     cdef double *sums                   # of the squares, one for each block
-    cdef fa_tuner tuner
+    cdef fa_tuner tuners[FA_TUNERS]
     cdef readonly int threads_used      # by the last step; 0 before the first
     cdef double norm                    # of the last step's gradients, if
     cdef bint norm_known                # it was asked for
@@ -653,6 +653,7 @@ cdef class Engine:
         cdef int team, bound = bound_of_threads()
         cdef bint alone = self.last - self.first != self.count
         cdef fa_fp_state saved
+        look_for_blas(bound)
         read_settings(settings, s)
         self.scale = as_grad_scale(grad_scale)
         if alone and s.max_norm < INFINITY:
@@ -708,7 +709,7 @@ cdef class Engine:
                 self.begin_writing()
                 self.count_step(scale)
                 self.threads_used = fa_run(
-                    &self.tasks[self.first], self.last - self.first, s.threads, bound, NULL if alone else &self.tuner)
+                    &self.tasks[self.first], self.last - self.first, s.threads, bound, NULL if alone else self.tuners)
                 self.end_writing()
         return 0
 
@@ -1008,7 +1009,9 @@ cdef class Engine:
             if self.tasks[i].before != NULL or not self.slots[i].steps:     # the mean, not clipped, or the sum
                 task.before = fa_kernel_of(chosen_isa, FA_GRADIENT + (FA_SUMMED if self.slots[i].summed else 0), real)
             blocks += blocks_of(task.n)
+        fa_begin_writing()      # only so that a fork waits
         fa_run(&self.squares[self.first], self.last - self.first, threads, threads, NULL)
+        fa_end_writing()
         for i in range(self.first, self.last):
             if self.slots[i].steps:
                 for block in range(blocks_of(self.squares[i].n)):

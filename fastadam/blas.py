@@ -1,62 +1,45 @@
-"""One team of threads for OpenBLAS and the optimizers."""
+"""Steps on the threads of the OpenBLAS that NumPy computes with."""
 
+import atexit
+import contextlib
 import ctypes
 import os
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 from fastadam import _core
 
-SETTERS = [
-    f"{prefix}openblas_set_threads_callback_function{suffix}"
-    for prefix in ("", "scipy_")
-    for suffix in ("", "64_", "_64")
-]
+PREFIXES, SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of names in OpenBLAS's builds
 lock = threading.Lock()  # made anew in forked children, where nobody may be left to release it
-users: dict[str, int] = {}  # file of an OpenBLAS that is shared -> how many SharedThreads have asked for it
+users = 0  # how many SharedThreads have ordered steps on OpenBLAS's threads
+lender = ""  # the file of the OpenBLAS whose threads steps may take
 
 
 class SharedThreads:
-    """What `share_threads_with_blas` did. A context manager; leaving it, or `undo`, gives the threads back.
+    """What `share_threads_with_blas` did. A context manager; leaving it, or `undo`, takes the order back.
 
     ``libraries`` has a dict for each BLAS in the process: library (str, its file), kind (str, "openblas" for one),
     version (str or None), shared (bool) and why (str, empty if shared).
     """
 
     def __init__(self) -> None:
-        self.libraries: list[dict[str, Any]] = []
-        self._setters: dict[str, int] = {}  # file -> address
-        for blas in blas_libraries():
-            setter, why = setter_of(blas)
-            self.libraries.append(
-                {
-                    "library": blas.filepath,
-                    "kind": blas.internal_api,
-                    "version": blas.version,
-                    "shared": bool(setter),
-                    "why": why,
-                }
-            )
-            if setter:
-                self._setters[blas.filepath] = setter
-        with lock:
-            for library, setter in self._setters.items():
-                users[library] = users.get(library, 0) + 1
-                _core.share_with_blas(setter, True)
+        self.libraries = find_lender()
+        self._ordered = any(entry["shared"] for entry in self.libraries)
+        if self._ordered:
+            with lock:
+                order(1)
 
     def undo(self) -> None:
-        """Give OpenBLAS its own threads back, if nobody else has asked for sharing. A second call does nothing."""
+        """Let steps choose again, if nobody else has asked for sharing. A second call does nothing."""
         with lock:
             self._undo()  # a call, as in optimizer.py
 
     def _undo(self) -> None:
-        for library, setter in self._setters.items():
-            users[library] -= 1
-            if not users[library]:
-                del users[library]
-                _core.share_with_blas(setter, False)
-        self._setters = {}
+        if self._ordered:
+            self._ordered = False
+            order(-1)
 
     def __enter__(self) -> "SharedThreads":
         return self
@@ -70,6 +53,12 @@ class SharedThreads:
             for entry in self.libraries
         ]
         return "<SharedThreads" + "".join(f"\n  {line}" for line in lines) + ">"
+
+
+def order(change: int) -> None:
+    global users
+    users += change
+    _core.order_from_blas(change)
 
 
 def renew_lock() -> None:
@@ -89,43 +78,83 @@ def blas_libraries() -> list[Any]:
             "share_threads_with_blas() finds BLAS libraries with threadpoolctl, which is not installed: "
             "python -m pip install threadpoolctl"
         ) from error
-    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+    with warnings.catch_warnings(action="ignore"):  # it warns of OpenMP runtimes that we have nothing to do with
+        controller = ThreadpoolController()
+    return [library for library in controller.lib_controllers if library.user_api == "blas"]
 
 
-def setter_of(blas: Any) -> tuple[int, str]:
-    """The address of the function that supplies threads to this BLAS; or 0, and why there is none."""
+def is_numpys(path: str) -> bool:
+    """Is it the library that came with NumPy, or one that did not come with any package, as conda's and Debian's?
+
+    Another package's may be loaded after us, and is then no safe lender (csrc/forks.c).
+    """
+    folder = Path(path).parent
+    return "numpy" in (*folder.parts[-2:], folder.stem) or not folder.name.endswith((".libs", ".dylibs"))
+
+
+def address_of(blas: Any, name: str) -> int:
+    for spelt in (f"{prefix}{name}{suffix}" for prefix in PREFIXES for suffix in SUFFIXES):
+        if hasattr(blas.dynlib, spelt):
+            return ctypes.cast(getattr(blas.dynlib, spelt), ctypes.c_void_p).value or 0
+    return 0
+
+
+def lending(blas: Any) -> tuple[tuple[int, int] | None, str]:
+    """The addresses of what lends this BLAS's threads and of what counts them; or None, and why there is nothing."""
     if not _core.has_openmp():
-        return 0, "this build of fastadam has no OpenMP, so there is no team to share"
+        return None, "this build of fastadam has no OpenMP, so its steps are serial"
     if blas.internal_api != "openblas":
-        return 0, f"{blas.internal_api} has no interface for threads from outside; only OpenBLAS has"
+        return None, f"{blas.internal_api} does not lend its threads; OpenBLAS does"
     if blas.threading_layer != "pthreads":
-        return 0, f"this OpenBLAS has no threads of its own to replace (its threading is {blas.threading_layer!r})"
-    for name in SETTERS:
-        if hasattr(blas.dynlib, name):
-            return ctypes.cast(getattr(blas.dynlib, name), ctypes.c_void_p).value or 0, ""
-    return 0, f"OpenBLAS {blas.version} has no interface for threads from outside; newer ones have"
+        return None, f"this OpenBLAS has no threads of its own (its threading is {blas.threading_layer!r})"
+    if not is_numpys(blas.filepath):
+        return None, "NumPy does not compute with it"
+    functions = address_of(blas, "gotoblas_pthread"), address_of(blas, "openblas_get_num_threads")
+    return (functions, "") if all(functions) else (None, f"OpenBLAS {blas.version} does not lend its threads")
 
 
-def shared_libraries() -> list[str]:
-    """The files of the OpenBLAS libraries that run on our team now."""
-    return sorted(users)
+def find_lender() -> list[dict[str, Any]]:
+    """What each BLAS in the process can do for us, as `SharedThreads.libraries`; steps may borrow from NumPy's."""
+    global lender
+    found = []
+    for blas in blas_libraries():
+        functions, why = lending(blas)
+        if functions and not lender:
+            _core.borrow_from(*functions)
+            atexit.register(_core.stop_borrowing)
+            lender = blas.filepath
+        found.append(
+            {
+                "library": blas.filepath,
+                "kind": blas.internal_api,
+                "version": blas.version,
+                "shared": blas.filepath == lender,
+                "why": why,
+            }
+        )
+    return found
+
+
+def look() -> None:
+    """As find_lender, for steps that nobody has ordered anything for; FASTADAM_BORROW=0 forbids it."""
+    if os.environ.get("FASTADAM_BORROW") != "0":
+        with contextlib.suppress(ImportError):
+            find_lender()
 
 
 def share_threads_with_blas() -> SharedThreads:
-    """Let NumPy's OpenBLAS compute on the optimizers' threads, so that one team serves both.
+    """Take steps on the threads of NumPy's OpenBLAS, so that one team serves both.
 
-    Without it a program has two teams, OpenBLAS's and OpenMP's, and after each matrix product OpenBLAS's threads go on
-    waiting, busily, on the cores that a step could use. With it both run on OpenMP's team, taking turns: steps in a
-    training loop can use all cores. Every OpenBLAS in the process is found (NumPy's and SciPy's wheels bring one each);
-    libraries that are loaded later need another call. Call it, and leave it, while no other thread is inside a
-    BLAS call. Results do not change. While it lasts, Python threads that call the same BLAS take turns; but
-    do not factorise (``np.linalg.solve``, ``inv``, ``det``) in one thread while another is inside BLAS: OpenBLAS's LU
-    bypasses this interface in part, and both can hang.
+    OpenBLAS's threads do not sleep after a product: they look for the next one, busily, for a tenth of a second. Steps
+    that take other threads compete with them for the cores. By default fastadam finds out by measuring when
+    they are awake, and takes steps on them then; this orders it, from the first step on and without a look. Nothing
+    changes for NumPy's products, nor do results. It does harm where NumPy's products are not what the program computes
+    with: the threads that steps wake look for work for a tenth of a second then, too.
 
     Returns
     -------
     SharedThreads
-        Says what was done for each library; a context manager, and its method ``undo`` ends the sharing.
+        Says what was done for each BLAS in the process; a context manager, and its method ``undo`` ends it.
 
     Raises
     ------
@@ -135,8 +164,7 @@ def share_threads_with_blas() -> SharedThreads:
     Warns
     -----
     RuntimeWarning
-        If there is no BLAS whose threads can be replaced (MKL, BLIS, Accelerate, old OpenBLAS), with the
-        reason; nothing has changed then.
+        If NumPy's BLAS does not lend its threads (MKL, BLIS, Accelerate), with the reason; nothing has changed then.
 
     Examples
     --------
@@ -148,8 +176,7 @@ def share_threads_with_blas() -> SharedThreads:
 
     Notes
     -----
-    OpenBLAS's threads callback (``openblas_set_threads_callback_function``). It has one callback at a time: a program
-    that set its own loses it.
+    OpenBLAS's ``gotoblas_pthread``, which runs a function on its threads, and which its header does not declare.
     """
     shared = SharedThreads()
     if not any(entry["shared"] for entry in shared.libraries):

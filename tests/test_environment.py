@@ -89,6 +89,32 @@ def test_floating_point_control_does_not_matter_to_the_norm(mxcsr):
 
 
 @x86_64_linux
+@pytest.mark.parametrize("threads", ["None", "2"])
+def test_choosing_threads_leaves_floating_point_control_alone(threads):
+    """From the first step on, which looks for OpenBLAS's threads; clocks are read in double precision."""
+    run_python(
+        f"""
+import sys
+import numpy as np, fastadam
+from helpers import FloatingPointState
+fp = FloatingPointState()
+p = np.zeros(1 << 18, np.float32)
+opt, g = fastadam.Adam(p, threads={threads}), p.copy()
+before = fp.get()
+fp.set({MXCSR_DEFAULT | FTZ | DAZ})
+left = []
+for _ in range(100):
+    opt.step(g)
+    left.append(fp.get())
+    fp.set({MXCSR_DEFAULT | FTZ | DAZ})
+fp.set(before)
+assert set(left) == {{{MXCSR_DEFAULT | FTZ | DAZ}}}, set(left)
+""",
+        PYTHONPATH=str(Path(__file__).parent),
+    )
+
+
+@x86_64_linux
 @pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
 @pytest.mark.parametrize("kind", [np.longdouble, np.float64, np.float16])
 def test_rounding_mode_does_not_matter_to_conversions(kind):

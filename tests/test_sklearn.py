@@ -4,8 +4,8 @@ Tolerances: in float32 NumPy computes scikit-learn's update in float64 (its lear
 rounds once, where fastadam rounds every operation to float32, so each step differs by units in the last place of the
 update, and training carries that on. Seen: at most 1e-6 of the loss and of the largest weight; allowed: 1e-4. In
 float64 both do the same operations in the same order: the same bits were seen; allowed: 1e-9, should either reorder.
-The activation is smooth: where a ReLU's input is next to 0, the last place of a weight decides whether it is on, and one
-seed in twelve then ended with weights 4 % apart.
+The activation is smooth: where a ReLU's input is next to 0, the last place of a weight decides whether it is on, and
+one seed in twelve then ended with weights 4 % apart.
 """
 
 import copy

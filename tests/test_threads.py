@@ -115,6 +115,13 @@ def test_shares_are_equal_whole_lines_and_cover_everything_once(tmp_path):
     assert re.fullmatch(r"\d{3,} mixtures\n", result.stdout)
 
 
+def test_steps_on_lent_threads_update_everything_once(tmp_path):
+    """tests/lender.c: several callers, a lender that comes, has too few threads, and is chosen or ordered."""
+    result = subprocess.run([build(tmp_path, "lender.c")], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stdout
+    assert re.fullmatch(r"0, \d+, \d+, \d+ steps lent\n", result.stdout)
+
+
 def test_the_choice_of_threads_finds_what_is_best_and_follows_changes(tmp_path):
     """tests/tuner.c: imagined programs on an imagined clock, with noise and breaks."""
     result = subprocess.run([build(tmp_path, "tuner.c")], capture_output=True, text=True, check=False, timeout=60)
