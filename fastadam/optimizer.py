@@ -32,6 +32,8 @@ class Around(TypedDict, total=False):
     state_file: str | os.PathLike[str] | None
 
 
+SETTINGS = "threads", "max_norm", "max_value", "nonfinite", "accumulate", "ema_decay"  # in the engine's order
+
 # What happens inside a `with` that holds a lock is a call: in loops there, CPython 3.12 and 3.13 have places at which
 # Ctrl-C leaves without the end of the `with` (a jump back that its exception table does not have).
 
@@ -162,7 +164,7 @@ class Optimizer:
                 store.abandon()
             raise
 
-    _settings = property(attrgetter("threads", "max_norm", "max_value", "nonfinite", "accumulate", "ema_decay"))
+    _settings = property(attrgetter(*SETTINGS))
 
     @staticmethod
     def _check_group(group: dict[str, Any]) -> None:
@@ -336,6 +338,8 @@ class Optimizer:
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lr" and name in self.__dict__.get("_defaults", ()):
             raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
+        if name in SETTINGS and "_engine" in self.__dict__:
+            _core.arrays_for(tuple(value if name == each else getattr(self, each) for each in SETTINGS))
         super().__setattr__(name, value)
 
     @property

@@ -172,12 +172,11 @@ def test_max_norm_and_max_value_exclude_each_other():
     with pytest.raises(ValueError, match="max_norm and max_value cannot both be set"):
         fastadam.Adam(np.ones(2), max_norm=1.0, max_value=1.0)
     opt = fastadam.Adam(np.ones(2), max_norm=1.0)
-    opt.max_value = 1.0
-    before = snapshot(opt)
     with pytest.raises(ValueError, match="max_norm and max_value cannot both be set"):
-        opt.step(np.ones(2))
-    assert snapshot(opt) == before
+        opt.max_value = 1.0
+    assert (opt.max_norm, opt.max_value) == (1.0, None)
     opt.max_norm = None
+    opt.max_value = 1.0
     opt.step(np.ones(2))
 
 
@@ -192,15 +191,15 @@ def test_max_norm_and_max_value_exclude_each_other():
         ("ema_decay", "0.9", TypeError),
     ],
 )
-def test_settings_out_of_range_are_refused_at_once_and_at_the_step(name, value, error):
+def test_settings_out_of_range_are_refused_when_made_and_when_set(name, value, error):
     with pytest.raises(error, match=f"^{name} must"):
         fastadam.Adam(np.ones(2), **{name: value})
     opt = fastadam.Adam(np.ones(2), accumulate=2, ema_decay=0.5)
-    setattr(opt, name, value)
-    before = snapshot(opt)
+    before = vars(opt).copy()
     with pytest.raises(error, match=f"^{name} must"):
-        opt.step(np.ones(2))
-    assert snapshot(opt) == before
+        setattr(opt, name, value)
+    assert vars(opt) == before
+    opt.step(np.ones(2))
 
 
 def test_what_needs_memory_must_be_on_from_the_start():
