@@ -131,14 +131,18 @@ int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tune
     fa_fp_state saved; /* reading clocks, too, raises flags, and rounds */
     fa_fp_default(&saved);
     double now = omp_get_wtime();
-    int lent = fa_blas_lends(most, now);
-    __atomic_store_n(&ran_on_blas, lent, __ATOMIC_RELAXED);
+    int lent = fa_blas_lends(most, threads > 0, now), on_blas = lent > 0;
+    __atomic_store_n(&ran_on_blas, on_blas, __ATOMIC_RELAXED);
+    if (lent)
+        most = lent;
     int team = threads > 0 || lent ? most : between_one_and(most, all.lines / AT_FIRST);
     if (threads > 0 || !tuners) {
-        team = run_team(&all, team, lent);
+        team = run_team(&all, team, on_blas);
     } else {
-        team = run_team(&all, fa_tuner_next(&tuners[lent], all.lines, team, most, now), lent);
-        fa_tuner_done(&tuners[lent], omp_get_wtime());
+        fa_tuner *tuner = &tuners[on_blas];
+        tuners[!on_blas].away = 1;
+        team = run_team(&all, fa_tuner_next(tuner, all.lines, team, most, now), on_blas);
+        fa_tuner_done(tuner, omp_get_wtime());
     }
     fa_fp_restore(&saved);
     return team;

@@ -135,6 +135,7 @@ typedef struct {
     int candidate, tried;
     int others, is_other;              /* steps of other work, less those of known; was the last one such? */
     int rest, rested, slow;            /* steps between trials; since the last; in a row that took too long */
+    int away;                          /* the optimizer's last step was on the other team */
     double started, usual;             /* seconds: when the last step began; what a step takes */
     double own[3][FA_TUNER_TRIES], period[3][FA_TUNER_TRIES];
 } fa_tuner;
@@ -164,7 +165,8 @@ void fa_watch_forks(void);      /* call once */
 int fa_orphaned(void);          /* is this a forked child in which parallel regions would hang? */
 void fa_begin_writing(void);    /* a fork waits until the end; nothing in between may need the GIL */
 void fa_end_writing(void);
-void fa_wait_for_writing(void); /* until all that has begun has ended */
+void fa_begin_alone(void);      /* what began writing before has ended; nothing begins until the end of this */
+void fa_end_alone(void);
 
 /* For a file that is mapped: whatever ends the process, what stands before is written before, what follows after. */
 static inline void fa_mark(int64_t *where, int64_t value)
@@ -174,10 +176,10 @@ static inline void fa_mark(int64_t *where, int64_t value)
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
-/* ---- OpenBLAS's threads (blas.c) ------------------------------------------------------------------------ */
+/* ---- OpenBLAS's threads (blas.c, awake.c) ---------------------------------------------------------------- */
 
 /* OpenBLAS's gotoblas_pthread, which runs function(arguments + i * stride) for all i < count, and how many threads it
- * has. It lends at most as many as any of its builds can have. */
+ * has. FA_MOST_LENT is what NumPy's wheels are built for. */
 typedef struct {
     int (*run)(int count, void *(*function)(void *), void *arguments, int stride);
     int (*count)(void);
@@ -185,11 +187,30 @@ typedef struct {
 enum { FA_MOST_LENT = 64 };
 typedef void (*fa_job)(int part, int parts, void *data);
 
-void fa_borrow_from(fa_lender lender);              /* it is NumPy's, so it was loaded before us (forks.c); zeros: nobody */
+/* The library must have been loaded before us (forks.c). Zeros: nobody lends any more. */
+void fa_borrow_from(fa_lender lender, int only_if_ordered);
 void fa_order_from_blas(int change);                /* one more user, or one less, who wants no other team */
-int fa_blas_lends(int team, double now);            /* should a step that begins now run on its threads? */
+/* How many of its threads should a step of so many, or exactly so many, take that begins now? 0: none. */
+int fa_blas_lends(int team, int exactly, double now);
 void fa_run_on_blas(fa_job job, void *data, int team);
 void fa_blas_forget(void);                          /* in a forked child */
+
+/* Whether they are awake without us; zeros at the start. */
+typedef struct {
+    int known;      /* could the clock be read? */
+    int64_t whose;
+    double seconds; /* of CPU time */
+} fa_reading;
+typedef struct {
+    int phase;
+    double until, term; /* of borrowing or resting */
+    double seen;        /* when the clock was read last */
+    fa_reading clock;   /* and what it said */
+} fa_awake;
+int fa_awake_is_due(const fa_awake *awake, double now); /* is it time to read the clock again? */
+int fa_awake_borrows(const fa_awake *awake);            /* what was decided last */
+int fa_awake_decide(fa_awake *awake, double now, fa_reading clock);
+void fa_awake_rest(fa_awake *awake, double now);        /* nothing is known about who kept them awake until now */
 
 /* ---- floating point (cpu.c) ----------------------------------------------------------------------------- */
 

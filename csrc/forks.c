@@ -123,8 +123,12 @@ void fa_end_writing(void)
     pthread_rwlock_unlock(&writing);
 }
 
-void fa_wait_for_writing(void)
+void fa_begin_alone(void)
 {
     pthread_rwlock_wrlock(&writing);
+}
+
+void fa_end_alone(void)
+{
     pthread_rwlock_unlock(&writing);
 }

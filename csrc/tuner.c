@@ -67,6 +67,8 @@ int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
         t->most = most;
         t->best = start;
         start_trial(t);
+    } else if (t->count && t->away) {
+        ; /* once more: in between there were steps on the other team */
     } else if (t->count) {
         t->period[t->candidate][t->tried] = now - t->started;
         if (++t->tried == TRIES) {
@@ -79,6 +81,7 @@ int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
             t->rest = 0;
         start_trial(t);
     }
+    t->away = 0;
     t->started = now;
     return t->count ? t->candidates[t->candidate] : t->best;
 }

@@ -20,7 +20,7 @@ def config() -> dict[str, Any]:
     openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon sleep),
     "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
     "no OpenMP"; blas_shared (list of str), the OpenBLAS whose threads `share_threads_with_blas` has ordered steps on;
-    steps_on (str), whose threads the last step that could take several took: "OpenBLAS" or "OpenMP".
+    steps_on (str), whose threads the last step that could take several was given: "OpenBLAS" or "OpenMP".
 
     Examples
     --------

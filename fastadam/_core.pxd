@@ -80,14 +80,13 @@ cdef extern from "fastadam.h" nogil:
     void fa_watch_forks()
     void fa_begin_writing()
     void fa_end_writing()
-    void fa_wait_for_writing()
     void fa_mark(int64_t *where, int64_t value)
 
     ctypedef struct fa_lender:
         void *run       # functions that only C calls
         void *count
 
-    void fa_borrow_from(fa_lender lender)
+    void fa_borrow_from(fa_lender lender, int only_if_ordered)
     void fa_order_from_blas(int change)
 
     ctypedef struct fa_fp_state:

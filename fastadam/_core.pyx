@@ -163,37 +163,17 @@ cdef int bound_of_threads():
     return cpu_quota if thread_bound is None or thread_bound > cpu_quota else thread_bound
 
 
-# ---- OpenBLAS's threads: found once, when a step could first take several
-
-cdef bint looked_for_blas = False
-
-
-cdef int look_for_blas(int bound) except -1:
-    global looked_for_blas
-    cdef fa_fp_state saved
-    if not looked_for_blas and bound > 1:
-        looked_for_blas = True
-        fa_fp_default(&saved)
-        try:
-            from fastadam import blas
-            blas.look()
-        finally:
-            fa_fp_restore(&saved)
-    return 0
-
-
-def borrow_from(size_t run, size_t count):
+def borrow_from(size_t run, size_t count, bint only_if_ordered=False):
     """Steps may run on the threads of the OpenBLAS whose functions have these addresses."""
     cdef fa_lender lender
     lender.run, lender.count = <void *>run, <void *>count
-    fa_borrow_from(lender)
+    with nogil:
+        fa_borrow_from(lender, only_if_ordered)
 
 
 def stop_borrowing():
     """When the process ends: OpenBLAS ends its threads then, and would wait for ever for one that is in a step."""
     borrow_from(0, 0)
-    with nogil:
-        fa_wait_for_writing()
 
 
 def order_from_blas(int change):
@@ -202,7 +182,7 @@ def order_from_blas(int change):
 
 
 def ran_on_blas():
-    """Did the last step that could take several threads take OpenBLAS's?"""
+    """Was the last step that could take several threads given OpenBLAS's?"""
     return bool(fa_ran_on_blas())
 
 
@@ -290,7 +270,6 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     cdef int i, j, count = 3, order = as_threads(threads), bound = bound_of_threads()
     cdef double scale = as_grad_scale(grad_scale)
 
-    look_for_blas(bound)
     memset(&options, 0, sizeof(options))
     beta1, beta2 = as_pair(betas)
     options.lr = as_magnitude(lr, "lr")

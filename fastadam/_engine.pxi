@@ -653,7 +653,6 @@ cdef class Engine:
         cdef int team, bound = bound_of_threads()
         cdef bint alone = self.last - self.first != self.count
         cdef fa_fp_state saved
-        look_for_blas(bound)
         read_settings(settings, s)
         self.scale = as_grad_scale(grad_scale)
         if alone and s.max_norm < INFINITY:

@@ -25,7 +25,7 @@ class SharedThreads:
     """
 
     def __init__(self) -> None:
-        self.libraries = find_lender()
+        self.libraries = look()
         self._ordered = any(entry["shared"] for entry in self.libraries)
         if self._ordered:
             with lock:
@@ -84,10 +84,7 @@ def blas_libraries() -> list[Any]:
 
 
 def is_numpys(path: str) -> bool:
-    """Is it the library that came with NumPy, or one that did not come with any package, as conda's and Debian's?
-
-    Another package's may be loaded after us, and is then no safe lender (csrc/forks.c).
-    """
+    """Is it the library that came with NumPy, or one that came with no package, as conda's and Debian's?"""
     folder = Path(path).parent
     return "numpy" in (*folder.parts[-2:], folder.stem) or not folder.name.endswith((".libs", ".dylibs"))
 
@@ -113,16 +110,13 @@ def lending(blas: Any) -> tuple[tuple[int, int] | None, str]:
     return (functions, "") if all(functions) else (None, f"OpenBLAS {blas.version} does not lend its threads")
 
 
-def find_lender() -> list[dict[str, Any]]:
-    """What each BLAS in the process can do for us, as `SharedThreads.libraries`; steps may borrow from NumPy's."""
-    global lender
+def look() -> list[dict[str, Any]]:
+    """What each BLAS in the process can do for us, as `SharedThreads.libraries`."""
     found = []
     for blas in blas_libraries():
         functions, why = lending(blas)
-        if functions and not lender:
-            _core.borrow_from(*functions)
-            atexit.register(_core.stop_borrowing)
-            lender = blas.filepath
+        if functions and blas.filepath != lender:
+            why = f"steps take the threads of {lender}" if lender else "it was loaded after fastadam, too late to lend"
         found.append(
             {
                 "library": blas.filepath,
@@ -135,21 +129,30 @@ def find_lender() -> list[dict[str, Any]]:
     return found
 
 
-def look() -> None:
-    """As find_lender, for steps that nobody has ordered anything for; FASTADAM_BORROW=0 forbids it."""
-    if os.environ.get("FASTADAM_BORROW") != "0":
-        with contextlib.suppress(ImportError):
-            find_lender()
+def find_lender() -> None:
+    """When fastadam is imported: only a BLAS that was loaded before can lend its threads (csrc/forks.c).
+
+    FASTADAM_BORROW=0 forbids to borrow them, unless `share_threads_with_blas` orders it.
+    """
+    global lender
+    with contextlib.suppress(Exception):  # whatever threadpoolctl makes of the libraries here, steps need none of them
+        for blas in blas_libraries():
+            functions, _ = lending(blas)
+            if functions:
+                _core.borrow_from(*functions, only_if_ordered=os.environ.get("FASTADAM_BORROW") == "0")
+                atexit.register(_core.stop_borrowing)
+                lender = blas.filepath
+                break
 
 
 def share_threads_with_blas() -> SharedThreads:
     """Take steps on the threads of NumPy's OpenBLAS, so that one team serves both.
 
     OpenBLAS's threads do not sleep after a product: they look for the next one, busily, for a tenth of a second. Steps
-    that take other threads compete with them for the cores. By default fastadam finds out by measuring when
-    they are awake, and takes steps on them then; this orders it, from the first step on and without a look. Nothing
-    changes for NumPy's products, nor do results. It does harm where NumPy's products are not what the program computes
-    with: the threads that steps wake look for work for a tenth of a second then, too.
+    that take other threads compete with them for the cores. By default steps begin on OpenBLAS's threads, and from
+    time to time fastadam measures whether products keep these awake, else it leaves them alone; this orders them,
+    always and without a look. Results do not change. It does harm where NumPy's products are not what the program
+    computes with: the threads that steps wake look for work for a tenth of a second then, too.
 
     Returns
     -------
@@ -183,3 +186,6 @@ def share_threads_with_blas() -> SharedThreads:
         found = "; ".join(f"{entry['library']}: {entry['why']}" for entry in shared.libraries) or "no BLAS was found"
         warnings.warn(f"share_threads_with_blas() changed nothing: {found}", RuntimeWarning, stacklevel=2)
     return shared
+
+
+find_lender()

@@ -62,6 +62,16 @@ static void *take_steps(void *threads)
     return 0;
 }
 
+/* Takes the lender away, and brings it back. */
+static void *come_and_go(void *done)
+{
+    while (!__atomic_load_n((int *)done, __ATOMIC_SEQ_CST)) {
+        fa_borrow_from((fa_lender){0, 0}, 0);
+        fa_borrow_from((fa_lender){lend, count_them}, 0);
+    }
+    return 0;
+}
+
 static int steps_lent(void)
 {
     static int threads[CALLERS] = {0, 2, MOST}; /* 0: chosen */
@@ -79,14 +89,23 @@ int main(void)
 {
     fa_watch_forks();
     int without = steps_lent();
-    fa_borrow_from((fa_lender){lend, count_them});
+    fa_borrow_from((fa_lender){lend, count_them}, 0);
     fa_order_from_blas(1);
     int ordered = steps_lent();
     __atomic_store_n(&available, 3, __ATOMIC_SEQ_CST);
-    int few = steps_lent(); /* not those of MOST threads */
+    int few = steps_lent(); /* not those of MOST threads, ordered */
+    pthread_t other;
+    int done = 0;
+    if (pthread_create(&other, 0, come_and_go, &done))
+        return 2;
+    steps_lent();
+    __atomic_store_n(&done, 1, __ATOMIC_SEQ_CST);
+    pthread_join(other, 0);
     fa_order_from_blas(-1);
     int chosen = steps_lent();
-    printf("%d, %d, %d, %d steps lent\n", without, ordered, few, chosen);
+    fa_borrow_from((fa_lender){lend, count_them}, 1);
+    int forbidden = steps_lent();
+    printf("%d, %d, %d, %d, %d steps lent\n", without, ordered, few, chosen, forbidden);
     int openmp = fa_has_openmp();
-    return without != 0 || (openmp && (ordered < 2 * STEPS || few < STEPS || few > 2 * STEPS));
+    return without || forbidden || (openmp && (ordered < 2 * STEPS || few < STEPS || few > 2 * STEPS));
 }

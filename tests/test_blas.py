@@ -12,10 +12,10 @@ from helpers import run_python
 import fastadam
 from fastadam import blas
 
-OPENBLAS = [entry for entry in threadpoolctl.threadpool_info() if entry["internal_api"] == "openblas"]
+OPENBLAS = [e for e in threadpoolctl.threadpool_info() if e["filepath"] == blas.lender and e["num_threads"] > 1]
 can_share = pytest.mark.skipif(
-    not fastadam.config()["openmp"] or not any(entry["threading_layer"] == "pthreads" for entry in OPENBLAS),
-    reason="needs OpenMP and an OpenBLAS with threads of its own",
+    not blas.lender or fastadam.get_num_threads() < 2 or not OPENBLAS,
+    reason="needs two threads of an OpenBLAS that lends them",
 )
 
 START = """
@@ -40,7 +40,7 @@ def threads():
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 @pytest.mark.parametrize("make", ["fastadam.Adam(p)", "fastadam.Adam(p, threads=2)", "fastadam.Adam(p, max_norm=1.0)"])
 def test_shared_steps_run_on_openblas_threads(make):
-    """No thread of OpenMP's is started; undone, ordered steps without products in between soon start one."""
+    """No thread of OpenMP's is started. Undone, steps leave them alone where no products keep them awake."""
     run_python(f"""{START}
 before = threads()
 p = np.ones(1 << 20)
@@ -53,6 +53,9 @@ with fastadam.share_threads_with_blas() as sharing:
     check()
     assert threads() == before
 assert fastadam.config()["blas_shared"] == []
+for _ in range(50):
+    opt.step(p.copy())
+    assert fastadam.config()["steps_on"] == "OpenMP"
 """)
 
 
@@ -137,7 +140,7 @@ def work(number):
             right = np.allclose(a @ a, product)
         elif call % 50 == 20:
             right = np.allclose(np.linalg.cholesky(spd), factor)
-        elif call % 50 == 40 and number == 0:
+        elif call % 50 == 40 and number < 2:
             right = np.allclose(spd @ np.linalg.solve(spd, x), x)
         else:
             right = np.allclose(a @ x, image)
@@ -211,6 +214,8 @@ with fastadam.share_threads_with_blas():
 with threadpoolctl.threadpool_limits(1):
     with fastadam.share_threads_with_blas():
         assert step(2) == ("OpenMP", 2)
+with threadpoolctl.threadpool_limits(2, "blas"), fastadam.share_threads_with_blas():
+    assert step(3) == ("OpenMP", 3)
 """)
 
 
@@ -334,11 +339,27 @@ def test_a_serial_build_has_nothing_to_share(monkeypatch):
     assert blas.lending(Library("openblas")) == (None, "this build of fastadam has no OpenMP, so its steps are serial")
 
 
-def test_without_threadpoolctl_the_error_says_what_to_install_and_steps_go_on(monkeypatch):
+def test_without_threadpoolctl_the_error_says_what_to_install_and_import_goes_on(monkeypatch):
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with pytest.raises(ImportError, match="pip install threadpoolctl"):
         fastadam.share_threads_with_blas()
-    blas.look()
+    blas.find_lender()
+
+
+@can_share
+def test_forbidden_threads_can_still_be_ordered():
+    run_python(
+        f"""{START}
+opt = fastadam.Adam(np.ones(1 << 20), threads=2)
+for expected in "OpenMP", "OpenBLAS", "OpenMP":
+    with fastadam.share_threads_with_blas() if expected == "OpenBLAS" else contextlib.nullcontext():
+        for _ in range(20):
+            check()
+            opt.step(np.ones(1 << 20))
+            assert fastadam.config()["steps_on"] == expected
+""".replace("import os", "import contextlib, os", 1),
+        FASTADAM_BORROW="0",
+    )
 
 
 @can_share

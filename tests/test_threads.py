@@ -119,7 +119,14 @@ def test_steps_on_lent_threads_update_everything_once(tmp_path):
     """tests/lender.c: several callers, a lender that comes, has too few threads, and is chosen or ordered."""
     result = subprocess.run([build(tmp_path, "lender.c")], capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stdout
-    assert re.fullmatch(r"0, \d+, \d+, \d+ steps lent\n", result.stdout)
+    assert re.fullmatch(r"0, \d+, \d+, \d+, 0 steps lent\n", result.stdout)
+
+
+def test_openblas_threads_are_borrowed_while_products_keep_them_awake(tmp_path):
+    """tests/awake.c: imagined programs on imagined clocks."""
+    result = subprocess.run([build(tmp_path, "awake.c")], capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stdout
+    assert len(result.stdout.splitlines()) == 12
 
 
 def test_the_choice_of_threads_finds_what_is_best_and_follows_changes(tmp_path):
