@@ -78,9 +78,12 @@ def blas_libraries() -> list[Any]:
             "share_threads_with_blas() finds BLAS libraries with threadpoolctl, which is not installed: "
             "python -m pip install threadpoolctl"
         ) from error
-    with warnings.catch_warnings(action="ignore"):  # it warns of OpenMP runtimes that we have nothing to do with
-        controller = ThreadpoolController()
-    return [library for library in controller.lib_controllers if library.user_api == "blas"]
+    return [library for library in quietly(ThreadpoolController).lib_controllers if library.user_api == "blas"]
+
+
+def quietly(controller: Any) -> Any:
+    with warnings.catch_warnings(action="ignore"):  # of OpenMP runtimes that we have nothing to do with
+        return controller()
 
 
 def is_numpys(path: str) -> bool:
@@ -134,15 +137,19 @@ def find_lender() -> None:
 
     FASTADAM_BORROW=0 forbids to borrow them, unless `share_threads_with_blas` orders it.
     """
-    global lender
     with contextlib.suppress(Exception):  # whatever threadpoolctl makes of the libraries here, steps need none of them
-        for blas in blas_libraries():
-            functions, _ = lending(blas)
-            if functions:
-                _core.borrow_from(*functions, only_if_ordered=os.environ.get("FASTADAM_BORROW") == "0")
-                atexit.register(_core.stop_borrowing)
-                lender = blas.filepath
-                break
+        _find_lender()  # a call, as in optimizer.py
+
+
+def _find_lender() -> None:
+    global lender
+    for blas in blas_libraries():
+        functions, _ = lending(blas)
+        if functions:
+            _core.borrow_from(*functions, only_if_ordered=os.environ.get("FASTADAM_BORROW") == "0")
+            atexit.register(_core.stop_borrowing)
+            lender = blas.filepath
+            break
 
 
 def share_threads_with_blas() -> SharedThreads:
@@ -167,7 +174,8 @@ def share_threads_with_blas() -> SharedThreads:
     Warns
     -----
     RuntimeWarning
-        If NumPy's BLAS does not lend its threads (MKL, BLIS, Accelerate), with the reason; nothing has changed then.
+        If NumPy's BLAS does not lend its threads (MKL, BLIS, Accelerate, the OpenBLAS of NumPy's wheels from 2.5 on),
+        with the reason; nothing has changed then.
 
     Examples
     --------
@@ -179,7 +187,8 @@ def share_threads_with_blas() -> SharedThreads:
 
     Notes
     -----
-    OpenBLAS's ``gotoblas_pthread``, which runs a function on its threads, and which its header does not declare.
+    OpenBLAS's ``gotoblas_pthread``, which runs a function on its threads. Its header does not declare it, and NumPy's
+    wheels export it up to 2.4.
     """
     shared = SharedThreads()
     if not any(entry["shared"] for entry in shared.libraries):

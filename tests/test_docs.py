@@ -17,6 +17,7 @@ WITH_EXAMPLES = ["fastadam"] + [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:share_threads_with_blas")  # NumPy's wheels from 2.5 on lend no threads
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(name))
@@ -24,6 +25,7 @@ def test_examples_in_docstrings(name):
     assert result.attempted > 0 or name not in WITH_EXAMPLES
 
 
+@pytest.mark.filterwarnings("ignore:share_threads_with_blas")
 @pytest.mark.parametrize("page", ["README.md", "docs/threads.md"])
 def test_examples_in_the_pages(page):
     result = doctest.testfile(str(ROOT / page), module_relative=False)
