@@ -1,4 +1,4 @@
-/* Steps on OpenBLAS's threads.
+/* Steps on the threads that NumPy's OpenBLAS computes on.
  *
  * OpenBLAS's threads do not sleep after a product: they look for the next one, busily, for a tenth of a second. In a
  * loop around NumPy's products they are awake when a step begins, and no other team is as good: any other has to be
@@ -6,7 +6,9 @@
  *
  * After a step they stay awake as long as after a product. In a program that computes elsewhere, on threads of torch
  * for example, borrowing them would do the very harm that we want to avoid. So they are borrowed while they are awake
- * without us (awake.c). */
+ * without us (awake.c).
+ *
+ * Where it does not lend them, it can be ordered to compute on ours (callback.c, team.c). */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <time.h>
@@ -121,11 +123,15 @@ static int should_borrow(double now)
     return should;
 }
 
-int fa_blas_lends(int team, int exactly, double now)
+static int most_lent(void)
 {
     int most = lender.run ? lender.count() : 0;
-    if (most > FA_MOST_LENT)
-        most = FA_MOST_LENT;
+    return most < FA_MOST_LENT ? most : FA_MOST_LENT;
+}
+
+int fa_blas_team(int team, int exactly, double now)
+{
+    int most = lender.run ? most_lent() : fa_shares_with_blas() ? FA_MOST_WORKERS : 0;
     if (most < 2 || (exactly && team > most) || !should_borrow(now))
         return 0;
     return team < most ? team : most;
@@ -133,6 +139,10 @@ int fa_blas_lends(int team, int exactly, double now)
 
 void fa_run_on_blas(fa_job run, void *data, int team)
 {
+    if (team > most_lent()) {
+        fa_team_run(run, data, team);
+        return;
+    }
     job jobs[FA_MOST_LENT];
     for (int part = 0; part < team; part++)
         jobs[part] = (job){run, data, part, team};
@@ -145,4 +155,5 @@ void fa_blas_forget(void)
     pthread_mutex_init(&lock, 0);
     state = nothing;
     forget_clock();
+    fa_team_forget();
 }

@@ -131,7 +131,7 @@ int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tune
     fa_fp_state saved; /* reading clocks, too, raises flags, and rounds */
     fa_fp_default(&saved);
     double now = omp_get_wtime();
-    int lent = fa_blas_lends(most, threads > 0, now), on_blas = lent > 0;
+    int lent = fa_blas_team(most, threads > 0, now), on_blas = lent > 0;
     __atomic_store_n(&ran_on_blas, on_blas, __ATOMIC_RELAXED);
     if (lent)
         most = lent;

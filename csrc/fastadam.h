@@ -147,11 +147,11 @@ void fa_tuner_done(fa_tuner *tuner, double now);
 /* Run all tasks, in one parallel region, and return the number of threads it was given.
  * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: at most bound, and no more than have enough
  * to do; what is best within that is learned by the tuners, if there are any: the first for OpenMP's threads, the second
- * for OpenBLAS's. Inside a parallel region, and in an orphaned child, it is always 1. Between fa_begin_writing and
- * fa_end_writing only. */
+ * for the team that OpenBLAS computes on. Inside a parallel region, and in an orphaned child, it is always 1. Between
+ * fa_begin_writing and fa_end_writing only. */
 enum { FA_TUNERS = 2 };
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners);
-int fa_ran_on_blas(void); /* did the last step that could take several threads? */
+int fa_ran_on_blas(void); /* did the last step that could take several threads run on OpenBLAS's team? */
 
 /* Update elements [begin, end) of one task with its kernel (staging.c). */
 void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
@@ -176,7 +176,7 @@ static inline void fa_mark(int64_t *where, int64_t value)
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
-/* ---- OpenBLAS's threads (blas.c, awake.c) ---------------------------------------------------------------- */
+/* ---- one team for OpenBLAS and steps (blas.c, awake.c, callback.c, team.c) -------------------------------- */
 
 /* OpenBLAS's gotoblas_pthread, which runs function(arguments + i * stride) for all i < count, and how many threads it
  * has. FA_MOST_LENT is what NumPy's wheels are built for. */
@@ -190,10 +190,24 @@ typedef void (*fa_job)(int part, int parts, void *data);
 /* The library must have been loaded before us (forks.c). Zeros: nobody lends any more. */
 void fa_borrow_from(fa_lender lender, int only_if_ordered);
 void fa_order_from_blas(int change);                /* one more user, or one less, who wants no other team */
-/* How many of its threads should a step of so many, or exactly so many, take that begins now? 0: none. */
-int fa_blas_lends(int team, int exactly, double now);
-void fa_run_on_blas(fa_job job, void *data, int team);
+/* How many threads of OpenBLAS's team should a step of so many, or exactly so many, take that begins now? 0: none. */
+int fa_blas_team(int team, int exactly, double now);
+void fa_run_on_blas(fa_job job, void *data, int team); /* all parts at the same time */
 void fa_blas_forget(void);                          /* in a forked child */
+
+/* OpenBLAS's threads callback: run job(i, data + i * size, extra) for i = 0 .. count - 1, all at the same time. */
+typedef void (*fa_blas_job)(int number, void *data, int extra);
+typedef void (*fa_blas_callback)(int sync, fa_blas_job job, int count, size_t size, void *data, int extra);
+typedef void (*fa_blas_setter)(fa_blas_callback callback);
+
+/* Let the OpenBLAS that this function belongs to run its jobs on the team of steps, or on its own threads again. */
+void fa_share_with_blas(fa_blas_setter set, int share);
+int fa_shares_with_blas(void);
+
+/* Our own team. */
+enum { FA_MOST_WORKERS = 1024 };
+void fa_team_run(fa_job job, void *data, int parts);
+void fa_team_forget(void);                          /* in a forked child */
 
 /* Whether they are awake without us; zeros at the start. */
 typedef struct {

@@ -19,8 +19,9 @@ def config() -> dict[str, Any]:
     build and CPU; openmp (bool), False for a serial build; threads (int), the most that a step would take now;
     openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon sleep),
     "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
-    "no OpenMP"; blas_shared (list of str), the OpenBLAS whose threads `share_threads_with_blas` has ordered steps on;
-    steps_on (str), whose threads the last step that could take several was given: "OpenBLAS" or "OpenMP".
+    "no OpenMP"; blas_shared (list of str), every OpenBLAS that `share_threads_with_blas` has put on one team
+    with steps; steps_on (str), whose threads the last step that could take several was given: "OpenBLAS", "fastadam"
+    (threads that OpenBLAS computes on, too) or "OpenMP".
 
     Examples
     --------
@@ -38,8 +39,8 @@ def config() -> dict[str, Any]:
         "openmp": _core.has_openmp(),
         "threads": _core.get_num_threads(),
         "openmp_waits": fastadam._wait_policy,
-        "blas_shared": [blas.lender] if blas.users else [],
-        "steps_on": "OpenBLAS" if _core.ran_on_blas() else "OpenMP",
+        "blas_shared": sorted(blas.users),
+        "steps_on": blas.shared_team() if _core.ran_on_blas() else "OpenMP",
     }
 
 

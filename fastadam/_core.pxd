@@ -89,6 +89,9 @@ cdef extern from "fastadam.h" nogil:
     void fa_borrow_from(fa_lender lender, int only_if_ordered)
     void fa_order_from_blas(int change)
 
+    ctypedef void *fa_blas_setter   # as above
+    void fa_share_with_blas(fa_blas_setter set, int share)
+
     ctypedef struct fa_fp_state:
         pass
 

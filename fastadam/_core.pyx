@@ -177,12 +177,18 @@ def stop_borrowing():
 
 
 def order_from_blas(int change):
-    """One more, or one less, has ordered that they do."""
+    """One more, or one less, has ordered that steps run on the team that OpenBLAS computes on."""
     fa_order_from_blas(change)
 
 
+def share_with_blas(size_t setter, bint share):
+    """Let the OpenBLAS whose setter of its threads callback has this address compute on our team, or no longer."""
+    with nogil:
+        fa_share_with_blas(<fa_blas_setter>setter, share)
+
+
 def ran_on_blas():
-    """Was the last step that could take several threads given OpenBLAS's?"""
+    """Was the last step that could take several threads given those of the team that OpenBLAS computes on?"""
     return bool(fa_ran_on_blas())
 
 

@@ -1,4 +1,4 @@
-"""Steps on the threads of the OpenBLAS that NumPy computes with."""
+"""One team of threads for the OpenBLAS that NumPy computes with and the optimizers' steps."""
 
 import atexit
 import contextlib
@@ -7,39 +7,77 @@ import os
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastadam import _core
 
 PREFIXES, SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of names in OpenBLAS's builds
 lock = threading.Lock()  # made anew in forked children, where nobody may be left to release it
-users = 0  # how many SharedThreads have ordered steps on OpenBLAS's threads
+users: dict[str, int] = {}  # file of an OpenBLAS that is shared -> how many SharedThreads have asked for it
 lender = ""  # the file of the OpenBLAS whose threads steps may take
+
+
+class Offer(NamedTuple):
+    """What a BLAS has for us: addresses of its functions."""
+
+    lends: tuple[int, int] | None = None  # what runs a function on its threads, and what counts them
+    takes: int = 0  # what sets a callback that runs its jobs instead of them
+    why: str = ""  # it has neither
 
 
 class SharedThreads:
     """What `share_threads_with_blas` did. A context manager; leaving it, or `undo`, takes the order back.
 
     ``libraries`` has a dict for each BLAS in the process: library (str, its file), kind (str, "openblas" for one),
-    version (str or None), shared (bool) and why (str, empty if shared).
+    version (str or None), shared (bool), threads (str, whose the common team is: "OpenBLAS" or "fastadam"; empty if
+    not shared) and why (str, empty if shared).
     """
 
     def __init__(self) -> None:
-        self.libraries = look()
-        self._ordered = any(entry["shared"] for entry in self.libraries)
-        if self._ordered:
-            with lock:
-                order(1)
+        self.libraries: list[dict[str, Any]] = []
+        self._shared: dict[str, int] = {}  # file -> address of what sets its callback; 0 for the lender
+        for blas in blas_libraries():
+            offer = offer_of(blas)
+            lends = blas.filepath == lender
+            shared = lends or bool(offer.takes)
+            if shared:
+                self._shared[blas.filepath] = 0 if lends else offer.takes
+            self.libraries.append(
+                {
+                    "library": blas.filepath,
+                    "kind": blas.internal_api,
+                    "version": blas.version,
+                    "shared": shared,
+                    "threads": shared_team() if shared else "",
+                    "why": "" if shared else offer.why or "it was loaded after fastadam, too late to lend its threads",
+                }
+            )
+        with lock:
+            self._share()  # a call, as in optimizer.py
+
+    def _share(self) -> None:
+        for library, setter in self._shared.items():
+            users[library] = users.get(library, 0) + 1
+            if setter and users[library] == 1:
+                _core.share_with_blas(setter, True)
+        if self._shared:
+            _core.order_from_blas(1)
 
     def undo(self) -> None:
         """Let steps choose again, if nobody else has asked for sharing. A second call does nothing."""
         with lock:
-            self._undo()  # a call, as in optimizer.py
+            self._undo()
 
     def _undo(self) -> None:
-        if self._ordered:
-            self._ordered = False
-            order(-1)
+        for library, setter in self._shared.items():
+            users[library] -= 1
+            if not users[library]:
+                del users[library]
+                if setter:
+                    _core.share_with_blas(setter, False)
+        if self._shared:
+            _core.order_from_blas(-1)
+        self._shared = {}
 
     def __enter__(self) -> "SharedThreads":
         return self
@@ -49,16 +87,16 @@ class SharedThreads:
 
     def __repr__(self) -> str:
         lines = [
-            f"{entry['library']} ({entry['kind']} {entry['version']}): {entry['why'] or 'shared'}"
+            f"{entry['library']} ({entry['kind']} {entry['version']}): "
+            + (entry["why"] or f"shared, on {entry['threads']}'s threads")
             for entry in self.libraries
         ]
         return "<SharedThreads" + "".join(f"\n  {line}" for line in lines) + ">"
 
 
-def order(change: int) -> None:
-    global users
-    users += change
-    _core.order_from_blas(change)
+def shared_team() -> str:
+    """Whose threads serve BLAS and steps, if the same ones do."""
+    return "OpenBLAS" if lender else "fastadam"
 
 
 def renew_lock() -> None:
@@ -99,37 +137,19 @@ def address_of(blas: Any, name: str) -> int:
     return 0
 
 
-def lending(blas: Any) -> tuple[tuple[int, int] | None, str]:
-    """The addresses of what lends this BLAS's threads and of what counts them; or None, and why there is nothing."""
+def offer_of(blas: Any) -> Offer:
     if not _core.has_openmp():
-        return None, "this build of fastadam has no OpenMP, so its steps are serial"
+        return Offer(why="this build of fastadam has no OpenMP, so its steps are serial")
     if blas.internal_api != "openblas":
-        return None, f"{blas.internal_api} does not lend its threads; OpenBLAS does"
+        return Offer(why=f"{blas.internal_api} has no interface for threads to share; only OpenBLAS has")
     if blas.threading_layer != "pthreads":
-        return None, f"this OpenBLAS has no threads of its own (its threading is {blas.threading_layer!r})"
-    if not is_numpys(blas.filepath):
-        return None, "NumPy does not compute with it"
-    functions = address_of(blas, "gotoblas_pthread"), address_of(blas, "openblas_get_num_threads")
-    return (functions, "") if all(functions) else (None, f"OpenBLAS {blas.version} does not lend its threads")
-
-
-def look() -> list[dict[str, Any]]:
-    """What each BLAS in the process can do for us, as `SharedThreads.libraries`."""
-    found = []
-    for blas in blas_libraries():
-        functions, why = lending(blas)
-        if functions and blas.filepath != lender:
-            why = f"steps take the threads of {lender}" if lender else "it was loaded after fastadam, too late to lend"
-        found.append(
-            {
-                "library": blas.filepath,
-                "kind": blas.internal_api,
-                "version": blas.version,
-                "shared": blas.filepath == lender,
-                "why": why,
-            }
-        )
-    return found
+        return Offer(why=f"this OpenBLAS has no threads of its own (its threading is {blas.threading_layer!r})")
+    lends = address_of(blas, "gotoblas_pthread"), address_of(blas, "openblas_get_num_threads")
+    takes = address_of(blas, "openblas_set_threads_callback_function")
+    if all(lends) and is_numpys(blas.filepath):
+        return Offer(lends, takes)
+    why = "" if takes else f"OpenBLAS {blas.version} has no interface for threads to share; newer ones have"
+    return Offer(None, takes, why)
 
 
 def find_lender() -> None:
@@ -144,22 +164,28 @@ def find_lender() -> None:
 def _find_lender() -> None:
     global lender
     for blas in blas_libraries():
-        functions, _ = lending(blas)
-        if functions:
-            _core.borrow_from(*functions, only_if_ordered=os.environ.get("FASTADAM_BORROW") == "0")
+        offer = offer_of(blas)
+        if offer.lends:
+            _core.borrow_from(*offer.lends, only_if_ordered=os.environ.get("FASTADAM_BORROW") == "0")
             atexit.register(_core.stop_borrowing)
             lender = blas.filepath
             break
 
 
 def share_threads_with_blas() -> SharedThreads:
-    """Take steps on the threads of NumPy's OpenBLAS, so that one team serves both.
+    """Let steps and NumPy's OpenBLAS run on the same threads, so that one team serves both.
 
     OpenBLAS's threads do not sleep after a product: they look for the next one, busily, for a tenth of a second. Steps
-    that take other threads compete with them for the cores. By default steps begin on OpenBLAS's threads, and from
-    time to time fastadam measures whether products keep these awake, else it leaves them alone; this orders them,
-    always and without a look. Results do not change. It does harm where NumPy's products are not what the program
-    computes with: the threads that steps wake look for work for a tenth of a second then, too.
+    that take other threads compete with them for the cores. Where NumPy's OpenBLAS lends its threads (NumPy's wheels up
+    to 2.4), steps take them, always and without a look; by default they do so only while products keep them awake.
+    Where it does not (newer wheels), products run on threads of fastadam's, through OpenBLAS's threads callback, and
+    steps take those. So does every other OpenBLAS in the process (SciPy's wheels bring one); libraries that are loaded
+    later need another call. Results do not change.
+
+    It does harm where NumPy's products are not what the program computes with: the threads go on looking for work after
+    a step, too. And where a callback is set, Python threads that call the same OpenBLAS take turns. Set it, and leave
+    it, while none is inside, and do not factorise (``np.linalg.solve``, ``inv``, ``det``) in one while another
+    multiplies: OpenBLAS's LU goes past the callback in part, and can hang.
 
     Returns
     -------
@@ -174,8 +200,8 @@ def share_threads_with_blas() -> SharedThreads:
     Warns
     -----
     RuntimeWarning
-        If NumPy's BLAS does not lend its threads (MKL, BLIS, Accelerate, the OpenBLAS of NumPy's wheels from 2.5 on),
-        with the reason; nothing has changed then.
+        If there is no BLAS to share threads with (MKL, BLIS, Accelerate, old OpenBLAS), with the reason; nothing has
+        changed then.
 
     Examples
     --------
@@ -187,8 +213,8 @@ def share_threads_with_blas() -> SharedThreads:
 
     Notes
     -----
-    OpenBLAS's ``gotoblas_pthread``, which runs a function on its threads. Its header does not declare it, and NumPy's
-    wheels export it up to 2.4.
+    OpenBLAS's ``gotoblas_pthread``, which runs a function on its threads (its header does not declare it), and its
+    ``openblas_set_threads_callback_function`` (one at a time: a program that set its own loses it).
     """
     shared = SharedThreads()
     if not any(entry["shared"] for entry in shared.libraries):

@@ -1,10 +1,12 @@
-"""Steps on OpenBLAS's threads: when, what they compute, and every way in which the threads can be missing."""
+"""One team for OpenBLAS and steps: when, what they compute, and every way in which the threads can be missing.
+
+The team is OpenBLAS's where NumPy's lends its threads; there ours, and its threads callback, are tested as if it did not.
+"""
 
 import os
 import sys
 import types
 
-import numpy as np
 import pytest
 import threadpoolctl
 from helpers import run_python
@@ -12,10 +14,18 @@ from helpers import run_python
 import fastadam
 from fastadam import blas
 
-OPENBLAS = [e for e in threadpoolctl.threadpool_info() if e["filepath"] == blas.lender and e["num_threads"] > 1]
-can_share = pytest.mark.skipif(
-    not blas.lender or fastadam.get_num_threads() < 2 or not OPENBLAS,
+OPENBLAS = [e for e in threadpoolctl.threadpool_info() if e["internal_api"] == "openblas" and e["num_threads"] > 1]
+FEW = not OPENBLAS or fastadam.get_num_threads() < 2
+can_lend = pytest.mark.skipif(
+    FEW or blas.lender not in [e["filepath"] for e in OPENBLAS],
     reason="needs two threads of an OpenBLAS that lends them",
+)
+can_share = pytest.mark.skipif(
+    FEW or not any(blas.offer_of(library).takes for library in blas.blas_libraries()),
+    reason="needs two threads, and an OpenBLAS that takes threads from outside",
+)
+each_team = pytest.mark.parametrize(
+    "team", [pytest.param("OpenBLAS", marks=can_lend), pytest.param("fastadam", marks=can_share)]
 )
 
 START = """
@@ -36,22 +46,66 @@ def threads():
 """
 
 
-@can_share
+def start(team):
+    """Code to begin with, for either team; nothing is shared yet."""
+    if team == "OpenBLAS":
+        return START
+    return f"""{START}
+from fastadam import blas
+blas._core.stop_borrowing()
+blas.lender = ""        # as if NumPy's OpenBLAS did not lend its threads
+"""
+
+
+@each_team
+@pytest.mark.parametrize("n", [1, 2, 17, 100, 400])
+def test_the_whole_of_linear_algebra_computes_the_same(team, n):
+    run_python(f"""{start(team)}
+def results(dtype):
+    a = np.random.default_rng({n}).standard_normal(({n}, {n})).astype(dtype)
+    if dtype == np.complex128:
+        a = a * (1 + 2j)
+    spd, eye = a @ a.T.conj() + {n} * np.eye({n}, dtype=dtype), np.eye({n}, dtype=dtype)
+    inverse, (q, r), (u, s, vt) = np.linalg.inv(spd), np.linalg.qr(a), np.linalg.svd(a)
+    values, vectors = np.linalg.eigh(spd)
+    factor = np.linalg.cholesky(spd)
+    return {{
+        "gemm": (a @ a.T, None), "gemv": (a @ a[0], None), "dot": (np.dot(a[0], a[-1]), None),
+        "inv": (inverse @ spd, eye), "solve": (spd @ np.linalg.solve(spd, a), a), "qr": (q @ r, a),
+        "svd": ((u * s) @ vt, a), "eigh": ((vectors * values) @ vectors.T.conj(), spd),
+        "cholesky": (factor @ factor.T.conj(), spd), "lstsq": (spd @ np.linalg.lstsq(spd, a, rcond=None)[0], a),
+    }}
+
+for dtype, tolerance in (np.float32, 2e-2), (np.float64, 1e-8), (np.complex128, 1e-8):
+    alone = results(dtype)
+    with fastadam.share_threads_with_blas():
+        together = results(dtype)
+    for name, (value, exact) in together.items():
+        other = alone[name][0] if exact is None else exact
+        assert np.abs(value - other).max() <= tolerance * max(np.abs(other).max(), 1), (name, dtype)
+""")
+
+
+@each_team
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 @pytest.mark.parametrize("make", ["fastadam.Adam(p)", "fastadam.Adam(p, threads=2)", "fastadam.Adam(p, max_norm=1.0)"])
-def test_shared_steps_run_on_openblas_threads(make):
-    """No thread of OpenMP's is started. Undone, steps leave them alone where no products keep them awake."""
-    run_python(f"""{START}
+def test_shared_steps_run_on_the_threads_that_products_run_on(team, make):
+    """No thread of OpenMP's is started; OpenBLAS is lent ours if it does not lend its own."""
+    run_python(f"""{start(team)}
 before = threads()
 p = np.ones(1 << 20)
 opt = {make}
 with fastadam.share_threads_with_blas() as sharing:
-    assert fastadam.config()["blas_shared"] == [e["library"] for e in sharing.libraries if e["shared"]] != [], sharing
+    shared = [entry["library"] for entry in sharing.libraries if entry["shared"]]
+    assert fastadam.config()["blas_shared"] == sorted(shared) != [], sharing
+    check()
+    workers = threads() - before
+    assert (workers > 0) == ({team!r} == "fastadam")
     for _ in range(40):
         opt.step(p.copy())
-        assert fastadam.config()["steps_on"] == "OpenBLAS"
+        assert fastadam.config()["steps_on"] == {team!r}
     check()
-    assert threads() == before
+    assert threads() == before + workers
 assert fastadam.config()["blas_shared"] == []
 for _ in range(50):
     opt.step(p.copy())
@@ -60,6 +114,18 @@ for _ in range(50):
 
 
 @can_share
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_undone_openblas_computes_on_its_own_threads():
+    run_python(f"""{start("fastadam")}
+before = threads()
+with fastadam.share_threads_with_blas():
+    pass
+check()
+assert threads() == before      # none of ours was ever started
+""")
+
+
+@can_lend
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clocks of other threads are not to be had")
 def test_by_default_steps_run_on_openblas_threads_while_products_keep_them_awake():
     """And on OpenMP's in a program that computes no products, or computes elsewhere; again and again."""
@@ -89,7 +155,7 @@ for _ in range(2):
     )
 
 
-@can_share
+@can_lend
 @pytest.mark.parametrize(
     "environment", [{"FASTADAM_BORROW": "0"}, {"OPENBLAS_NUM_THREADS": "1"}], ids=["forbidden", "it has one thread"]
 )
@@ -107,26 +173,43 @@ for _ in range(100):
     )
 
 
-@can_share
-def test_several_users_share_until_the_last_one_leaves():
-    def shared():
-        return bool(fastadam.config()["blas_shared"])
+@each_team
+def test_several_users_share_until_the_last_one_leaves(team):
+    run_python(f"""{start(team)}
+p = np.ones(1 << 20)
+opt = fastadam.Adam(p, threads=2)
+def shared():
+    opt.step(p.copy())
+    steps, libraries = fastadam.config()["steps_on"] == {team!r}, bool(fastadam.config()["blas_shared"])
+    assert steps == libraries
+    return steps
 
-    first = fastadam.share_threads_with_blas()
-    with fastadam.share_threads_with_blas() as second:
-        assert shared() and "shared" in repr(second)
-        first.undo()
-        first.undo()  # changes nothing
-        assert shared()
+first = fastadam.share_threads_with_blas()
+with fastadam.share_threads_with_blas() as second:
+    assert shared() and "shared, on {team}'s threads" in repr(second)
+    first.undo()
+    first.undo()        # changes nothing
+    assert shared()
+import time
+time.sleep(0.3)         # what products were there may keep OpenBLAS's threads awake no longer
+assert not fastadam.config()["blas_shared"]
+if {team!r} == "fastadam":
     assert not shared()
+""")
 
 
-@can_share
 @pytest.mark.parametrize("calls", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("sharing", [True, False])
-def test_python_threads_get_right_results_from_blas_and_steps(calls, sharing):
-    """Four multiply, factorise and solve while two step, all on the same threads."""
-    code = f"""{START}
+@pytest.mark.parametrize(
+    ("team", "sharing"),
+    [
+        pytest.param("OpenBLAS", True, marks=can_lend),
+        pytest.param("OpenBLAS", False, marks=can_lend),
+        pytest.param("fastadam", True, marks=can_share),
+    ],
+)
+def test_python_threads_get_right_results_from_blas_and_steps(team, calls, sharing):
+    """Four multiply and factorise while two step, all on the same threads; on OpenBLAS's, they solve, too."""
+    code = f"""{start(team)}
 import time
 if {sharing}:
     fastadam.share_threads_with_blas()
@@ -140,7 +223,7 @@ def work(number):
             right = np.allclose(a @ a, product)
         elif call % 50 == 20:
             right = np.allclose(np.linalg.cholesky(spd), factor)
-        elif call % 50 == 40 and number < 2:
+        elif call % 50 == 40 and number < 2 and {team!r} == "OpenBLAS":
             right = np.allclose(spd @ np.linalg.solve(spd, x), x)
         else:
             right = np.allclose(a @ x, image)
@@ -169,9 +252,9 @@ assert wrong == [0] * 6, wrong
     run_python(code, timeout=600)
 
 
-@can_share
-def test_inside_a_parallel_region_steps_are_serial():
-    run_python(f"""{START}
+@each_team
+def test_inside_a_parallel_region_blas_does_not_hang_and_steps_are_serial(team):
+    run_python(f"""{start(team)}
 import ctypes
 from fastadam._load import openmp_runtimes
 runtime = next(path for path in openmp_runtimes() if "libgomp" in path)
@@ -180,6 +263,7 @@ p, used, wrong = np.ones(1 << 20, np.float32), [], []
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def region(_):
     try:
+        check(5)
         assert fastadam.get_num_threads() == 1
         opt = fastadam.Adam(np.ones(1 << 20, np.float32), threads=2)
         opt.step(p)
@@ -191,40 +275,68 @@ assert used == [1, 1] and not wrong, (used, wrong)
 """)
 
 
-@can_share
-def test_limits_of_threadpoolctl_inside_and_outside():
-    """BLAS's limit bounds what OpenBLAS lends, OpenMP's what a step takes."""
-    run_python(f"""{START}
+@each_team
+def test_limits_of_threadpoolctl_inside_and_outside(team):
+    """BLAS's limit bounds what OpenBLAS lends, OpenMP's what a step takes; products are right under any."""
+    run_python(f"""{start(team)}
 p = np.ones(1 << 20, np.float32)
+lent = {team!r} == "OpenBLAS"
 def step(threads=None):
     opt = fastadam.Adam(p, threads=threads)
     opt.step(p.copy())
     return fastadam.config()["steps_on"], opt.threads_used
 
 with fastadam.share_threads_with_blas():
-    assert step(2) == ("OpenBLAS", 2)
+    assert step(2) == ({team!r}, 2)
     for limits in 1, {{"blas": 1}}, {{"openmp": 1}}, {{"blas": 2, "openmp": 1}}:
         with threadpoolctl.threadpool_limits(limits):
             check(5)
-            few = limits == 1 or limits.get("blas") == 1
-            assert step(2) == ("OpenMP" if few else "OpenBLAS", 2)
+            few = lent and (limits == 1 or limits.get("blas") == 1)
+            assert step(2) == ("OpenMP" if few else {team!r}, 2)
             assert step()[1] == 1 or limits == {{"blas": 1}}
     check(5)
-    assert step(2) == ("OpenBLAS", 2)
+    assert step(2) == ({team!r}, 2)
 with threadpoolctl.threadpool_limits(1):
     with fastadam.share_threads_with_blas():
-        assert step(2) == ("OpenMP", 2)
+        check(5)
+        assert step(2) == ("OpenMP" if lent else {team!r}, 2)
 with threadpoolctl.threadpool_limits(2, "blas"), fastadam.share_threads_with_blas():
-    assert step(3) == ("OpenMP", 3)
+    assert step(3) == ("OpenMP" if lent else {team!r}, 3)
+check(5)
 """)
 
 
 @can_share
-def test_a_program_ends_while_another_thread_steps():
+def test_a_limit_of_openmps_leaves_products_whole():
+    """Their jobs wait for each other."""
+    run_python(f"{start('fastadam')}\nfastadam.share_threads_with_blas()\ncheck(20)", OMP_THREAD_LIMIT="1")
+
+
+@can_share
+def test_scipys_own_openblas_computes_on_the_same_team():
+    """Which is NumPy's OpenBLAS's, if that lends its threads."""
+    pytest.importorskip("scipy.linalg")
+    run_python(f"""{START}
+import scipy.linalg
+lender = fastadam.blas.lender
+with fastadam.share_threads_with_blas() as sharing:
+    assert all(entry["shared"] for entry in sharing.libraries), sharing
+    before = threads()
+    for _ in range(20):
+        check()
+        assert np.allclose(scipy.linalg.blas.dgemm(1.0, a, a), product)
+        assert np.allclose(a @ scipy.linalg.solve(a, a), a)
+    assert bool(lender) == (threads() == before)
+assert np.allclose(scipy.linalg.blas.dgemm(1.0, a, a), product)
+""")
+
+
+@each_team
+def test_a_program_ends_while_another_thread_steps(team):
     """OpenBLAS ends its threads at exit, and would wait for ever for one that has our work."""
     for _ in range(10):
         run_python(
-            f"""{START}
+            f"""{start(team)}
 import time
 fastadam.share_threads_with_blas()
 p = np.ones(1 << 20)
@@ -239,12 +351,19 @@ time.sleep(0.05)
         )
 
 
-@can_share
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("sharing", [True, False])
-def test_forks_while_another_thread_steps(sharing):
+@pytest.mark.skipif(not fastadam.config()["openmp"], reason="needs OpenMP")
+@pytest.mark.parametrize(
+    ("team", "sharing"),
+    [
+        pytest.param("OpenBLAS", True, marks=can_lend),
+        pytest.param("fastadam", True, marks=can_share),
+        ("OpenBLAS", False),
+    ],
+)
+def test_forks_while_another_thread_steps(team, sharing):
     """Parent, children and grandchildren multiply and step on with whole teams."""
-    run_python(f"""{START}
+    run_python(f"""{start(team)}
 import warnings
 from fastadam._load import openmp_runtimes
 warnings.simplefilter("ignore")     # newer Pythons warn of forks in processes with threads
@@ -301,11 +420,10 @@ class Library:
 @pytest.mark.parametrize(
     ("libraries", "why"),
     [
-        ([Library("mkl")], "mkl does not lend"),
-        ([Library("blis"), Library("openblas")], "blis does not lend.*OpenBLAS 0.3.20 does not lend"),
+        ([Library("mkl")], "mkl has no interface"),
+        ([Library("blis"), Library("openblas")], "blis has no interface.*OpenBLAS 0.3.20 has no interface.*newer"),
         ([Library("openblas", "openmp")], "no threads of its own.*'openmp'"),
         ([Library("openblas", "disabled")], "no threads of its own"),
-        ([Library("openblas", path="/site-packages/scipy.libs")], "NumPy does not compute with it"),
         ([], "no BLAS was found"),
     ],
 )
@@ -336,7 +454,7 @@ def test_whose_openblas_it_is(path, expected):
 
 def test_a_serial_build_has_nothing_to_share(monkeypatch):
     monkeypatch.setattr(blas._core, "has_openmp", lambda: False)
-    assert blas.lending(Library("openblas")) == (None, "this build of fastadam has no OpenMP, so its steps are serial")
+    assert blas.offer_of(Library("openblas")).why == "this build of fastadam has no OpenMP, so its steps are serial"
 
 
 def test_without_threadpoolctl_the_error_says_what_to_install_and_import_goes_on(monkeypatch):
@@ -346,7 +464,7 @@ def test_without_threadpoolctl_the_error_says_what_to_install_and_import_goes_on
     blas.find_lender()
 
 
-@can_share
+@can_lend
 def test_forbidden_threads_can_still_be_ordered():
     run_python(
         f"""{START}
@@ -362,21 +480,44 @@ for expected in "OpenMP", "OpenBLAS", "OpenMP":
     )
 
 
-@can_share
-def test_training_has_the_same_bits_with_sharing():
-    from fastadam.demo import MLP
+@pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build has another reason")
+@pytest.mark.parametrize(
+    ("offer", "shared", "why"),
+    [(blas.Offer(lends=(1, 1)), False, "it was loaded after fastadam"), (blas.Offer(takes=1), True, "")],
+)
+def test_an_openblas_that_cannot_lend_any_more_takes_threads_if_it_can(monkeypatch, offer, shared, why):
+    calls = []
+    monkeypatch.setattr(blas, "blas_libraries", lambda: [Library("openblas")])
+    monkeypatch.setattr(blas, "offer_of", lambda library: offer)
+    monkeypatch.setattr(blas._core, "share_with_blas", lambda setter, share: calls.append((setter, share)))
+    sharing = blas.SharedThreads()
+    with blas.SharedThreads():
+        pass
+    entry = sharing.libraries[0]
+    sharing.undo()
+    assert (entry["shared"], bool(entry["threads"])) == (shared, shared) and entry["why"].startswith(why)
+    assert calls == ([(1, True), (1, False)] if shared else [])
+    assert blas.users == {}
 
-    def train():
-        rng = np.random.default_rng(0)
-        x, labels = rng.standard_normal((64, 64)).astype(np.float32), rng.integers(0, 10, 64)
-        model = MLP([64, 256, 10], np.random.default_rng(1))
-        opt = fastadam.Adam({"weights": model.weights, "biases": model.biases})
-        for _ in range(20):
-            opt.step(model.loss_and_gradients(x, labels)[1])
-        return model.weights
 
-    apart = train()
-    with fastadam.share_threads_with_blas():
-        together = train()
-    for a, b in zip(apart, together, strict=True):
-        assert np.array_equal(a, b)
+@each_team
+def test_training_has_the_same_bits_with_sharing(team):
+    """The same number of jobs, so even the sums in the products are the same."""
+    run_python(f"""{start(team)}
+from fastadam.demo import MLP
+
+def train():
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((64, 64)).astype(np.float32), rng.integers(0, 10, 64)
+    model = MLP([64, 256, 10], np.random.default_rng(1))
+    opt = fastadam.Adam({{"weights": model.weights, "biases": model.biases}})
+    for _ in range(20):
+        opt.step(model.loss_and_gradients(x, labels)[1])
+    return model.weights
+
+apart = train()
+with fastadam.share_threads_with_blas():
+    together = train()
+for a, b in zip(apart, together, strict=True):
+    assert np.array_equal(a, b)
+""")

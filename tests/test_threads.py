@@ -122,6 +122,12 @@ def test_steps_on_lent_threads_update_everything_once(tmp_path):
     assert re.fullmatch(r"0, \d+, \d+, \d+, 0 steps lent\n", result.stdout)
 
 
+def test_the_jobs_of_a_call_run_once_and_at_the_same_time_beside_steps(tmp_path):
+    """tests/team.c: an imagined OpenBLAS's threads callback, steps, forks."""
+    result = subprocess.run([build(tmp_path, "team.c")], capture_output=True, text=True, check=False, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "900 calls, 20 forks\n")
+
+
 def test_openblas_threads_are_borrowed_while_products_keep_them_awake(tmp_path):
     """tests/awake.c: imagined programs on imagined clocks."""
     result = subprocess.run([build(tmp_path, "awake.c")], capture_output=True, text=True, check=False, timeout=60)

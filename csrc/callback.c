@@ -1,0 +1,50 @@
+/* OpenBLAS on the team that steps take, so that there is one team and nothing waits against anything.
+ *
+ * OpenBLAS lets a program supply its threads: it then hands over the jobs of a call, which wait for each other and so
+ * must all run at the same time. It keeps one set of work buffers for them, so only one call may run its jobs at once:
+ * Python threads that multiply matrices take turns. */
+#include <pthread.h>
+#include "fastadam.h"
+
+typedef struct {
+    fa_blas_job run;
+    size_t size;
+    char *data;
+    int extra;
+} jobs;
+
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER; /* free in a forked child: held between begin and end only */
+static int sharing; /* OpenBLAS libraries; changes while nothing runs */
+
+static void run_job(int number, int count, void *data)
+{
+    const jobs *all = data;
+    (void)count;
+    all->run(number, all->data + (size_t)number * all->size, all->extra);
+}
+
+static void run_jobs(int sync, fa_blas_job run, int count, size_t size, void *data, int extra)
+{
+    (void)sync; /* all are done when this returns, asked for or not */
+    jobs all = {run, size, data, extra};
+    if (count < 1)
+        return;
+    fa_begin_writing(); /* a fork waits for it, as for a step */
+    pthread_mutex_lock(&turn);
+    fa_run_on_blas(run_job, &all, count);
+    pthread_mutex_unlock(&turn);
+    fa_end_writing();
+}
+
+void fa_share_with_blas(fa_blas_setter set, int share)
+{
+    fa_begin_alone();
+    set(share ? run_jobs : 0);
+    sharing += share ? 1 : -1;
+    fa_end_alone();
+}
+
+int fa_shares_with_blas(void)
+{
+    return sharing > 0;
+}

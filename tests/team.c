@@ -1,0 +1,161 @@
+/* An imagined OpenBLAS hands its jobs to our team while steps run there, from several threads and beside forks: every
+ * job must run once, at the same time as the others of its call, no two calls at once, and every element must be updated
+ * once a step (tests/test_threads.py, .ci/sanitize). Prints the number of calls. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "fastadam.h"
+
+#ifdef __has_feature
+#if __has_feature(thread_sanitizer)
+#define NO_FORKS /* it does not follow them */
+#endif
+#endif
+
+enum { CALLERS = 3, CALLS = 150, MOST = 6, LENT = 3, N = 1 << 15, ASLEEP = 40000 /* us, after which the team sleeps */ };
+
+static fa_blas_callback callback; /* the imagined library's */
+static int calls_at_once;
+
+static void set_callback(fa_blas_callback to)
+{
+    callback = to;
+}
+
+/* As gotoblas_pthread, on threads that are made for each call. */
+static int lend(int count, void *(*function)(void *), void *arguments, int stride)
+{
+    pthread_t threads[LENT];
+    for (int i = 1; i < count; i++)
+        if (pthread_create(&threads[i], 0, function, (char *)arguments + i * stride))
+            exit(2);
+    function(arguments);
+    for (int i = 1; i < count; i++)
+        pthread_join(threads[i], 0);
+    return 0;
+}
+
+static int count_them(void)
+{
+    return LENT;
+}
+
+typedef struct {
+    int *arrived, count, ran;
+} job;
+
+static void meet(int number, void *data, int extra)
+{
+    job *j = data;
+    if (extra != 7 || number >= j->count)
+        abort();
+    j->ran++;
+    if (number == 0 && __atomic_add_fetch(&calls_at_once, 1, __ATOMIC_SEQ_CST) != 1)
+        exit(3);
+    __atomic_add_fetch(j->arrived, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(j->arrived, __ATOMIC_SEQ_CST) < j->count)
+        sched_yield(); /* for ever, unless all run */
+    if (number == 0)
+        __atomic_sub_fetch(&calls_at_once, 1, __ATOMIC_SEQ_CST);
+}
+
+static void *multiply(void *calls)
+{
+    for (int i = 0; i < *(int *)calls; i++) {
+        int arrived = 0, count = 1 + i % MOST;
+        job jobs[MOST];
+        for (int k = 0; k < MOST; k++)
+            jobs[k] = (job){&arrived, count, 0};
+        callback(1, meet, count, sizeof *jobs, jobs, 7);
+        for (int k = 0; k < MOST; k++)
+            if (jobs[k].ran != (k < count)) {
+                printf("job %d of %d ran %d times\n", k, count, jobs[k].ran);
+                exit(4);
+            }
+        if (i % 50 == 49)
+            usleep(ASLEEP);
+    }
+    return 0;
+}
+
+static void add_one(const fa_task *task, int64_t begin, int64_t end)
+{
+    unsigned short *x = task->array[FA_PARAM];
+    for (int64_t i = begin; i < end; i++)
+        x[i]++;
+}
+
+static const fa_kernel kernel = {add_one, 16, 0, 0, 0};
+
+static void *take_steps(void *calls)
+{
+    fa_task task;
+    unsigned short *x = calloc(N, sizeof *x);
+    memset(&task, 0, sizeof task);
+    task.kernel = &kernel;
+    task.array[FA_PARAM] = x;
+    task.n = N;
+    for (int i = 0; i < *(int *)calls; i++) {
+        fa_begin_writing();
+        int threads = 1 + i % MOST, used = fa_run(&task, 1, threads, MOST, 0);
+        fa_end_writing();
+        if (used != (fa_has_openmp() ? threads : 1))
+            exit(5);
+    }
+    for (int i = 0; i < N; i++)
+        if (x[i] != *(int *)calls)
+            exit(6);
+    free(x);
+    return 0;
+}
+
+static void run(int calls)
+{
+    pthread_t threads[2 * CALLERS];
+    for (int i = 0; i < 2 * CALLERS; i++)
+        if (pthread_create(&threads[i], 0, i < CALLERS ? multiply : take_steps, &calls))
+            exit(2);
+    for (int i = 0; i < 2 * CALLERS; i++)
+        pthread_join(threads[i], 0);
+}
+
+int main(void)
+{
+    fa_watch_forks();
+    fa_order_from_blas(1);
+    fa_share_with_blas(set_callback, 1);
+    run(CALLS);
+    if (fa_has_openmp() && !fa_ran_on_blas())
+        return 7;
+    fa_borrow_from((fa_lender){lend, count_them}, 0); /* calls with more jobs than it has threads run on ours */
+    run(CALLS);
+    fa_borrow_from((fa_lender){0, 0}, 0);
+    int forks = 0;
+#ifndef NO_FORKS
+    pthread_t others[2];
+    int calls = CALLS;
+    if (pthread_create(&others[0], 0, multiply, &calls) || pthread_create(&others[1], 0, take_steps, &calls))
+        return 2;
+    for (; forks < 20; forks++) {
+        pid_t child = fork();
+        if (child == 0) {
+            run(10);
+            _exit(0);
+        }
+        int status;
+        if (waitpid(child, &status, 0) != child || status != 0)
+            return 8;
+        usleep(forks * 1000);
+    }
+    pthread_join(others[0], 0);
+    pthread_join(others[1], 0);
+#endif
+    fa_share_with_blas(set_callback, 0);
+    printf("%d calls, %d forks\n", 2 * CALLERS * CALLS, forks);
+    return callback != 0;
+}
