@@ -1,6 +1,6 @@
 """One team for OpenBLAS and steps: when, what they compute, and every way in which the threads can be missing.
 
-The team is OpenBLAS's where NumPy's lends its threads; there ours, and its threads callback, are tested as if it did not.
+Where NumPy's OpenBLAS lends its threads, they are the team; there ours, and its callback, are tested as if it did not.
 """
 
 import os
