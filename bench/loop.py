@@ -1,4 +1,4 @@
-"""Inside a NumPy training loop: python -m bench loop [--quick] [--contenders A,B] [--save]
+"""Inside a NumPy training loop: python -m bench loop [--quick] [--contenders A,B] [--save [NAME]]
 
 A hand-written float32 MLP, 64-h-h-10, whose forward and backward pass are BLAS calls: what matters is not the step's
 own time but the whole iteration, because threads that wait can slow the BLAS calls that follow. Contenders take turns,
@@ -79,7 +79,7 @@ def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m bench loop", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the smallest model, few rounds: a smoke test")
     parser.add_argument("--contenders", default=",".join(VARIANTS))
-    parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
+    parser.add_argument("--save", nargs="?", const="loop", metavar="NAME", help="keep the results in bench/results/")
     chosen = parser.parse_args(arguments)
     names = chosen.contenders.split(",")
     announce()
@@ -90,4 +90,4 @@ def main(arguments):
     for result in results:
         show(result)
     if chosen.save:
-        save("loop", results)
+        save(chosen.save, results)

@@ -1,4 +1,4 @@
-"""scikit-learn's MLPClassifier with its Adam swapped: python -m bench sklearn_fit [--quick] [--save]
+"""scikit-learn's MLPClassifier with its Adam swapped: python -m bench sklearn_fit [--quick] [--save [NAME]]
 
 Whole fit() times on the digits, float32, by examples/sklearn_mlp.py, which shows users how to swap; beside the same fit
 with an optimizer that does nothing, the ceiling of what any optimizer can gain. They take turns in one process. After
@@ -6,6 +6,7 @@ timing, the losses with fastadam must be scikit-learn's.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import statistics
@@ -38,8 +39,16 @@ class Idle:
         pass
 
 
+@contextlib.contextmanager
+def shared_team():
+    """As a program that shares from its start has it."""
+    with fastadam.share_threads_with_blas():
+        time.sleep(0.15)  # until OpenBLAS's own threads, if they are not the team, no longer look for work
+        yield
+
+
 def contenders():
-    """{name: class of MLPClassifier}"""
+    """{name: (class of MLPClassifier, what surrounds its fit)}"""
     example = load_example()
 
     def swapped(make_optimizer):
@@ -47,28 +56,15 @@ def contenders():
 
     adam = functools.partial(fastadam.Adam, eps_hat=True)
 
-    class Shared(example.FastMLPClassifier):
-        def fit(self, x, y):
-            with fastadam.share_threads_with_blas():
-                return super().fit(x, y)
-
+    plain = contextlib.nullcontext
     return {
-        "scikit-learn's Adam": example.MLPClassifier,
-        "fastadam default": example.FastMLPClassifier,
-        "fastadam 1 thread": swapped(functools.partial(adam, threads=1)),
-        "fastadam all threads": swapped(functools.partial(adam, threads=fastadam.config()["threads"])),
-        "fastadam shared team": Shared,
-        "no optimizer": swapped(lambda params, **options: Idle()),
+        "scikit-learn's Adam": (example.MLPClassifier, plain),
+        "fastadam default": (example.FastMLPClassifier, plain),
+        "fastadam 1 thread": (swapped(functools.partial(adam, threads=1)), plain),
+        "fastadam all threads": (swapped(functools.partial(adam, threads=fastadam.config()["threads"])), plain),
+        "fastadam shared team": (example.FastMLPClassifier, shared_team),
+        "no optimizer": (swapped(lambda params, **options: Idle()), plain),
     }
-
-
-def fit(kind, hidden, batch, epochs, x, y, losses):
-    model = kind(hidden, batch_size=batch, max_iter=epochs, n_iter_no_change=10**6, random_state=0)
-    start = time.perf_counter()
-    model.fit(x, y)
-    seconds = time.perf_counter() - start
-    losses[kind] = model.loss_
-    return seconds
 
 
 def run_case(hidden, batch, epochs, rounds):
@@ -76,13 +72,22 @@ def run_case(hidden, batch, epochs, rounds):
 
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
-    kinds, losses = contenders(), {}
-    turns = {name: functools.partial(fit, kind, hidden, batch, epochs, x, y, losses) for name, kind in kinds.items()}
-    seconds = take_turns(turns, rounds)
-    own = losses[kinds["scikit-learn's Adam"]]
-    for name, kind in kinds.items():
-        agrees = abs(losses[kind] - own) < 0.05 * own
-        assert agrees == (name != "no optimizer"), f"{name}: loss {losses[kind]}, scikit-learn's {own}"
+    losses = {}
+
+    def fit(name, kind, around):
+        model = kind(hidden, batch_size=batch, max_iter=epochs, n_iter_no_change=10**6, random_state=0)
+        with around():
+            start = time.perf_counter()
+            model.fit(x, y)
+            seconds = time.perf_counter() - start
+        losses[name] = model.loss_
+        return seconds
+
+    seconds = take_turns({name: functools.partial(fit, name, *what) for name, what in contenders().items()}, rounds)
+    own = losses["scikit-learn's Adam"]
+    for name, loss in losses.items():
+        agrees = abs(loss - own) < 0.05 * own
+        assert agrees == (name != "no optimizer"), f"{name}: loss {loss}, scikit-learn's {own}"
     return {"hidden": "x".join(map(str, hidden)), "batch": batch, "epochs": epochs, "seconds": seconds}
 
 
@@ -98,7 +103,9 @@ def show(result):
 def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m bench sklearn_fit", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the smallest case, few rounds: a smoke test")
-    parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
+    parser.add_argument(
+        "--save", nargs="?", const="sklearn_fit", metavar="NAME", help="keep the results in bench/results/"
+    )
     chosen = parser.parse_args(arguments)
     if importlib.util.find_spec("sklearn") is None:
         raise SystemExit("scikit-learn is not installed: python -m pip install scikit-learn")
@@ -110,4 +117,4 @@ def main(arguments):
         results.append(run_case(hidden, batch, 2 if chosen.quick else epochs, 2 if chosen.quick else 7))
         show(results[-1])
     if chosen.save:
-        save("sklearn_fit", results)
+        save(chosen.save, results)
