@@ -2,9 +2,10 @@
 
 A hand-written float32 MLP, 64-h-h-10, whose forward and backward pass are BLAS calls: what matters is not the step's
 own time but the whole iteration, because threads that wait can slow the BLAS calls that follow. Contenders take turns,
-in a new process each time: where the system happens to place a process's memory alone makes iterations a third slower
-or faster. In the end all must have trained, and fastadam's variants have the same loss to the last bit. optax and
-autograd are not here: one keeps its parameters in its own arrays, the other owns the loop.
+in a new process each time, one model after the other: a shared machine can be half as fast for some minutes, so only
+what was measured within seconds can be compared. In the end all must have trained, and fastadam's variants have the
+same loss to the last bit. optax and autograd are not here: one keeps its parameters in its own arrays, the other owns
+the loop.
 """
 
 import argparse
@@ -18,9 +19,9 @@ from .harness import announce, save
 from .runner import VARIANTS, train
 from .workers import in_new_process
 
-CASES = [(256, 32, 400), (1024, 32, 80), (2048, 64, 24), (4096, 64, 8)]  # width, batch, iterations
-QUICK = [(256, 32, 50)]
-ROUNDS, QUICK_ROUNDS = 7, 2
+# width, batch, iterations, rounds
+CASES = [(256, 32, 400, 21), (1024, 32, 80, 15), (2048, 64, 24, 7), (4096, 64, 8, 7)]
+QUICK = [(256, 32, 50, 2)]
 FEW = 3  # rounds, the first ones, that other libraries take part in: they take most of the time
 
 
@@ -32,32 +33,27 @@ def agree(losses):
     assert max(trained, default=0) < 0.5 * losses.get("no optimizer", np.inf), f"one does not train: {losses}"
 
 
-def measure(names, cases, rounds):
-    """A result for each case: seconds of forward and backward, and of the step, in each round."""
+def measure(names, width, batch, iterations, rounds):
+    """Seconds of forward and backward, and of the step, in each round."""
     threads = fastadam.config()["threads"]
-    results = [{"width": w, "batch": b, "seconds": {}, "alone": {}, "touched": {}, "absent": {}} for w, b, _ in cases]
-    losses = [{} for _ in cases]
+    result = {"width": width, "batch": batch, "seconds": {}, "alone": {}, "touched": {}, "absent": {}}
+    losses = {}
     for number in range(rounds):
-        for name in names:
+        for name in names if number % 2 == 0 else reversed(names):
             if number >= FEW and not name.startswith(("fastadam", "no optimizer")):
                 continue
             try:
-                rows = in_new_process(train, name, cases, threads, environment=VARIANTS[name][1])
+                forward_backward, step, alone, touched, losses[name] = in_new_process(
+                    train, name, width, batch, iterations, threads, environment=VARIANTS[name][1]
+                )
             except ImportError as error:
-                for result in results:
-                    result["absent"][name] = str(error)
+                result["absent"][name] = str(error)
                 continue
-            for result, of_case, row in zip(results, losses, rows, strict=True):
-                forward_backward, step, alone, touched, loss = row
-                result["seconds"].setdefault(name, []).append((forward_backward, step))
-                result["alone"].setdefault(name, []).append(alone)
-                result["touched"].setdefault(name, []).append(touched)
-                of_case[name] = loss
-        print(".", end="", flush=True)
-    print()
-    for of_case in losses:
-        agree(of_case)
-    return results
+            result["seconds"].setdefault(name, []).append((forward_backward, step))
+            result["alone"].setdefault(name, []).append(alone)
+            result["touched"].setdefault(name, []).append(touched)
+    agree(losses)
+    return result
 
 
 def show(result):
@@ -83,11 +79,12 @@ def main(arguments):
     chosen = parser.parse_args(arguments)
     names = chosen.contenders.split(",")
     announce()
-    results = measure(names, QUICK if chosen.quick else CASES, QUICK_ROUNDS if chosen.quick else ROUNDS)
     print("Milliseconds an iteration: medians of rounds (smallest to largest).\n")
     columns = ["width, batch", "optimizer", "forward + backward", "step", "step back to back", "step touched", "total"]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for result in results:
-        show(result)
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+    results = []
+    for case in QUICK if chosen.quick else CASES:
+        results.append(measure(names, *case))
+        show(results[-1])
     if chosen.save:
         save(chosen.save, results)

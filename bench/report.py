@@ -205,7 +205,8 @@ into the caches, and pushes other arrays out), and the whole iteration against o
 the whole: threads that wait for work slow the BLAS calls of the forward and backward pass. "OpenMP threads" never takes
 OpenBLAS's, "spinning" is with workers that wait as OpenMP's do if nobody says otherwise, and "shared team" is after
 `fastadam.share_threads_with_blas()`, which the default finds out by itself.
-Every round of every contender is a new process; other libraries take part in the first three of seven.
+Every round of every contender is a new process; other libraries take part in three rounds, our variants in 7 to 21.
+Ratios are medians of the rounds' ratios, because the machine is faster and slower for minutes at a time.
 
 ![Where an iteration's time goes](benchmarks-loop.svg)"""
 
@@ -273,7 +274,9 @@ SKLEARN_INTRO = """## scikit-learn's MLPClassifier, its Adam swapped
 `examples/sklearn_mlp.py` shows how. Seconds of a whole `fit()`, how many times faster than with scikit-learn's own
 Adam, and the share of the speed-up that an optimizer which does nothing would give (the ceiling is 1)."""
 
-NEWER_SKLEARN_INTRO = """## scikit-learn's MLPClassifier, newer NumPy"""
+NEWER_SKLEARN_INTRO = """## scikit-learn's MLPClassifier, newer NumPy
+
+With the wheels from 2.5 on, as above. Under "shared team" scikit-learn's products, too, run on fastadam's threads."""
 
 
 def sklearn_page(results, intro=SKLEARN_INTRO):
@@ -369,8 +372,9 @@ def main(arguments):
         if content is None:
             continue
         versions = ", ".join(f"{package} {version}" for package, version in content["about"]["versions"].items())
-        command, _, _ = name.partition("-")
-        about = f"`python -m bench {command}`, {content['about']['date']}: {content['about']['machine']}. {versions}."
+        command, _, numpy = name.partition("-")
+        run = f"`python -m bench {command}{f' --save {name}' if numpy else ''}`"
+        about = f"{run}, {content['about']['date']}: {content['about']['machine']}. {versions}."
         text.append(f"{PAGES[name](content['results'])}\n*{about}*\n")
     PAGE.write_text("\n".join(text))
     draw_all({name: content["results"] for name, content in found.items() if content}, PAGE.parent)

@@ -180,17 +180,12 @@ class Training:
 WARM_UP = 30  # steps: fastadam has tried numbers of threads by then
 
 
-def train(name, cases, threads):
-    """[(forward and backward, step, step alone, step touched, loss)] of each case (width, batch, iterations); a third
-    of as many, or WARM_UP, come before."""
-    rows = []
-    for width, batch, count in cases:
-        training = Training(name, width, batch, threads)
-        training.iterate(max(count // 3, WARM_UP))
-        times = training.iterate(count)
-        loss = training.loss
-        training.step_alone(count // 3)
-        alone = training.step_alone(count)
-        rows.append((*times, alone, training.step_touched(count), loss))
-        del training
-    return rows
+def train(name, width, batch, iterations, threads):
+    """(forward and backward, step, step alone, step touched, loss); a third of as many, or WARM_UP, come before."""
+    training = Training(name, width, batch, threads)
+    training.iterate(max(iterations // 3, WARM_UP))
+    times = training.iterate(iterations)
+    loss = training.loss
+    training.step_alone(iterations // 3)
+    alone = training.step_alone(iterations)
+    return *times, alone, training.step_touched(iterations), loss

@@ -39,14 +39,6 @@ class Idle:
         pass
 
 
-@contextlib.contextmanager
-def shared_team():
-    """As a program that shares from its start has it."""
-    with fastadam.share_threads_with_blas():
-        time.sleep(0.15)  # until OpenBLAS's own threads, if they are not the team, no longer look for work
-        yield
-
-
 def contenders():
     """{name: (class of MLPClassifier, what surrounds its fit)}"""
     example = load_example()
@@ -62,7 +54,7 @@ def contenders():
         "fastadam default": (example.FastMLPClassifier, plain),
         "fastadam 1 thread": (swapped(functools.partial(adam, threads=1)), plain),
         "fastadam all threads": (swapped(functools.partial(adam, threads=fastadam.config()["threads"])), plain),
-        "fastadam shared team": (example.FastMLPClassifier, shared_team),
+        "fastadam shared team": (example.FastMLPClassifier, fastadam.share_threads_with_blas),
         "no optimizer": (swapped(lambda params, **options: Idle()), plain),
     }
 

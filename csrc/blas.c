@@ -19,7 +19,7 @@
 static fa_lender lender;
 static int only_ordered;
 
-static int ordered; /* by so many users, without a look at any clock */
+static int ordered; /* without a look at any clock */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the rest */
 static fa_awake state;
@@ -105,19 +105,24 @@ void fa_borrow_from(fa_lender from, int if_ordered)
     fa_end_alone();
 }
 
-void fa_order_from_blas(int change)
+void fa_order_from_blas(int yes)
 {
-    __atomic_fetch_add(&ordered, change, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&ordered, yes, __ATOMIC_SEQ_CST);
+}
+
+static int is_ordered(void)
+{
+    return __atomic_load_n(&ordered, __ATOMIC_SEQ_CST);
 }
 
 static int should_borrow(double now)
 {
-    int is_ordered = __atomic_load_n(&ordered, __ATOMIC_SEQ_CST) > 0, should = is_ordered;
+    int order = is_ordered(), should = order;
     pthread_mutex_lock(&lock);
-    if (was_ordered && !is_ordered)
+    if (was_ordered && !order)
         fa_awake_rest(&state, now); /* it may be ordered steps that keep them awake */
-    was_ordered = is_ordered;
-    if (!is_ordered && !only_ordered)
+    was_ordered = order;
+    if (!order && !only_ordered)
         should = are_awake(now);
     pthread_mutex_unlock(&lock);
     return should;
@@ -131,7 +136,8 @@ static int most_lent(void)
 
 int fa_blas_team(int team, int exactly, double now)
 {
-    int most = lender.run ? most_lent() : fa_shares_with_blas() ? FA_MOST_WORKERS : 0;
+    /* Ours may be in a product of another Python thread, for which a step should not wait. */
+    int most = lender.run ? most_lent() : is_ordered() && fa_team_is_free() ? FA_MOST_WORKERS : 0;
     if (most < 2 || (exactly && team > most) || !should_borrow(now))
         return 0;
     return team < most ? team : most;

@@ -1,9 +1,11 @@
-/* OpenBLAS on the team that steps take, so that there is one team and nothing waits against anything.
+/* OpenBLAS's jobs on the team that steps take, so that there is one team and nothing waits against anything.
  *
  * OpenBLAS lets a program supply its threads: it then hands over the jobs of a call, which wait for each other and so
  * must all run at the same time. It keeps one set of work buffers for them, so only one call may run its jobs at once:
  * Python threads that multiply matrices take turns. */
+#define _GNU_SOURCE
 #include <pthread.h>
+#include <unistd.h>
 #include "fastadam.h"
 
 typedef struct {
@@ -14,7 +16,10 @@ typedef struct {
 } jobs;
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER; /* free in a forked child: held between begin and end only */
-static int sharing; /* OpenBLAS libraries; changes while nothing runs */
+
+/* A job marks the worker of its number as busy, for one of OpenBLAS's own, too, which goes on looking for work if that is
+ * what it sees when its time is over. So none may run until they sleep, or they never do. */
+enum { ASLEEP_AFTER = 150000 }; /* us; they look for 2^28 ticks of a clock of 2 GHz and more */
 
 static void run_job(int number, int count, void *data)
 {
@@ -40,11 +45,7 @@ void fa_share_with_blas(fa_blas_setter set, int share)
 {
     fa_begin_alone();
     set(share ? run_jobs : 0);
-    sharing += share ? 1 : -1;
+    if (share)
+        usleep(ASLEEP_AFTER);
     fa_end_alone();
-}
-
-int fa_shares_with_blas(void)
-{
-    return sharing > 0;
 }

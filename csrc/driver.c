@@ -2,8 +2,8 @@
  *
  * All tasks of a step are laid end to end and measured in cache lines of parameters, so a float64 element counts
  * twice a float32 one. Each thread takes one contiguous share of equal length: a thousand small arrays cost one
- * parallel region, and one large array is cut evenly. The threads are OpenBLAS's while it lends them (blas.c), else
- * OpenMP's. */
+ * parallel region, and one large array is cut evenly. The threads are those that
+ * OpenBLAS computes on, while that can be (blas.c), else OpenMP's. */
 #include "fastadam.h"
 
 #ifdef _OPENMP

@@ -6,7 +6,8 @@
  *     nothing that is written;
  *   - kernel and factors belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
- * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and OpenBLAS.
+ * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and OpenBLAS,
+ * and threads. (Where the system has no more threads to give, OpenMP's runtimes and ours end the process.)
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -189,7 +190,7 @@ typedef void (*fa_job)(int part, int parts, void *data);
 
 /* The library must have been loaded before us (forks.c). Zeros: nobody lends any more. */
 void fa_borrow_from(fa_lender lender, int only_if_ordered);
-void fa_order_from_blas(int change);                /* one more user, or one less, who wants no other team */
+void fa_order_from_blas(int yes);                   /* steps take no other team, ours if nobody lends */
 /* How many threads of OpenBLAS's team should a step of so many, or exactly so many, take that begins now? 0: none. */
 int fa_blas_team(int team, int exactly, double now);
 void fa_run_on_blas(fa_job job, void *data, int team); /* all parts at the same time */
@@ -200,13 +201,14 @@ typedef void (*fa_blas_job)(int number, void *data, int extra);
 typedef void (*fa_blas_callback)(int sync, fa_blas_job job, int count, size_t size, void *data, int extra);
 typedef void (*fa_blas_setter)(fa_blas_callback callback);
 
-/* Let the OpenBLAS that this function belongs to run its jobs on the team of steps, or on its own threads again. */
+/* Let the OpenBLAS that this function belongs to run its jobs on the team of steps, or on its own threads again. Waits
+ * until its own threads sleep. */
 void fa_share_with_blas(fa_blas_setter set, int share);
-int fa_shares_with_blas(void);
 
 /* Our own team. */
 enum { FA_MOST_WORKERS = 1024 };
 void fa_team_run(fa_job job, void *data, int parts);
+int fa_team_is_free(void);                          /* nobody is in fa_team_run */
 void fa_team_forget(void);                          /* in a forked child */
 
 /* Whether they are awake without us; zeros at the start. */

@@ -15,6 +15,10 @@
 #include <unistd.h>
 #include "fastadam.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 static const double LOOK_FOR = 0.02; /* seconds */
 enum { LOOKS_A_CLOCK = 64 };
 
@@ -54,7 +58,7 @@ static const call *sleep_until_called(worker *me)
     __atomic_store_n(&me->sleeps, 1, __ATOMIC_SEQ_CST);
     while (!(found = given_to(me)))
         pthread_cond_wait(&me->wake, &sleeping);
-    me->sleeps = 0;
+    __atomic_store_n(&me->sleeps, 0, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&sleeping);
     return found;
 }
@@ -95,9 +99,38 @@ static void give(worker *w, const call *c)
 /* What OpenMP's runtimes do, too: a BLAS call has no other way. */
 static void give_up(void)
 {
-    fputs("fastadam: the system has no more threads to give, and a BLAS call or a step needs them\n", stderr);
+    fputs("fastadam: a BLAS call needs more threads than the system, or fastadam, has to give\n", stderr);
     abort();
 }
+
+#if defined(_OPENMP) && defined(__GLIBC__)
+
+/* OMP_PROC_BIND binds the thread that loads the runtime to one place, and what a thread starts, inherits that. */
+static void unbind(pthread_attr_t *attributes)
+{
+    int ids[CPU_SETSIZE], places = omp_get_proc_bind() == omp_proc_bind_false ? 0 : omp_get_num_places();
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    for (int place = 0; place < places; place++) {
+        int count = omp_get_place_num_procs(place);
+        if (count > CPU_SETSIZE)
+            return;
+        omp_get_place_proc_ids(place, ids);
+        for (int i = 0; i < count; i++)
+            CPU_SET(ids[i], &cpus);
+    }
+    if (CPU_COUNT(&cpus) > 0)
+        pthread_attr_setaffinity_np(attributes, sizeof cpus, &cpus);
+}
+
+#else
+
+static void unbind(pthread_attr_t *attributes)
+{
+    (void)attributes;
+}
+
+#endif
 
 static void start(int wanted)
 {
@@ -108,6 +141,7 @@ static void start(int wanted)
         give_up();
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    unbind(&detached);
     for (; started < wanted; started++) {
         pthread_t thread;
         worker *w = &workers[started];
@@ -135,6 +169,14 @@ void fa_team_run(fa_job run, void *data, int parts)
         while (given_to(&workers[i]))
             sched_yield();
     pthread_mutex_unlock(&turn);
+}
+
+int fa_team_is_free(void)
+{
+    int free = pthread_mutex_trylock(&turn) == 0;
+    if (free)
+        pthread_mutex_unlock(&turn);
+    return free;
 }
 
 /* A forked child has none of the threads; it starts others when it needs them. */

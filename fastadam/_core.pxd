@@ -87,7 +87,7 @@ cdef extern from "fastadam.h" nogil:
         void *count
 
     void fa_borrow_from(fa_lender lender, int only_if_ordered)
-    void fa_order_from_blas(int change)
+    void fa_order_from_blas(int yes)
 
     ctypedef void *fa_blas_setter   # as above
     void fa_share_with_blas(fa_blas_setter set, int share)

@@ -176,9 +176,9 @@ def stop_borrowing():
     borrow_from(0, 0)
 
 
-def order_from_blas(int change):
-    """One more, or one less, has ordered that steps run on the team that OpenBLAS computes on."""
-    fa_order_from_blas(change)
+def order_from_blas(bint yes):
+    """Steps run on the team that OpenBLAS computes on, without a look at any clock; or no longer."""
+    fa_order_from_blas(yes)
 
 
 def share_with_blas(size_t setter, bint share):

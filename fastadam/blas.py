@@ -13,7 +13,7 @@ from fastadam import _core
 
 PREFIXES, SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of names in OpenBLAS's builds
 lock = threading.Lock()  # made anew in forked children, where nobody may be left to release it
-users: dict[str, int] = {}  # file of an OpenBLAS that is shared -> how many SharedThreads have asked for it
+users: dict[str, set["SharedThreads"]] = {}  # file of an OpenBLAS that is shared -> who has asked for it
 lender = ""  # the file of the OpenBLAS whose threads steps may take
 
 
@@ -29,7 +29,7 @@ class SharedThreads:
     """What `share_threads_with_blas` did. A context manager; leaving it, or `undo`, takes the order back.
 
     ``libraries`` has a dict for each BLAS in the process: library (str, its file), kind (str, "openblas" for one),
-    version (str or None), shared (bool), threads (str, whose the common team is: "OpenBLAS" or "fastadam"; empty if
+    version (str or None), shared (bool), threads (str, whose the common team is: "OpenBLAS", or "fastadam"; empty if
     not shared) and why (str, empty if shared).
     """
 
@@ -49,19 +49,25 @@ class SharedThreads:
                     "version": blas.version,
                     "shared": shared,
                     "threads": shared_team() if shared else "",
-                    "why": "" if shared else offer.why or "it was loaded after fastadam, too late to lend its threads",
+                    "why": "" if shared else offer.why or too_late(),
                 }
             )
-        with lock:
-            self._share()  # a call, as in optimizer.py
+        try:
+            with lock:
+                self._share()  # a call, as in optimizer.py
+        except BaseException:  # Ctrl-C
+            self.undo()
+            raise
+
+    # Both can be interrupted anywhere, and called again.
 
     def _share(self) -> None:
         for library, setter in self._shared.items():
-            users[library] = users.get(library, 0) + 1
-            if setter and users[library] == 1:
+            mine = users.setdefault(library, set())
+            mine.add(self)
+            if setter and len(mine) == 1:
                 _core.share_with_blas(setter, True)
-        if self._shared:
-            _core.order_from_blas(1)
+        _core.order_from_blas(bool(users))
 
     def undo(self) -> None:
         """Let steps choose again, if nobody else has asked for sharing. A second call does nothing."""
@@ -70,14 +76,13 @@ class SharedThreads:
 
     def _undo(self) -> None:
         for library, setter in self._shared.items():
-            users[library] -= 1
-            if not users[library]:
-                del users[library]
-                if setter:
-                    _core.share_with_blas(setter, False)
-        if self._shared:
-            _core.order_from_blas(-1)
-        self._shared = {}
+            others = users.get(library, set())
+            others.discard(self)
+            if setter and not others:
+                _core.share_with_blas(setter, False)
+            if not others:
+                users.pop(library, None)
+        _core.order_from_blas(bool(users))
 
     def __enter__(self) -> "SharedThreads":
         return self
@@ -97,6 +102,15 @@ class SharedThreads:
 def shared_team() -> str:
     """Whose threads serve BLAS and steps, if the same ones do."""
     return "OpenBLAS" if lender else "fastadam"
+
+
+def too_late() -> str:
+    """Why an OpenBLAS that could lend its threads, and can do nothing else, does not."""
+    return (
+        f"steps take the threads of {lender}"
+        if lender
+        else "it was loaded after fastadam, too late to lend its threads"
+    )
 
 
 def renew_lock() -> None:
@@ -179,13 +193,14 @@ def share_threads_with_blas() -> SharedThreads:
     that take other threads compete with them for the cores. Where NumPy's OpenBLAS lends its threads (NumPy's wheels up
     to 2.4), steps take them, always and without a look; by default they do so only while products keep them awake.
     Where it does not (newer wheels), products run on threads of fastadam's, through OpenBLAS's threads callback, and
-    steps take those. So does every other OpenBLAS in the process (SciPy's wheels bring one); libraries that are loaded
-    later need another call. Results do not change.
+    steps take those. Every other OpenBLAS in the process (SciPy's wheels bring one) computes on the same team through
+    its callback; libraries that are loaded later need another call. Results do not change.
 
     It does harm where NumPy's products are not what the program computes with: the threads go on looking for work after
-    a step, too. And where a callback is set, Python threads that call the same OpenBLAS take turns. Set it, and leave
-    it, while none is inside, and do not factorise (``np.linalg.solve``, ``inv``, ``det``) in one while another
-    multiplies: OpenBLAS's LU goes past the callback in part, and can hang.
+    a step, too. Where a callback is set, Python threads that call any such OpenBLAS take turns, and setting it waits
+    0.15 s, until OpenBLAS's own threads sleep. Set it, and leave it, while no thread is inside BLAS, and do not
+    factorise (``np.linalg.solve``, ``inv``, ``det``) in one Python thread while another multiplies: OpenBLAS's LU goes
+    past the callback in part, and can hang.
 
     Returns
     -------

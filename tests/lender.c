@@ -101,7 +101,7 @@ int main(void)
     steps_lent();
     __atomic_store_n(&done, 1, __ATOMIC_SEQ_CST);
     pthread_join(other, 0);
-    fa_order_from_blas(-1);
+    fa_order_from_blas(0);
     int chosen = steps_lent();
     fa_borrow_from((fa_lender){lend, count_them}, 1);
     int forbidden = steps_lent();

@@ -2,6 +2,7 @@
  * job must run once, at the same time as the others of its call, no two calls at once, and every element must be updated
  * once a step (tests/test_threads.py, .ci/sanitize). Prints the number of calls. */
 #define _GNU_SOURCE
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -20,7 +21,12 @@
 enum { CALLERS = 3, CALLS = 150, MOST = 6, LENT = 3, N = 1 << 15, ASLEEP = 40000 /* us, after which the team sleeps */ };
 
 static fa_blas_callback callback; /* the imagined library's */
-static int calls_at_once;
+static int calls_at_once, long_jobs, done;
+
+static int is_set(int *flag)
+{
+    return __atomic_load_n(flag, __ATOMIC_SEQ_CST);
+}
 
 static void set_callback(fa_blas_callback to)
 {
@@ -60,13 +66,15 @@ static void meet(int number, void *data, int extra)
     __atomic_add_fetch(j->arrived, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(j->arrived, __ATOMIC_SEQ_CST) < j->count)
         sched_yield(); /* for ever, unless all run */
+    if (is_set(&long_jobs))
+        usleep(1000);
     if (number == 0)
         __atomic_sub_fetch(&calls_at_once, 1, __ATOMIC_SEQ_CST);
 }
 
 static void *multiply(void *calls)
 {
-    for (int i = 0; i < *(int *)calls; i++) {
+    for (int i = 0; i < *(int *)calls && !is_set(&done); i++) {
         int arrived = 0, count = 1 + i % MOST;
         job jobs[MOST];
         for (int k = 0; k < MOST; k++)
@@ -77,7 +85,7 @@ static void *multiply(void *calls)
                 printf("job %d of %d ran %d times\n", k, count, jobs[k].ran);
                 exit(4);
             }
-        if (i % 50 == 49)
+        if (i % 50 == 49 && !is_set(&long_jobs))
             usleep(ASLEEP);
     }
     return 0;
@@ -95,20 +103,21 @@ static const fa_kernel kernel = {add_one, 16, 0, 0, 0};
 static void *take_steps(void *calls)
 {
     fa_task task;
+    int taken = 0;
     unsigned short *x = calloc(N, sizeof *x);
     memset(&task, 0, sizeof task);
     task.kernel = &kernel;
     task.array[FA_PARAM] = x;
     task.n = N;
-    for (int i = 0; i < *(int *)calls; i++) {
+    for (; taken < *(int *)calls && !is_set(&done); taken++) {
         fa_begin_writing();
-        int threads = 1 + i % MOST, used = fa_run(&task, 1, threads, MOST, 0);
+        int threads = 1 + taken % MOST, used = fa_run(&task, 1, threads, MOST, 0);
         fa_end_writing();
         if (used != (fa_has_openmp() ? threads : 1))
             exit(5);
     }
     for (int i = 0; i < N; i++)
-        if (x[i] != *(int *)calls)
+        if (x[i] != taken % (1 << 16))
             exit(6);
     free(x);
     return 0;
@@ -130,6 +139,8 @@ int main(void)
     fa_order_from_blas(1);
     fa_share_with_blas(set_callback, 1);
     run(CALLS);
+    int six = MOST;
+    take_steps(&six); /* alone, the last with several threads */
     if (fa_has_openmp() && !fa_ran_on_blas())
         return 7;
     fa_borrow_from((fa_lender){lend, count_them}, 0); /* calls with more jobs than it has threads run on ours */
@@ -138,20 +149,23 @@ int main(void)
     int forks = 0;
 #ifndef NO_FORKS
     pthread_t others[2];
-    int calls = CALLS;
+    int calls = INT_MAX;
+    long_jobs = 1; /* so that most forks come while one runs */
     if (pthread_create(&others[0], 0, multiply, &calls) || pthread_create(&others[1], 0, take_steps, &calls))
         return 2;
     for (; forks < 20; forks++) {
         pid_t child = fork();
         if (child == 0) {
+            long_jobs = 0;
             run(10);
             _exit(0);
         }
         int status;
         if (waitpid(child, &status, 0) != child || status != 0)
             return 8;
-        usleep(forks * 1000);
+        usleep(forks * 100);
     }
+    __atomic_store_n(&done, 1, __ATOMIC_SEQ_CST);
     pthread_join(others[0], 0);
     pthread_join(others[1], 0);
 #endif

@@ -173,6 +173,80 @@ for _ in range(100):
     )
 
 
+@pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build has nothing to share")
+def test_an_interrupted_order_leaves_nothing_behind(monkeypatch):
+    """Ctrl-C while it waits for a product, at the second of two libraries; and while it is undone."""
+    calls, state = [], {"interrupt": 2}
+
+    def share_with_blas(setter, share):
+        calls.append((setter, share))
+        if len(calls) == state["interrupt"]:
+            raise KeyboardInterrupt
+
+    libraries = [Library("openblas"), Library("openblas", path="/other")]
+    monkeypatch.setattr(blas, "lender", "")
+    monkeypatch.setattr(blas, "blas_libraries", lambda: libraries)
+    monkeypatch.setattr(blas, "offer_of", lambda library: blas.Offer(takes=1 + libraries.index(library)))
+    monkeypatch.setattr(blas._core, "share_with_blas", share_with_blas)
+    with pytest.raises(KeyboardInterrupt):
+        blas.SharedThreads()
+    assert calls == [(1, True), (2, True), (1, False), (2, False)] and blas.users == {}
+
+    calls.clear()
+    state["interrupt"] = 3
+    first = blas.SharedThreads()
+    with pytest.raises(KeyboardInterrupt):
+        first.undo()
+    second = blas.SharedThreads()
+    first.undo()
+    assert list(blas.users.values()) == [{second}, {second}]
+    second.undo()
+    assert blas.users == {} and calls[-2:] == [(1, False), (2, False)]
+
+
+@can_share
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the affinity of threads")
+def test_our_team_is_not_bound_to_one_core_with_the_thread_that_starts_it():
+    """libgomp binds the thread that loads it."""
+    run_python(
+        f"""
+import os
+everywhere, before = os.sched_getaffinity(0), set(os.listdir("/proc/self/task"))
+{start("fastadam")}
+assert os.sched_getaffinity(0) < everywhere, "it is not bound, so this tests nothing"
+others = set(os.listdir("/proc/self/task"))
+fastadam.share_threads_with_blas()
+check()
+ours = set(os.listdir("/proc/self/task")) - others
+assert ours and all(os.sched_getaffinity(int(thread)) == everywhere for thread in ours)
+""",
+        OMP_PROC_BIND="true",
+    )
+
+
+@can_share
+def test_a_step_does_not_wait_for_the_product_of_another_thread():
+    """Its team is taken: it takes OpenMP's."""
+    run_python(f"""{start("fastadam")}
+fastadam.share_threads_with_blas()
+big, p = np.ones((2000, 2000)), np.ones(1 << 20, np.float32)
+opt, seen = fastadam.Adam(p, threads=2), set()
+done = threading.Event()
+def multiply():
+    while not done.is_set():
+        big @ big
+other = threading.Thread(target=multiply)
+other.start()
+while seen != {{"OpenMP"}}:
+    opt.step(p.copy())
+    seen = {{fastadam.config()["steps_on"]}}
+done.set()
+other.join()
+opt.step(p.copy())
+assert fastadam.config()["steps_on"] == "fastadam"
+""")
+
+
 @each_team
 def test_several_users_share_until_the_last_one_leaves(team):
     run_python(f"""{start(team)}
@@ -313,6 +387,7 @@ def test_a_limit_of_openmps_leaves_products_whole():
 
 
 @can_share
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_scipys_own_openblas_computes_on_the_same_team():
     """Which is NumPy's OpenBLAS's, if that lends its threads."""
     pytest.importorskip("scipy.linalg")
@@ -483,10 +558,15 @@ for expected in "OpenMP", "OpenBLAS", "OpenMP":
 @pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build has another reason")
 @pytest.mark.parametrize(
     ("offer", "shared", "why"),
-    [(blas.Offer(lends=(1, 1)), False, "it was loaded after fastadam"), (blas.Offer(takes=1), True, "")],
+    [
+        (blas.Offer(lends=(1, 1)), False, "it was loaded after fastadam"),
+        (blas.Offer(lends=(1, 1)), False, "steps take the threads of /lib/other.so"),
+        (blas.Offer(takes=1), True, ""),
+    ],
 )
-def test_an_openblas_that_cannot_lend_any_more_takes_threads_if_it_can(monkeypatch, offer, shared, why):
+def test_an_openblas_that_is_not_the_lender_takes_threads_if_it_can(monkeypatch, offer, shared, why):
     calls = []
+    monkeypatch.setattr(blas, "lender", "/lib/other.so" if "other" in why else "")
     monkeypatch.setattr(blas, "blas_libraries", lambda: [Library("openblas")])
     monkeypatch.setattr(blas, "offer_of", lambda library: offer)
     monkeypatch.setattr(blas._core, "share_with_blas", lambda setter, share: calls.append((setter, share)))
