@@ -386,26 +386,6 @@ def test_a_limit_of_openmps_leaves_products_whole():
     run_python(f"{start('fastadam')}\nfastadam.share_threads_with_blas()\ncheck(20)", OMP_THREAD_LIMIT="1")
 
 
-@can_share
-@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_scipys_own_openblas_computes_on_the_same_team():
-    """Which is NumPy's OpenBLAS's, if that lends its threads."""
-    pytest.importorskip("scipy.linalg")
-    run_python(f"""{START}
-import scipy.linalg
-lender = fastadam.blas.lender
-with fastadam.share_threads_with_blas() as sharing:
-    assert all(entry["shared"] for entry in sharing.libraries), sharing
-    before = threads()
-    for _ in range(20):
-        check()
-        assert np.allclose(scipy.linalg.blas.dgemm(1.0, a, a), product)
-        assert np.allclose(a @ scipy.linalg.solve(a, a), a)
-    assert bool(lender) == (threads() == before)
-assert np.allclose(scipy.linalg.blas.dgemm(1.0, a, a), product)
-""")
-
-
 @each_team
 def test_a_program_ends_while_another_thread_steps(team):
     """OpenBLAS ends its threads at exit, and would wait for ever for one that has our work."""
