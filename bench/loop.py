@@ -20,7 +20,7 @@ from .runner import VARIANTS, train
 from .workers import in_new_process
 
 # width, batch, iterations, rounds
-CASES = [(256, 32, 400, 21), (1024, 32, 80, 15), (2048, 64, 24, 7), (4096, 64, 8, 7)]
+CASES = [(256, 32, 400, 15), (1024, 32, 80, 11), (2048, 64, 24, 7), (4096, 64, 8, 5)]
 QUICK = [(256, 32, 50, 2)]
 FEW = 3  # rounds, the first ones, that other libraries take part in: they take most of the time
 
