@@ -205,7 +205,7 @@ into the caches, and pushes other arrays out), and the whole iteration against o
 the whole: threads that wait for work slow the BLAS calls of the forward and backward pass. "OpenMP threads" never takes
 OpenBLAS's, "spinning" is with workers that wait as OpenMP's do if nobody says otherwise, and "shared team" is after
 `fastadam.share_threads_with_blas()`, which the default finds out by itself.
-Every round of every contender is a new process; other libraries take part in three rounds, our variants in 5 to 15.
+Every round of every contender is a new process; other libraries take part in three rounds, our variants in more.
 Ratios are medians of the rounds' ratios, because the machine is faster and slower for minutes at a time.
 
 ![Where an iteration's time goes](benchmarks-loop.svg)"""
