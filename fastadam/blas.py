@@ -76,12 +76,14 @@ class SharedThreads:
 
     def _undo(self) -> None:
         for library, setter in self._shared.items():
-            others = users.get(library, set())
+            if library not in users:
+                continue
+            others = users[library]
             others.discard(self)
             if setter and not others:
                 _core.share_with_blas(setter, False)
             if not others:
-                users.pop(library, None)
+                del users[library]
         _core.order_from_blas(bool(users))
 
     def __enter__(self) -> "SharedThreads":
@@ -200,7 +202,7 @@ def share_threads_with_blas() -> SharedThreads:
     a step, too. Where a callback is set, Python threads that call any such OpenBLAS take turns, and setting it waits
     0.15 s, until OpenBLAS's own threads sleep. Set it, and leave it, while no thread is inside BLAS, and do not
     factorise (``np.linalg.solve``, ``inv``, ``det``) in one Python thread while another multiplies: OpenBLAS's LU goes
-    past the callback in part, and can hang.
+    past the callback in part, and hangs.
 
     Returns
     -------

@@ -202,6 +202,9 @@ def test_an_interrupted_order_leaves_nothing_behind(monkeypatch):
     assert list(blas.users.values()) == [{second}, {second}]
     second.undo()
     assert blas.users == {} and calls[-2:] == [(1, False), (2, False)]
+    count = len(calls)
+    second.undo()
+    assert len(calls) == count  # a callback that somebody else has set since stays
 
 
 @can_share
