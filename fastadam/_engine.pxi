@@ -801,12 +801,14 @@ cdef class Engine:
         cdef Group *group = &self.groups[i]
         cdef dict values = self.group_values(groups, i)
         cdef fa_rule rule
+        cdef str name = None    # of the value that is being read
         memset(&group.options, 0, sizeof(fa_options))
         try:
             for k in range(len(self.names)):
                 name = <str>self.names[k]
                 read_value(values[name], name, self.fields[k].kind, count,
                            <char *>&group.options + self.fields[k].offset)
+            name = None
             rule = fa_rule_of(self.family, &group.options)
             if (group.options.amsgrad != group.amsgrad or group.options.centered != group.centered
                     or self.states_for(&group.options) & ~group.made):
@@ -815,6 +817,8 @@ cdef class Engine:
                 raise ValueError(f"nesterov=True needs dampening 0, got {group.options.dampening!r}")
         except Exception as error:
             self.check_group_keys(values, i)
+            if name is not None and has_schedule(values[name]):
+                error.add_note(f"in the schedule {name}, called with the number of steps taken, {count}")
             error.add_note(f"in param_groups[{i}]")
             raise
         for k in range(FA_REALS):

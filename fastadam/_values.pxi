@@ -189,31 +189,30 @@ cdef dict known_fields():
 cdef dict FIELDS = known_fields()
 
 
-cdef object at(object value, int64_t count, str name):
+cdef object at(object value, int64_t count):
     """A schedule's value after `count` steps; anything else as it is."""
-    if type(value) is float or not callable(value):
-        return value
-    try:
-        return value(count)
-    except Exception as error:
-        error.add_note(f"in the schedule {name}, called with the number of steps taken, {count}")
-        raise
+    return value if type(value) is float or not callable(value) else value(count)
 
 
 cdef int read_value(object value, str name, int kind, int64_t count, char *target) except -1:
     cdef double *number = <double *>target
     if kind == MAGNITUDE:
-        number[0] = as_magnitude(at(value, count, name), name)
+        number[0] = as_magnitude(at(value, count), name)
     elif kind == FLAG or kind == FIXED_FLAG:
         (<int *>target)[0] = as_flag(value, name)
     elif kind == BETAS:
-        beta1, beta2 = as_pair(at(value, count, name))
-        number[0], number[1] = as_beta(at(beta1, count, name), "betas[0]"), as_beta(at(beta2, count, name), "betas[1]")
+        beta1, beta2 = as_pair(at(value, count))
+        number[0], number[1] = as_beta(at(beta1, count), "betas[0]"), as_beta(at(beta2, count), "betas[1]")
     elif kind == BETA:
-        number[0] = as_beta(at(value, count, name), name)
+        number[0] = as_beta(at(value, count), name)
     else:
         number[0] = as_magnitude(value, name)
     return 0
+
+
+def has_schedule(value):
+    """Is a hyper-parameter, or a part of it, a schedule?"""
+    return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))
 
 
 cdef object without_schedules(object value):

@@ -30,7 +30,8 @@ class SharedThreads:
 
     ``libraries`` has a dict for each BLAS in the process: library (str, its file), kind (str, "openblas" for one),
     version (str or None), shared (bool), threads (str, whose the common team is: "OpenBLAS", or "fastadam"; empty if
-    not shared) and why (str, empty if shared).
+    not shared), callback (bool, does it compute there through its threads callback) and why (str, empty if shared).
+    To print it says the same, and whether it has ended. Entered after its end, it orders the same once more.
     """
 
     def __init__(self) -> None:
@@ -49,24 +50,20 @@ class SharedThreads:
                     "version": blas.version,
                     "shared": shared,
                     "threads": shared_team() if shared else "",
+                    "callback": shared and not lends,
                     "why": "" if shared else offer.why or too_late(),
                 }
             )
-        try:
-            with lock:
-                self._share()  # a call, as in optimizer.py
-        except BaseException:  # Ctrl-C
-            self.undo()
-            raise
+        self.__enter__()
 
-    # Both can be interrupted anywhere, and called again.
+    # _share and _undo can be interrupted anywhere, and called again.
 
     def _share(self) -> None:
         for library, setter in self._shared.items():
             mine = users.setdefault(library, set())
-            mine.add(self)
-            if setter and len(mine) == 1:
+            if setter and not mine:
                 _core.share_with_blas(setter, True)
+            mine.add(self)
         _core.order_from_blas(bool(users))
 
     def undo(self) -> None:
@@ -87,18 +84,30 @@ class SharedThreads:
         _core.order_from_blas(bool(users))
 
     def __enter__(self) -> "SharedThreads":
+        try:
+            with lock:
+                self._share()  # a call, as in optimizer.py
+        except BaseException:  # Ctrl-C
+            self.undo()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.undo()
 
     def __repr__(self) -> str:
-        lines = [
-            f"{entry['library']} ({entry['kind']} {entry['version']}): "
-            + (entry["why"] or f"shared, on {entry['threads']}'s threads")
-            for entry in self.libraries
-        ]
-        return "<SharedThreads" + "".join(f"\n  {line}" for line in lines) + ">"
+        ended = bool(self._shared) and not any(self in mine for mine in users.values())
+        lines = [f"{entry['library']} ({entry['kind']} {entry['version']}): {said(entry)}" for entry in self.libraries]
+        return f"<SharedThreads{', ended' * ended}" + "".join(f"\n  {line}" for line in lines) + ">"
+
+
+def said(entry: dict[str, Any]) -> str:
+    if entry["callback"]:
+        return (
+            f"shared, on {entry['threads']}'s threads through its callback: do not factorise (solve, inv, det) in one "
+            "Python thread while another multiplies"
+        )
+    return entry["why"] or f"shared, on {entry['threads']}'s threads"
 
 
 def shared_team() -> str:

@@ -80,8 +80,9 @@ class Tree:
         if len(grads) != len(self.names) or any(name not in grads for name in self.names):
             missing = [name for name in self.names if name not in grads]
             extra = [name for name in grads if name not in self.names]
+            said = [f"{what} {names}" for what, names in (("missing", missing), ("unknown", extra)) if names]
             raise ValueError(
-                f"grads{self.where} must have the names of params: missing {missing}, unknown {extra}; "
+                f"grads{self.where} must have the names of params: {', '.join(said)}; "
                 "use None for an array to leave alone"
             )
         return [grads[name] for name in self.names]

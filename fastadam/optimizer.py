@@ -11,7 +11,7 @@ import numpy as np
 
 from fastadam import _core, checkpoint
 from fastadam.containers import Tree, as_groups
-from fastadam.state import State, as_torch, has_schedule, match_groups, match_state
+from fastadam.state import State, as_torch, match_groups, match_state
 from fastadam.state_file import StateFile, maps_of
 
 Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
@@ -410,7 +410,7 @@ class Optimizer:
         start = 0
         for group in self.param_groups:
             stop = start + len(group["params"])
-            plain = {k: v for k, v in group.items() if k != "params" and not has_schedule(v)}
+            plain = {k: v for k, v in group.items() if k != "params" and not _core.has_schedule(v)}
             groups.append({**plain, "params": list(range(start, stop)), "param_names": self._engine.keys[start:stop]})
             start = stop
         return {"state": state, "param_groups": groups}
@@ -437,7 +437,7 @@ class Optimizer:
         """
         for i, group in enumerate(self.param_groups):
             for name, value in group.items():
-                if name != "params" and has_schedule(value):
+                if name != "params" and _core.has_schedule(value):
                     raise ValueError(
                         f"param_groups[{i}] has the schedule {name}, which torch does not take; set a number first"
                     )

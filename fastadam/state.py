@@ -148,10 +148,6 @@ def match_state(
     return arrays, steps, products, counts
 
 
-def has_schedule(value: Any) -> bool:
-    return callable(value) or (isinstance(value, tuple | list) and any(map(callable, value)))
-
-
 def as_state(saved: Any, ours: np.ndarray, where: str) -> np.ndarray:
     """A saved state array that can be copied into ours without a cast, or an error."""
     if not hasattr(saved, "__array__") or isinstance(saved, np.ma.MaskedArray | np.generic):

@@ -206,6 +206,12 @@ def test_an_interrupted_order_leaves_nothing_behind(monkeypatch):
     second.undo()
     assert len(calls) == count  # a callback that somebody else has set since stays
 
+    with second:
+        assert list(blas.users.values()) == [{second}, {second}]
+        assert "ended" not in repr(second)
+    assert "ended" in repr(second) and blas.users == {}
+    assert calls[count:] == [(1, True), (2, True), (1, False), (2, False)]
+
 
 @can_share
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the affinity of threads")
@@ -261,17 +267,20 @@ def shared():
     assert steps == libraries
     return steps
 
+import time
 first = fastadam.share_threads_with_blas()
 with fastadam.share_threads_with_blas() as second:
     assert shared() and "shared, on {team}'s threads" in repr(second)
+    assert ("do not factorise" in repr(second)) == any(entry["callback"] for entry in second.libraries)
     first.undo()
     first.undo()        # changes nothing
-    assert shared()
-import time
+    assert shared() and "ended" in repr(first) and "ended" not in repr(second)
 time.sleep(0.3)         # what products were there may keep OpenBLAS's threads awake no longer
 assert not fastadam.config()["blas_shared"]
 if {team!r} == "fastadam":
     assert not shared()
+with second:            # once more
+    assert shared()
 """)
 
 

@@ -84,7 +84,7 @@ WRONG = [
     (None, TypeError, "grads must not be None"),
     (one(), TypeError, "grads must be a mapping"),
     ([one()], TypeError, "grads must be a mapping, as params is, got a list"),
-    ({"enc": [one(), {"W": one()}]}, ValueError, r"missing \['out'\], unknown \[\]"),
+    ({"enc": [one(), {"W": one()}]}, ValueError, r"missing \['out'\];"),
     ({"enc": [one(), {"W": one()}], "oot": one()}, ValueError, r"missing \['out'\], unknown \['oot'\]"),
     ({"enc": [one(), {"W": one()}], "out": one(), "x": one()}, ValueError, r"unknown \['x'\]"),
     ({"enc": [one()], "out": one()}, ValueError, "grads at 'enc' must have 2 items.*got 1"),

@@ -1,5 +1,7 @@
 """Ranges of hyper-parameters, schedules, and groups that are changed between steps."""
 
+import copy
+
 import numpy as np
 import pytest
 from helpers import snapshot
@@ -260,11 +262,38 @@ def test_adamw_is_adam_with_decoupled_decay():
     assert np.array_equal(a, b)
 
 
-def test_an_error_inside_a_schedule_says_which_schedule_it_is():
-    opt = fastadam.Adam(np.ones(3), betas=(lambda: 0.9, 0.99))
-    with pytest.raises(TypeError) as caught:
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        ({"betas": (lambda: 0.9, 0.99)}, "betas"),  # takes no count
+        ({"betas": lambda t: 0.9}, "betas"),
+        ({"lr": lambda t: -t}, "lr"),
+        ({"eps": lambda t: "1e-8"}, "eps"),
+    ],
+)
+def test_an_error_of_a_schedule_or_its_value_says_which_schedule_it_is(schedule, name):
+    opt = fastadam.Adam(np.ones(3), **schedule)
+    saved = copy.deepcopy(opt.state_dict())
+    saved["state"][0]["step"] = 7
+    opt.load_state_dict(saved)
+    with pytest.raises((TypeError, ValueError)) as caught:
         opt.step(np.ones(3))
-    assert "in the schedule betas" in caught.value.__notes__[0]
+    assert caught.value.__notes__ == [
+        f"in the schedule {name}, called with the number of steps taken, 7",
+        "in param_groups[0]",
+    ]
+    assert opt.state[0]["step"] == 7
+
+
+def test_an_error_of_a_plain_value_names_no_schedule():
+    opt = fastadam.SGD(np.ones(3), lr=lambda t: 0.1, momentum=0.9)
+    opt.param_groups[0]["momentum"] = -1.0
+    with pytest.raises(ValueError, match="momentum") as caught:
+        opt.step(np.ones(3))
+    opt.param_groups[0].update(momentum=0.9, nesterov=True, dampening=lambda t: 0.5)
+    with pytest.raises(ValueError, match="nesterov=True needs dampening 0") as other:
+        opt.step(np.ones(3))
+    assert caught.value.__notes__ == other.value.__notes__ == ["in param_groups[0]"]
 
 
 def test_an_unknown_option_is_named_beside_those_that_are_known():
