@@ -31,7 +31,8 @@ class SharedThreads:
     ``libraries`` has a dict for each BLAS in the process: library (str, its file), kind (str, "openblas" for one),
     version (str or None), shared (bool), threads (str, whose the common team is: "OpenBLAS", or "fastadam"; empty if
     not shared), callback (bool, does it compute there through its threads callback) and why (str, empty if shared).
-    To print it says the same, and whether it has ended. Entered after its end, it orders the same once more.
+    To print it says the same, and whether it has ended. Entered after its end, it orders the same once more; several
+    `with` blocks of one object do not nest: the first that is left ends it.
     """
 
     def __init__(self) -> None:
@@ -96,7 +97,7 @@ class SharedThreads:
         self.undo()
 
     def __repr__(self) -> str:
-        ended = bool(self._shared) and not any(self in mine for mine in users.values())
+        ended = bool(self._shared) and not any(self in users.get(library, ()) for library in self._shared)
         lines = [f"{entry['library']} ({entry['kind']} {entry['version']}): {said(entry)}" for entry in self.libraries]
         return f"<SharedThreads{', ended' * ended}" + "".join(f"\n  {line}" for line in lines) + ">"
 
