@@ -9,10 +9,12 @@ import sys
 import numpy as np
 
 from fastadam import _core
+from fastadam._load import openmp_runtimes
 
 ISAS = _core.isas_available()
 DTYPES = [np.float32, np.float64]
 DECAYS = ["none", "l2", "decoupled"]
+LIBGOMP, LIBOMP = (any(name in path for path in openmp_runtimes()) for name in ("libgomp", "libomp"))
 
 
 def assert_same_bits(ours, theirs, what=""):
@@ -65,10 +67,13 @@ def snapshot(opt):
 
 
 def run_python(code, timeout=120, check=True, **env):
-    """Run code in a fresh interpreter, on the installed package; anything that could hang is tested this way."""
+    """Run code in a fresh interpreter, on the installed package; anything that could hang is tested this way.
+
+    env is added to the environment; None takes a variable out of it.
+    """
     result = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        env={**os.environ, **env},
+        env={name: value for name, value in {**os.environ, **env}.items() if value is not None},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ISAS, FloatingPointState, assert_same_bits, run_python, wild
+from helpers import ISAS, LIBGOMP, FloatingPointState, assert_same_bits, run_python, wild
 
 import fastadam
+from fastadam._load import openmp_runtimes
 
 MXCSR_DEFAULT = 0x1F80
 FTZ, DAZ, ROUND_UP, ROUND_TO_ZERO, STICKY = 0x8000, 0x40, 0x4000, 0x6000, 0x3D
@@ -234,7 +235,7 @@ def test_config_is_complete(capsys):
         ("", {}, "passive"),
         ("", {"OMP_WAIT_POLICY": "active"}, "environment"),
         ("", {"GOMP_SPINCOUNT": "0"}, "environment"),
-        ("import ctypes; ctypes.CDLL('libgomp.so.1')", {}, "loaded before fastadam"),
+        (f"import ctypes; ctypes.CDLL({min(openmp_runtimes(), default=None)!r})", {}, "loaded before fastadam"),
     ],
 )
 def test_the_wait_policy_is_ours_only_if_nobody_else_decided(before, env, policy):
@@ -256,12 +257,12 @@ assert os.environ == env
 @pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build has no workers")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_runtime_takes_our_wait_policy():
-    """libgomp's own report of what it read when it was loaded: workers that soon sleep."""
+    """The runtime's own report of what it read when it was loaded: workers that soon sleep."""
     code = """
 import os
 for name in "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME":
     os.environ.pop(name, None)
 import fastadam
 """
-    report = run_python(code, OMP_DISPLAY_ENV="verbose").stderr
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in report and "GOMP_SPINCOUNT = '2000'" in report
+    report = run_python(code, OMP_DISPLAY_ENV="verbose").stderr.replace(" ", "")
+    assert "OMP_WAIT_POLICY='PASSIVE'" in report and ("GOMP_SPINCOUNT='2000'" in report or not LIBGOMP)

@@ -3,13 +3,12 @@
 import os
 
 import pytest
-from helpers import run_python
+from helpers import LIBGOMP, LIBOMP, run_python
 
 import fastadam
-from fastadam._load import openmp_runtimes
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-WHOLE = any("libgomp" in path or "libomp" in path for path in openmp_runtimes())  # else children step serially
+WHOLE = LIBGOMP or LIBOMP  # else children step serially
 
 START = f"""
 import multiprocessing, os, threading, warnings
@@ -127,10 +126,10 @@ def test_forks_wait_for_what_is_around_a_step_and_for_averages_that_are_exchange
     run_python(
         START
         + """
-def make(n):
+def make(n, threads=None):
     params = [np.ones(n, np.float32) for _ in range(4)]
-    return fastadam.Adam(params, threads=2, max_value=0.4, accumulate=2, ema_decay=0.9, nonfinite="raise")
-opt, stop = make(1 << 17), threading.Event()
+    return fastadam.Adam(params, threads=threads, max_value=0.4, accumulate=2, ema_decay=0.9, nonfinite="raise")
+opt, stop = make(1 << 17, threads=2), threading.Event()
 def train():
     while not stop.is_set():
         for _ in range(5): opt.step(grads)
@@ -160,7 +159,7 @@ other.join()
     )
 
 
-@pytest.mark.skipif(not any("libgomp" in path for path in openmp_runtimes()), reason="needs libgomp")
+@pytest.mark.skipif(not LIBGOMP, reason="needs libgomp")
 @pytest.mark.parametrize("sharing", [True, False])
 def test_a_child_that_cannot_have_a_team_steps_serially(sharing):
     """Forked inside a parallel region, where the workers cannot be handed back."""
