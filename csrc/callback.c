@@ -1,51 +1,77 @@
 /* OpenBLAS's jobs on the team that steps take, so that there is one team and nothing waits against anything.
  *
  * OpenBLAS lets a program supply its threads: it then hands over the jobs of a call, which wait for each other and so
- * must all run at the same time. It keeps one set of work buffers for them, so only one call may run its jobs at once:
- * Python threads that multiply matrices take turns. */
+ * must all run at the same time. Each is told the number of the thread that it runs on, which chooses its work buffer.
+ * Calls use the same few numbers, so only one may run its jobs at once: Python threads that multiply matrices take turns. */
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <unistd.h>
+#include <time.h>
 #include "fastadam.h"
 
 typedef struct {
     fa_blas_job run;
     size_t size;
     char *data;
-    int extra;
+    int extra, last; /* the number of job 0 */
 } jobs;
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER; /* free in a forked child: held between begin and end only */
 
-/* A job marks the worker of its number as busy, for one of OpenBLAS's own, too, which goes on looking for work if that is
- * what it sees when its time is over. So none may run until they sleep, or they never do. */
-enum { ASLEEP_AFTER = 150000 }; /* us; they look for 2^28 ticks of a clock of 2 GHz and more */
+enum { SETTLED_AFTER = 1 }; /* s */
+static int forked;         /* since the last call */
+static double settled;     /* when every call of OpenBLAS's that came first after a fork is past making its workers */
 
-static void run_job(int number, int count, void *data)
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A job writes "busy" and "free" where OpenBLAS's own worker of its number has its mailbox, and has a work buffer with it
+ * in common. LU hands jobs to these workers, past the callback: with their numbers it hangs. They have the lowest ones, so
+ * jobs get the highest. But every Python thread whose call finds the workers gone after a fork makes them anew, once the
+ * one before has, and frees the buffers of all other numbers: until none can be on its way, jobs get the lowest. */
+static int last_number(int count)
+{
+    if (forked)
+        settled = now() + SETTLED_AFTER;
+    forked = 0;
+    if (settled > 0 && now() > settled)
+        settled = 0;
+    int few = count <= FA_MOST_CALLBACK; /* else somebody has raised its threads since */
+    return settled > 0 || !few ? count - 1 : FA_BLAS_NUMBERS - 1;
+}
+
+static void run_job(int job, int count, void *data)
 {
     const jobs *all = data;
     (void)count;
-    all->run(number, all->data + (size_t)number * all->size, all->extra);
+    all->run(all->last - job, all->data + (size_t)job * all->size, all->extra);
 }
 
 static void run_jobs(int sync, fa_blas_job run, int count, size_t size, void *data, int extra)
 {
     (void)sync; /* all are done when this returns, asked for or not */
-    jobs all = {run, size, data, extra};
+    jobs all = {run, size, data, extra, 0};
     if (count < 1)
         return;
     fa_begin_writing(); /* a fork waits for it, as for a step */
     pthread_mutex_lock(&turn);
+    all.last = last_number(count);
     fa_run_on_blas(run_job, &all, count);
     pthread_mutex_unlock(&turn);
     fa_end_writing();
+}
+
+void fa_callback_before_fork(void)
+{
+    forked = 1;
 }
 
 void fa_share_with_blas(fa_blas_setter set, int share)
 {
     fa_begin_alone();
     set(share ? run_jobs : 0);
-    if (share)
-        usleep(ASLEEP_AFTER);
     fa_end_alone();
 }

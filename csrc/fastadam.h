@@ -196,14 +196,17 @@ int fa_blas_team(int team, int exactly, double now);
 void fa_run_on_blas(fa_job job, void *data, int team); /* all parts at the same time */
 void fa_blas_forget(void);                          /* in a forked child */
 
-/* OpenBLAS's threads callback: run job(i, data + i * size, extra) for i = 0 .. count - 1, all at the same time. */
+/* OpenBLAS's threads callback: run job(n, data + i * size, extra) for i = 0 .. count - 1, all at the same time, with a
+ * number n of its own for each. */
 typedef void (*fa_blas_job)(int number, void *data, int extra);
 typedef void (*fa_blas_callback)(int sync, fa_blas_job job, int count, size_t size, void *data, int extra);
 typedef void (*fa_blas_setter)(fa_blas_callback callback);
 
-/* Let the OpenBLAS that this function belongs to run its jobs on the team of steps, or on its own threads again. Waits
- * until its own threads sleep. */
+/* Let the OpenBLAS that this function belongs to run its jobs on the team of steps, or on its own threads again. It must
+ * take as many numbers as FA_BLAS_NUMBERS (NumPy's and SciPy's wheels do), and have FA_MOST_CALLBACK threads at most. */
+enum { FA_BLAS_NUMBERS = 64, FA_MOST_CALLBACK = FA_BLAS_NUMBERS / 2 };
 void fa_share_with_blas(fa_blas_setter set, int share);
+void fa_callback_before_fork(void);                 /* when no job runs */
 
 /* Our own team. */
 enum { FA_MOST_WORKERS = 1024 };

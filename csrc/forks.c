@@ -91,6 +91,7 @@ static void make_lock(void)
 static void before_fork(void)
 {
     pthread_rwlock_wrlock(&writing);
+    fa_callback_before_fork();
     give_threads_back();
 }
 

@@ -90,6 +90,9 @@ cdef extern from "fastadam.h" nogil:
     void fa_order_from_blas(int yes)
 
     ctypedef void *fa_blas_setter   # as above
+    enum:
+        FA_BLAS_NUMBERS
+        FA_MOST_CALLBACK
     void fa_share_with_blas(fa_blas_setter set, int share)
 
     ctypedef struct fa_fp_state:

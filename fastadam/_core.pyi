@@ -10,6 +10,8 @@ from fastadam.state_file import StateFile
 
 UPDATE_NAMES: tuple[str, ...]
 MAX_THREADS: int
+BLAS_NUMBERS: int
+MOST_CALLBACK: int
 
 class PerformanceWarning(UserWarning): ...
 

@@ -181,6 +181,10 @@ def order_from_blas(bint yes):
     fa_order_from_blas(yes)
 
 
+# What an OpenBLAS must be built for, and how many threads it may have, to take the callback.
+BLAS_NUMBERS, MOST_CALLBACK = FA_BLAS_NUMBERS, FA_MOST_CALLBACK
+
+
 def share_with_blas(size_t setter, bint share):
     """Let the OpenBLAS whose setter of its threads callback has this address compute on our team, or no longer."""
     with nogil:

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from fastadam import _core
 
 PREFIXES, SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of names in OpenBLAS's builds
+WITH_CALLBACK = 0, 3, 29  # older ones keep no work buffers for threads that are not their own
 lock = threading.Lock()  # made anew in forked children, where nobody may be left to release it
 users: dict[str, set["SharedThreads"]] = {}  # file of an OpenBLAS that is shared -> who has asked for it
 lender = ""  # the file of the OpenBLAS whose threads steps may take
@@ -103,12 +105,7 @@ class SharedThreads:
 
 
 def said(entry: dict[str, Any]) -> str:
-    if entry["callback"]:
-        return (
-            f"shared, on {entry['threads']}'s threads through its callback: do not factorise (solve, inv, det) in one "
-            "Python thread while another multiplies"
-        )
-    return entry["why"] or f"shared, on {entry['threads']}'s threads"
+    return entry["why"] or f"shared, on {entry['threads']}'s threads{', through its callback' * entry['callback']}"
 
 
 def shared_team() -> str:
@@ -171,11 +168,38 @@ def offer_of(blas: Any) -> Offer:
     if blas.threading_layer != "pthreads":
         return Offer(why=f"this OpenBLAS has no threads of its own (its threading is {blas.threading_layer!r})")
     lends = address_of(blas, "gotoblas_pthread"), address_of(blas, "openblas_get_num_threads")
-    takes = address_of(blas, "openblas_set_threads_callback_function")
+    setter = address_of(blas, "openblas_set_threads_callback_function")
+    why = why_no_callback(blas, setter)
+    takes = 0 if why else setter
     if all(lends) and is_numpys(blas.filepath):
         return Offer(lends, takes)
-    why = "" if takes else f"OpenBLAS {blas.version} has no interface for threads to share; newer ones have"
     return Offer(None, takes, why)
+
+
+def why_no_callback(blas: Any, setter: int) -> str:
+    """Empty if it can run its jobs on threads of ours, with numbers that none of its own has (csrc/callback.c)."""
+    if not setter or version_of(blas) < WITH_CALLBACK:
+        newer = ".".join(map(str, WITH_CALLBACK))
+        return f"OpenBLAS {blas.version} has no interface for threads to share; {newer} and newer have"
+    if numbers_of(blas) < _core.BLAS_NUMBERS:
+        return f"this OpenBLAS was built for {numbers_of(blas)} threads at most, and sharing needs {_core.BLAS_NUMBERS}"
+    if blas.num_threads > _core.MOST_CALLBACK:
+        return (
+            f"this OpenBLAS has {blas.num_threads} threads, and sharing can give it {_core.MOST_CALLBACK}: set "
+            f"OPENBLAS_NUM_THREADS={_core.MOST_CALLBACK} in the environment, or less"
+        )
+    return ""
+
+
+def version_of(blas: Any) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", blas.version or "")[:3])
+
+
+def numbers_of(blas: Any) -> int:
+    """How many threads it was built for."""
+    config = ctypes.CFUNCTYPE(ctypes.c_char_p)(address_of(blas, "openblas_get_config"))()
+    found = re.search(rb"MAX_THREADS=(\d+)", config or b"")
+    return int(found[1]) if found else 0
 
 
 def find_lender() -> None:
@@ -209,10 +233,9 @@ def share_threads_with_blas() -> SharedThreads:
     its callback; libraries that are loaded later need another call. Results do not change.
 
     It does harm where NumPy's products are not what the program computes with: the threads go on looking for work after
-    a step, too. Where a callback is set, Python threads that call any such OpenBLAS take turns, and setting it waits
-    0.15 s, until OpenBLAS's own threads sleep. Set it, and leave it, while no thread is inside BLAS, and do not
-    factorise (``np.linalg.solve``, ``inv``, ``det``) in one Python thread while another multiplies: OpenBLAS's LU goes
-    past the callback in part, and hangs.
+    a step, too. Where a callback is set, Python threads that call any such OpenBLAS take turns. Set it, and leave it,
+    while no thread is inside BLAS, and in the first second of products after a fork do not factorise
+    (``np.linalg.solve``, ``inv``, ``det``) in one Python thread while another multiplies: that can hang.
 
     Returns
     -------
@@ -227,8 +250,8 @@ def share_threads_with_blas() -> SharedThreads:
     Warns
     -----
     RuntimeWarning
-        If there is no BLAS to share threads with (MKL, BLIS, Accelerate, old OpenBLAS), with the reason; nothing has
-        changed then.
+        If there is no BLAS to share threads with (MKL, BLIS, Accelerate, an OpenBLAS before 0.3.29, or one with more
+        than 32 threads that does not lend them), with the reason; nothing has changed then.
 
     Examples
     --------
