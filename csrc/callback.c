@@ -3,9 +3,7 @@
  * OpenBLAS lets a program supply its threads: it then hands over the jobs of a call, which wait for each other and so
  * must all run at the same time. Each is told the number of the thread that it runs on, which chooses its work buffer.
  * Calls use the same few numbers, so only one may run its jobs at once: Python threads that multiply matrices take turns. */
-#define _GNU_SOURCE
 #include <pthread.h>
-#include <time.h>
 #include "fastadam.h"
 
 typedef struct {
@@ -21,13 +19,6 @@ enum { SETTLED_AFTER = 1 }; /* s */
 static int forked;         /* since the last call */
 static double settled;     /* when every call of OpenBLAS's that came first after a fork is past making its workers */
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* A job writes "busy" and "free" where OpenBLAS's own worker of its number has its mailbox, and has a work buffer with it
  * in common. LU hands jobs to these workers, past the callback: with their numbers it hangs. They have the lowest ones, so
  * jobs get the highest. But every Python thread whose call finds the workers gone after a fork makes them anew, once the
@@ -35,9 +26,9 @@ static double now(void)
 static int last_number(int count)
 {
     if (forked)
-        settled = now() + SETTLED_AFTER;
+        settled = fa_now() + SETTLED_AFTER;
     forked = 0;
-    if (settled > 0 && now() > settled)
+    if (settled > 0 && fa_now() > settled)
         settled = 0;
     int few = count <= FA_MOST_CALLBACK; /* else somebody has raised its threads since */
     return settled > 0 || !few ? count - 1 : FA_BLAS_NUMBERS - 1;

@@ -212,6 +212,7 @@ void fa_callback_before_fork(void);                 /* when no job runs */
 enum { FA_MOST_WORKERS = 1024 };
 void fa_team_run(fa_job job, void *data, int parts);
 int fa_team_is_free(void);                          /* nobody is in fa_team_run */
+double fa_now(void);                                /* seconds since some moment */
 void fa_team_forget(void);                          /* in a forked child */
 
 /* Whether they are awake without us; zeros at the start. */

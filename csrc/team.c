@@ -39,7 +39,7 @@ static pthread_mutex_t sleeping = PTHREAD_MUTEX_INITIALIZER; /* of workers that 
 static worker workers[FA_MOST_WORKERS];
 static int started;
 
-static double now(void)
+double fa_now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -66,9 +66,9 @@ static const call *sleep_until_called(worker *me)
 static const call *next_call(worker *me)
 {
     const call *found;
-    double until = now() + LOOK_FOR;
+    double until = fa_now() + LOOK_FOR;
     for (int looks = 1; !(found = given_to(me)); looks++) {
-        if (looks % LOOKS_A_CLOCK == 0 && now() > until)
+        if (looks % LOOKS_A_CLOCK == 0 && fa_now() > until)
             return sleep_until_called(me);
         sched_yield();
     }
