@@ -181,8 +181,12 @@ def why_no_callback(blas: Any, setter: int) -> str:
     if not setter or version_of(blas) < WITH_CALLBACK:
         newer = ".".join(map(str, WITH_CALLBACK))
         return f"OpenBLAS {blas.version} has no interface for threads to share; {newer} and newer have"
-    if numbers_of(blas) < _core.BLAS_NUMBERS:
-        return f"this OpenBLAS was built for {numbers_of(blas)} threads at most, and sharing needs {_core.BLAS_NUMBERS}"
+    numbers = numbers_of(blas)
+    if numbers < _core.BLAS_NUMBERS:
+        built = (
+            f"was built for {numbers} threads at most" if numbers else "does not say for how many threads it was built"
+        )
+        return f"this OpenBLAS {built}, and sharing needs {_core.BLAS_NUMBERS}"
     if blas.num_threads > _core.MOST_CALLBACK:
         return (
             f"this OpenBLAS has {blas.num_threads} threads, and sharing can give it {_core.MOST_CALLBACK}: set "
@@ -196,9 +200,10 @@ def version_of(blas: Any) -> tuple[int, ...]:
 
 
 def numbers_of(blas: Any) -> int:
-    """How many threads it was built for."""
-    config = ctypes.CFUNCTYPE(ctypes.c_char_p)(address_of(blas, "openblas_get_config"))()
-    found = re.search(rb"MAX_THREADS=(\d+)", config or b"")
+    """How many threads it was built for; 0 if it does not say."""
+    config = address_of(blas, "openblas_get_config")
+    text = ctypes.CFUNCTYPE(ctypes.c_char_p)(config)() if config else b""
+    found = re.search(rb"MAX_THREADS=(\d+)", text)
     return int(found[1]) if found else 0
 
 

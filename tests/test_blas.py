@@ -510,10 +510,15 @@ work()
 
 
 class Library:
-    def __init__(self, internal_api, threading_layer="pthreads", path="/lib", version="0.3.28.dev", num_threads=2):
+    def __init__(
+        self, internal_api, threading_layer="pthreads", path="/lib", version="0.3.28.dev", num_threads=2, config=None
+    ):
         self.filepath, self.internal_api, self.version = f"{path}/{internal_api}.so", internal_api, version
         self.threading_layer, self.num_threads = threading_layer, num_threads
         self.dynlib = types.SimpleNamespace(openblas_set_threads_callback_function=ctypes.c_void_p(1))
+        if config:
+            self.text = ctypes.create_string_buffer(config)
+            self.dynlib.openblas_get_config = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(self.text))
 
 
 @pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build has another reason")
@@ -523,8 +528,13 @@ class Library:
         ([Library("mkl")], "mkl has no interface"),
         ([Library("blis"), Library("openblas")], "blis has no interface.*OpenBLAS 0.3.28.dev has no interface.*0.3.29"),
         ([Library("openblas", version=None)], "OpenBLAS None has no interface"),
-        ([Library("openblas", version="0.3.29", num_threads=33)], "has 33 threads.*OPENBLAS_NUM_THREADS=32"),
-        ([Library("openblas", version="0.4", path="/few")], "built for 63 threads at most.*needs 64"),
+        (
+            [Library("openblas", version="0.3.29", num_threads=33, config=b"ZEN MAX_THREADS=64")],
+            "has 33 threads.*OPENBLAS_NUM_THREADS=32",
+        ),
+        ([Library("openblas", version="0.4", config=b"MAX_THREADS=63")], "built for 63 threads at most.*needs 64"),
+        ([Library("openblas", version="0.4", config=b"ZEN")], "does not say for how many threads.*needs 64"),
+        ([Library("openblas", version="0.4")], "does not say for how many threads.*needs 64"),
         ([Library("openblas", "openmp")], "no threads of its own.*'openmp'"),
         ([Library("openblas", "disabled")], "no threads of its own"),
         ([], "no BLAS was found"),
@@ -532,7 +542,6 @@ class Library:
 )
 def test_a_blas_that_cannot_share_is_named_and_nothing_changes(monkeypatch, libraries, why):
     monkeypatch.setattr(blas, "blas_libraries", lambda: libraries)
-    monkeypatch.setattr(blas, "numbers_of", lambda library: 63 if "/few/" in library.filepath else 64)
     with pytest.warns(RuntimeWarning, match=f"changed nothing: .*{why}"):
         sharing = fastadam.share_threads_with_blas()
     assert [entry["shared"] for entry in sharing.libraries] == [False] * len(libraries)
