@@ -10,28 +10,48 @@ typedef struct {
     fa_blas_job run;
     size_t size;
     char *data;
-    int extra, last; /* the number of job 0 */
+    int extra, last; /* the number of job 0; job i has last - i */
 } jobs;
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER; /* free in a forked child: held between begin and end only */
 
-enum { SETTLED_AFTER = 1 }; /* s */
-static int forked;         /* since the last call */
-static double settled;     /* when every call of OpenBLAS's that came first after a fork is past making its workers */
+typedef struct {
+    fa_blas_job run; /* each library has its own */
+    int forks;       /* that its calls know of */
+    double settled;  /* when all that came first after the last one have made its workers; 0: they have */
+} library;
 
-/* A job writes "busy" and "free" where OpenBLAS's own worker of its number has its mailbox, and has a work buffer with it
- * in common. LU hands jobs to these workers, past the callback: with their numbers it hangs. They have the lowest ones, so
- * jobs get the highest. But every Python thread whose call finds the workers gone after a fork makes them anew, once the
- * one before has, and frees the buffers of all other numbers: until none can be on its way, jobs get the lowest. */
-static int last_number(int count)
+enum { MOST_LIBRARIES = 16, SETTLING = 1 /* s */ };
+static library libraries[MOST_LIBRARIES];
+static int forks;
+
+static library *library_of(fa_blas_job run)
 {
-    if (forked)
-        settled = fa_now() + SETTLED_AFTER;
-    forked = 0;
-    if (settled > 0 && fa_now() > settled)
-        settled = 0;
-    int few = count <= FA_MOST_CALLBACK; /* else somebody has raised its threads since */
-    return settled > 0 || !few ? count - 1 : FA_BLAS_NUMBERS - 1;
+    for (library *l = libraries; l < libraries + MOST_LIBRARIES; l++) {
+        if (!l->run)
+            l->run = run;
+        if (l->run == run)
+            return l;
+    }
+    return 0;
+}
+
+/* A job writes "busy" and "free" where OpenBLAS's own worker of its number has its mailbox, and uses the same work buffer
+ * as it. LU hands jobs to these workers, past the callback: with their numbers it hangs. They have the lowest ones, so
+ * jobs get the highest. But every Python thread whose call finds the workers gone after a fork makes them anew, once the
+ * one before has, and frees the buffers of all other numbers: for a second, in which any that is on its way should get
+ * there, jobs get the lowest. */
+static int last_number(fa_blas_job run, int count)
+{
+    library *l = library_of(run);
+    if (!l || count > FA_MOST_CALLBACK) /* somebody has raised its threads since */
+        return count - 1;
+    if (l->forks != forks)
+        l->settled = fa_now() + SETTLING;
+    l->forks = forks;
+    if (l->settled > 0 && fa_now() > l->settled)
+        l->settled = 0;
+    return l->settled > 0 ? count - 1 : FA_BLAS_NUMBERS - 1;
 }
 
 static void run_job(int job, int count, void *data)
@@ -49,7 +69,7 @@ static void run_jobs(int sync, fa_blas_job run, int count, size_t size, void *da
         return;
     fa_begin_writing(); /* a fork waits for it, as for a step */
     pthread_mutex_lock(&turn);
-    all.last = last_number(count);
+    all.last = last_number(run, count);
     fa_run_on_blas(run_job, &all, count);
     pthread_mutex_unlock(&turn);
     fa_end_writing();
@@ -57,7 +77,7 @@ static void run_jobs(int sync, fa_blas_job run, int count, size_t size, void *da
 
 void fa_callback_before_fork(void)
 {
-    forked = 1;
+    forks++;
 }
 
 void fa_share_with_blas(fa_blas_setter set, int share)

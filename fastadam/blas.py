@@ -46,6 +46,9 @@ class SharedThreads:
             shared = lends or bool(offer.takes)
             if shared:
                 self._shared[blas.filepath] = 0 if lends else offer.takes
+            if shared and not lends:
+                # Makes its threads, if a fork before fastadam was imported has ended them, while nobody computes.
+                call(blas, "openblas_set_num_threads", None, blas.num_threads)
             self.libraries.append(
                 {
                     "library": blas.filepath,
@@ -178,19 +181,19 @@ def offer_of(blas: Any) -> Offer:
 
 def why_no_callback(blas: Any, setter: int) -> str:
     """Empty if it can run its jobs on threads of ours, with numbers that none of its own has (csrc/callback.c)."""
-    if not setter or version_of(blas) < WITH_CALLBACK:
+    if version_of(blas) < WITH_CALLBACK:
         newer = ".".join(map(str, WITH_CALLBACK))
         return f"OpenBLAS {blas.version} has no interface for threads to share; {newer} and newer have"
-    numbers = numbers_of(blas)
+    if not setter or not blas.num_threads:
+        return "this OpenBLAS was built without its interface for threads to share"
+    numbers, threads = numbers_of(blas), threads_of(blas)
     if numbers < _core.BLAS_NUMBERS:
-        built = (
-            f"was built for {numbers} threads at most" if numbers else "does not say for how many threads it was built"
-        )
+        built = f"was built for {numbers} threads" if numbers else "does not say for how many threads it was built"
         return f"this OpenBLAS {built}, and sharing needs {_core.BLAS_NUMBERS}"
-    if blas.num_threads > _core.MOST_CALLBACK:
+    if threads > _core.MOST_CALLBACK:
         return (
-            f"this OpenBLAS has {blas.num_threads} threads, and sharing can give it {_core.MOST_CALLBACK}: set "
-            f"OPENBLAS_NUM_THREADS={_core.MOST_CALLBACK} in the environment, or less"
+            f"this OpenBLAS has {threads} threads, and sharing can give it {_core.MOST_CALLBACK}: set "
+            f"OPENBLAS_NUM_THREADS={_core.MOST_CALLBACK} in the environment before Python starts, or less"
         )
     return ""
 
@@ -201,10 +204,25 @@ def version_of(blas: Any) -> tuple[int, ...]:
 
 def numbers_of(blas: Any) -> int:
     """How many threads it was built for; 0 if it does not say."""
-    config = address_of(blas, "openblas_get_config")
-    text = ctypes.CFUNCTYPE(ctypes.c_char_p)(config)() if config else b""
-    found = re.search(rb"MAX_THREADS=(\d+)", text)
+    found = re.search(rb"MAX_THREADS=(\d+)", call(blas, "openblas_get_config", ctypes.c_char_p) or b"")
     return int(found[1]) if found else 0
+
+
+def threads_of(blas: Any) -> int:
+    """How many it has, those above a limit that was set since included: they stay."""
+    at_start = call(blas, "openblas_get_num_procs", ctypes.c_int) or 0
+    for name in "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS":
+        wanted = re.match(r"\s*0*([1-9]\d*)", os.environ.get(name, ""))
+        if wanted:
+            at_start = min(at_start, int(wanted[1]))
+            break
+    return max(at_start, blas.num_threads)
+
+
+def call(blas: Any, name: str, result: Any, *numbers: int) -> Any:
+    """None if it has no such function."""
+    address = address_of(blas, name)
+    return ctypes.CFUNCTYPE(result, *[ctypes.c_int] * len(numbers))(address)(*numbers) if address else None
 
 
 def find_lender() -> None:
@@ -239,8 +257,9 @@ def share_threads_with_blas() -> SharedThreads:
 
     It does harm where NumPy's products are not what the program computes with: the threads go on looking for work after
     a step, too. Where a callback is set, Python threads that call any such OpenBLAS take turns. Set it, and leave it,
-    while no thread is inside BLAS, and in the first second of products after a fork do not factorise
-    (``np.linalg.solve``, ``inv``, ``det``) in one Python thread while another multiplies: that can hang.
+    while no thread is inside BLAS; do not raise OpenBLAS's threads above 32 later; and in the first second of products
+    after a fork do not factorise (``np.linalg.solve``, ``inv``, ``det``) in one Python thread while another multiplies:
+    that can hang.
 
     Returns
     -------
@@ -255,8 +274,9 @@ def share_threads_with_blas() -> SharedThreads:
     Warns
     -----
     RuntimeWarning
-        If there is no BLAS to share threads with (MKL, BLIS, Accelerate, an OpenBLAS before 0.3.29, or one with more
-        than 32 threads that does not lend them), with the reason; nothing has changed then.
+        If there is no BLAS to share threads with, with the reason; nothing has changed then. MKL, BLIS and Accelerate
+        cannot, nor can an OpenBLAS that does not lend its threads and is older than 0.3.29, was built for fewer than
+        64 threads or has more than 32.
 
     Examples
     --------

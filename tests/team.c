@@ -21,7 +21,7 @@
 enum { CALLERS = 3, CALLS = 150, MOST = 6, LENT = 3, N = 1 << 15, ASLEEP = 40000 /* us, after which the team sleeps */ };
 
 static fa_blas_callback callback; /* the imagined library's */
-static int calls_at_once, long_jobs, forked, done;
+static int calls_at_once, long_jobs, forked, done, lowest;
 
 static int is_set(int *flag)
 {
@@ -58,10 +58,13 @@ typedef struct {
 static void meet(int number, void *data, int extra)
 {
     job *j = data;
-    int end = number < MOST && is_set(&forked) ? j->count : FA_BLAS_NUMBERS; /* its own workers' are the lowest numbers */
+    int low = number < MOST; /* the numbers of its own workers, which jobs may have soon after a fork */
+    int end = low ? j->count : FA_BLAS_NUMBERS;
     int first = number == end - 1;
-    if (extra != 7 || number >= end || number < end - j->count)
+    if (extra != 7 || number >= end || number < end - j->count || (low && !is_set(&forked)))
         abort();
+    if (first)
+        __atomic_store_n(&lowest, low, __ATOMIC_SEQ_CST);
     j->ran++;
     if (first && __atomic_add_fetch(&calls_at_once, 1, __ATOMIC_SEQ_CST) != 1)
         exit(3);
@@ -171,6 +174,19 @@ int main(void)
     __atomic_store_n(&done, 1, __ATOMIC_SEQ_CST);
     pthread_join(others[0], 0);
     pthread_join(others[1], 0);
+    int one = 1;
+    done = 0;
+    pid_t child = fork();
+    multiply(&one);
+    if (child == 0)
+        _exit(!lowest);
+    int status;
+    if (waitpid(child, &status, 0) != child || status != 0 || !lowest)
+        return 9;
+    usleep(1100000);
+    multiply(&one);
+    if (lowest)
+        return 10;
 #endif
     fa_share_with_blas(set_callback, 0);
     printf("%d calls, %d forks\n", 2 * CALLERS * CALLS, forks);

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ISAS, LIBGOMP, FloatingPointState, assert_same_bits, run_python, wild
+from helpers import ISAS, LIBGOMP, LIBOMP, FloatingPointState, assert_same_bits, run_python, wild
 
 import fastadam
 from fastadam._load import openmp_runtimes
@@ -265,4 +265,6 @@ for name in "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME":
 import fastadam
 """
     report = run_python(code, OMP_DISPLAY_ENV="verbose").stderr.replace(" ", "")
-    assert "OMP_WAIT_POLICY='PASSIVE'" in report and ("GOMP_SPINCOUNT='2000'" in report or not LIBGOMP)
+    assert "OMP_WAIT_POLICY='PASSIVE'" in report
+    assert "GOMP_SPINCOUNT='2000'" in report or not LIBGOMP
+    assert "KMP_BLOCKTIME='0'" in report or not LIBOMP  # passive is its default, as is 200
