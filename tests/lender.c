@@ -52,7 +52,7 @@ static void *take_steps(void *threads)
         fa_begin_writing();
         int team = fa_run(&task, 1, *(int *)threads, MOST, tuners);
         fa_end_writing();
-        if (team < 1 || team > MOST || (*(int *)threads && team != *(int *)threads))
+        if (team < 1 || team > MOST || (fa_has_openmp() && *(int *)threads && team != *(int *)threads))
             exit(3);
     }
     for (int i = 0; i < N; i++)
