@@ -45,3 +45,9 @@ __all__ = [
     "show_config",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> object:
+    from fastadam._names import did_you_mean
+
+    raise AttributeError(f"module 'fastadam' has no attribute {name!r}{did_you_mean(name, __all__)}")

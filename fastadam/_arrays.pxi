@@ -71,30 +71,85 @@ cdef describe(object x):
     return f"a {type(x).__name__}"
 
 
-cdef object as_array(object array, str name):
+cdef str KEEP = ", and keep the new array: it is the one that is updated"
+
+
+cdef str array_of(object x, bint written):
+    """How to get an ndarray of it."""
+    kind = type(x)
+    if x is None or isinstance(x, (str, bytes)):
+        return ""
+    if isinstance(x, MaskedArray):
+        return "; use .data" if written else "; use .filled(0)"
+    if hasattr(kind, "detach") and hasattr(kind, "numpy"):      # torch's: the same memory
+        return "; use .detach().numpy()"
+    how = ".toarray()" if hasattr(kind, "toarray") else "np.array(x)" if written else "np.asarray(x)"
+    return f"; use {how}{KEEP if written else ''}"
+
+
+cdef str real_of_complex(object array):
+    """How to get float32 or float64 of complex numbers, parts in turn, in the same memory where that can be."""
+    real = numpy.dtype(array.dtype.char.lower()) if array.dtype.char in "FD" else numpy.dtype(numpy.float64)
+    view = f".view(np.{real})"
+    if array.dtype.char not in "FD":
+        return f"use .astype(np.complex128){view}{KEEP}"
+    if array.ndim == 0:
+        return f"use .reshape(1){view}, which is the same memory"
+    if array.flags.c_contiguous:
+        return f"use {view}, which is the same memory"
+    if array.flags.f_contiguous:
+        return f"use .T{view}, which is the same memory"
+    return f"use np.ascontiguousarray(x){view}{KEEP}"
+
+
+cdef bint holds_arrays(object array):
+    return array.dtype == object and array.size > 0 and isinstance(array.flat[0], numpy.ndarray)
+
+
+cdef str real_by_cast(object array, object dtype):
+    if holds_arrays(array):
+        return "give the arrays that are in it: list(x.flat)"
+    if array.dtype.fields:
+        return "give the array of each field: x[name]"
+    return f"use .astype(np.{dtype})"
+
+
+cdef object as_array(object array, str name, bint written):
     """The array without its subclass, whose attributes could be anything; or raise."""
     if not is_plain(<Array *>array):
-        raise TypeError(
-            f"{name} must be a numpy.ndarray, got {describe(array)}; convert it with np.asarray(x, dtype) first")
+        raise TypeError(f"{name} must be a numpy.ndarray, got {describe(array)}{array_of(array, written)}")
     return numpy.asarray(array)
 
 
-cdef str KEEP = ", and keep the new array: it is the one that is updated"
+cdef str writeable_by(object array):
+    from fastadam.state_file import maps_of
+
+    if maps_of([array]):
+        return "open the memory map with mode='r+', or with 'c' to keep the changes in memory"
+    if not array.flags.owndata:
+        try:
+            array.view().flags.writeable = True
+        except ValueError:      # what owns its memory does not allow that
+            return f"use .copy(){KEEP}"
+    return "set .flags.writeable = True"
 
 
 cdef check_writable(object param, str name):
     """Raise unless the array may be updated in place."""
-    array = as_array(param, name)
+    array = as_array(param, name, True)
     if array.dtype.type not in (numpy.float32, numpy.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use .astype(np.float32){KEEP}")
+        if array.dtype.kind == "c":
+            how = real_of_complex(array)
+        else:
+            how = real_by_cast(array, "float32") + ("" if holds_arrays(array) else KEEP)
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; {how}")
     if not array.dtype.isnative:
         raise ValueError(f"{name} must have native byte order, got {array.dtype.str}; "
                          f"use .astype({array.dtype.newbyteorder('=').str!r}){KEEP}")
     if not array.flags.aligned:
         raise ValueError(f"{name} must be aligned in memory; use .copy(){KEEP}")
     if not array.flags.writeable:
-        raise ValueError(f"{name} must be writeable, got a read-only array; use .copy() or .flags.writeable = True "
-                         "(a memory map: open it with mode='r+')")
+        raise ValueError(f"{name} must be writeable, got a read-only array; {writeable_by(array)}")
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         raise ValueError(f"{name} must be C- or F-contiguous, got strides {array.strides} for shape {array.shape}; "
                          f"use np.ascontiguousarray{KEEP}")
@@ -103,7 +158,7 @@ cdef check_writable(object param, str name):
 cdef check_like(object state, str name, object param, str param_name):
     """Raise unless a state array matches its parameter."""
     check_writable(state, name)
-    array, like = as_array(state, name), as_array(param, param_name)
+    array, like = as_array(state, name, True), as_array(param, param_name, True)
     if array.dtype != like.dtype:
         raise TypeError(f"{name} must have the dtype of {param_name}, {like.dtype}, got {array.dtype}")
     if array.shape != like.shape:
@@ -115,13 +170,16 @@ cdef check_like(object state, str name, object param, str param_name):
 
 cdef object as_gradient(object grad, object param, str name, str param_name):
     """The gradient as an array that can be used, if need be after a conversion; or raise."""
-    like = as_array(param, param_name)
+    like = as_array(param, param_name, True)
     if isinstance(grad, numpy.floating) and like.ndim == 0:
         grad = numpy.asarray(grad)
-    array = as_array(grad, name)
+    array = as_array(grad, name, False)
     if array.dtype.type not in (numpy.float16, numpy.float32, numpy.float64, numpy.longdouble):
-        raise TypeError(f"{name} must be of a real floating type, got {array.dtype}; "
-                        f"use .astype({like.dtype.name!r})")
+        if array.dtype.kind == "c":
+            how = f"use .real, or .view(np.{like.dtype}) if the parameter is such a view of complex numbers"
+        else:
+            how = real_by_cast(array, like.dtype)
+        raise TypeError(f"{name} must be float16, float32, float64 or longdouble, got {array.dtype}; {how}")
     if array.shape != like.shape:
         raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
     return array

@@ -10,6 +10,7 @@ from fastadam.state_file import StateFile
 
 UPDATE_NAMES: tuple[str, ...]
 MAX_THREADS: int
+HYPER_PARAMETERS: frozenset[str]
 BLAS_NUMBERS: int
 MOST_CALLBACK: int
 
@@ -67,6 +68,8 @@ class Engine:
     swapped: bool
     store: StateFile | None
     def check_readable(self) -> None: ...
+    def check_settings(self, values: tuple[Any, ...]) -> None: ...
+    def last_values(self) -> list[dict[str, Any]]: ...
     def renew_lock(self) -> None: ...
     @property
     def grad_norm(self) -> float | None: ...

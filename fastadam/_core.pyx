@@ -16,6 +16,7 @@ from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
 
+import inspect
 import os
 import warnings
 from threading import RLock
@@ -26,6 +27,7 @@ from numpy.ma import MaskedArray
 
 from fastadam._cpus import cgroup_cpus
 from fastadam._forks import watch
+from fastadam._names import did_you_mean
 
 np.import_array()
 
@@ -110,9 +112,7 @@ cpdef int as_threads(object threads, str name="threads") except -1:
     """A number of threads for the driver: 0 stands for None, the automatic choice."""
     if threads is None:
         return 0
-    if type(threads) is not int and (isinstance(threads, (bool, numpy.bool_)) or not hasattr(threads, "__index__")):
-        raise TypeError(f"{name} must be an int or None, got {threads!r}")
-    n = PyNumber_Index(threads)
+    n = as_integer(threads, name, "an int or None")
     if not 1 <= n <= MAX_THREADS:
         raise ValueError(f"{name} must be from 1 to {MAX_THREADS}, got {n}; None lets fastadam choose")
     return n
@@ -202,9 +202,13 @@ include "_arrays.pxi"
 
 # ---- the stateless step; the stateful one is in _engine.pxi ---------------------------------------------------
 
-def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
-                decoupled_weight_decay=False, amsgrad=False, max_exp_avg_sq=None, maximize=False, bias_correction=True,
-                eps_root=0.0, eps_hat=False, grad_scale=1.0, threads=None):
+cdef object MISSING = object()
+
+
+def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING, step=MISSING, *, lr=1e-3,
+                betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False, amsgrad=False,
+                max_exp_avg_sq=None, maximize=False, bias_correction=True, eps_root=0.0, eps_hat=False, grad_scale=1.0,
+                threads=None, **unknown):
     """Apply one step of Adam to an array, in place, with state that you keep.
 
     .. math::
@@ -214,7 +218,9 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     Parameters
     ----------
     param : ndarray of float32 or float64
-        p, updated in place. Native byte order, aligned, writeable, C- or F-contiguous.
+        p, updated in place. Native byte order, aligned, writeable, C- or F-contiguous. Rows that are picked,
+        ``table[rows]``, are a copy: it would be updated, and the table not. (`step_rows`, which updates rows of a
+        table in place, is coming.)
     grad : ndarray of a real floating type
         g, of the same shape, only read. Another dtype or memory order than `param`'s costs a copy and a
         `PerformanceWarning`. For a 0-d `param` also a NumPy floating scalar.
@@ -280,6 +286,8 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
     cdef int i, j, count = 3, order = as_threads(threads), bound = bound_of_threads()
     cdef double scale = as_grad_scale(grad_scale)
 
+    if unknown or param is MISSING or grad is MISSING or exp_avg is MISSING or exp_avg_sq is MISSING or step is MISSING:
+        raise wrong_arguments(adam_update, (param, grad, exp_avg, exp_avg_sq, step), unknown)
     memset(&options, 0, sizeof(options))
     beta1, beta2 = as_pair(betas)
     options.lr = as_magnitude(lr, "lr")
@@ -341,6 +349,27 @@ def adam_update(param, grad, exp_avg, exp_avg_sq, step, *, lr=1e-3, betas=(0.9, 
         fa_begin_writing()
         fa_run(&task, 1, order, bound, NULL)
         fa_end_writing()
+
+
+cdef object signature_of(function, Py_ssize_t required):
+    """As a Python function would have it, whose first parameters have no default."""
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
+    parameters[:required] = [p.replace(default=p.empty) for p in parameters[:required]]
+    return inspect.Signature(parameters)
+
+
+cdef wrong_arguments(function, tuple required, dict unknown):
+    """What Python says of a Python function, which Cython says less well."""
+    names, name = list(function.__signature__.parameters), function.__name__
+    if unknown:
+        first = next(iter(unknown))
+        return TypeError(f"{name} has no {', '.join(unknown)}{did_you_mean(first, names)}; it has {', '.join(names)}")
+    missing = [repr(each) for each, given in zip(names, required) if given is MISSING]
+    return TypeError(f"{name}() missing {len(missing)} required positional argument{'s' * (len(missing) > 1)}: "
+                     f"{', '.join(missing)}")
+
+
+adam_update.__signature__ = signature_of(adam_update, 5)
 
 
 include "_engine.pxi"

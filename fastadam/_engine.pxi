@@ -43,6 +43,8 @@ cdef struct Group:
     bint amsgrad, centered      # when it was made
     const fa_kernel *kernel[2]  # for each element type
     int64_t count               # its largest step counter
+    fa_options taken            # those of its last step, if
+    bint stepped                # it has taken one
     fa_factors *factors         # the last made, for the counter and product below
     int64_t step
     double product
@@ -63,6 +65,13 @@ cdef struct Range:          # memory that is written
     char *end
     Py_ssize_t slot
     int array
+
+
+cdef object number_in(const fa_options *options, const Field *field):
+    cdef const double *number = <const double *>(<const char *>options + field.offset)
+    if field.kind == BETAS:
+        return number[0], number[1]
+    return number[0]
 
 
 cdef int by_begin(const void *a, const void *b) noexcept nogil:
@@ -327,6 +336,17 @@ cdef class Engine:
     def summed(self):
         return [self.slots[i].summed for i in range(self.count)]
 
+    def last_values(self):
+        """For each group, the numbers among the hyper-parameters of its last step."""
+        values = []
+        for i in range(self.group_count):
+            values.append({} if not self.groups[i].stepped else {
+                name: number_in(&self.groups[i].taken, &self.fields[k])
+                for k, name in enumerate(self.names)
+                if self.fields[k].kind != FLAG and self.fields[k].kind != FIXED_FLAG
+            })
+        return values
+
     def made(self):
         """For each group, the state that it has."""
         return [self.groups[i].made for i in range(self.group_count)]
@@ -530,6 +550,7 @@ cdef class Engine:
             raise ValueError(f"expected the state of {self.count} parameters, got {len(new_arrays)}")
         for mine, news in zip(self.arrays, new_arrays):
             for old, new in zip(mine[1:], news, strict=True):
+                new = numpy.asarray(new)    # without its subclass: a memory map, for one
                 # A source that is also a destination of another could be overwritten before its turn.
                 pairs.append((old, new.copy("K") if self.written_by(new) is not None else new))
         pairs += others
@@ -609,17 +630,17 @@ cdef class Engine:
 
     cdef object written_by(self, object array):
         """The name of an array of ours that shares memory with any array, or None."""
-        cdef Py_ssize_t i
         cdef char *low
         cdef char *high
+        cdef Range *r
         array = numpy.asarray(array)
         bounds_of(<Array *>array, &low, &high)
-        if self.touched(low, high) == NULL:
-            return None
-        for i in range(self.count):
-            for own, a in zip(self.arrays[i], [FA_PARAM, *states_in(self.groups[self.slots[i].group].made)]):
-                if numpy.shares_memory(numpy.asarray(own), array):
-                    return self.name_of(i, a)
+        r = self.touched(low, high)
+        while r != NULL and r < self.ranges + self.range_count and r.begin < high:
+            made = [FA_PARAM, *states_in(self.groups[self.slots[r.slot].group].made)]
+            if numpy.shares_memory(numpy.asarray(self.arrays[r.slot][made.index(r.array)]), array):
+                return self.name_of(r.slot, r.array)
+            r += 1
         return None
 
     # -- the step
@@ -657,14 +678,13 @@ cdef class Engine:
         self.scale = as_grad_scale(grad_scale)
         if alone and s.max_norm < INFINITY:
             raise ValueError("max_norm needs the gradients of all parameters at once: use step, or max_value")
-        if s.average and not self.extras & EMA_BIT:
-            raise ValueError("ema_decay was None when the optimizer was made; make a new one")
-        if s.accumulate > 1 and not self.extras & SUM_BIT:
-            raise ValueError("accumulate was 1 when the optimizer was made; make a new one")
+        self.check_made(s)
         steps = self.plan(grads)
         staged = self.waiting or s.accumulate > 1 or s.max_value < INFINITY
         if steps or s.accumulate == 1:
             self.read_groups(list(groups))
+        else:       # schedules are called for steps alone, but what no step would take is refused now
+            self.check_groups(groups)
         measured = s.nonfinite != PROPAGATE or (s.max_norm < INFINITY and steps)
         if measured:
             self.make_room_for_sums()
@@ -712,6 +732,20 @@ cdef class Engine:
                 self.end_writing()
         return 0
 
+    def check_settings(self, tuple values):
+        """Raise unless these could be the settings of the next step."""
+        cdef Settings s
+        read_settings(values, &s)
+        self.check_made(&s)
+
+    cdef int check_made(self, const Settings *s) except -1:
+        """State is made with the optimizer: what needs more of it comes too late."""
+        if s.average and not self.extras & EMA_BIT:
+            raise ValueError("ema_decay was None when the optimizer was made, so there are no averages; make a new one")
+        if s.accumulate > 1 and not self.extras & SUM_BIT:
+            raise ValueError("accumulate was 1 when the optimizer was made, so there is no sum; make a new one")
+        return 0
+
     cdef bint plan(self, list grads):
         """Which parameters have a gradient, and of these, which take a step; does any?"""
         cdef Py_ssize_t i
@@ -736,11 +770,14 @@ cdef class Engine:
             group.count = max(group.count, self.slots[i].step)
 
     cdef int check_group_keys(self, dict group, Py_ssize_t i) except -1:
-        expected = {"params", *self.names}
-        missing, unknown = list(expected - group.keys()), list(group.keys() - expected)
-        if missing or unknown:
-            raise ValueError(
-                f"param_groups[{i}]: missing the hyper-parameters {missing}, unknown are {unknown}") from None
+        expected = ["params", *self.names]
+        for name in group:
+            if name not in expected:
+                raise ValueError(f"param_groups[{i}] has the unknown key {name!r}{did_you_mean(name, expected)}; "
+                                 f"it must have {', '.join(expected)}") from None
+        for name in expected:
+            if name not in group:
+                raise ValueError(f"param_groups[{i}] has lost its {name}; it must have {', '.join(expected)}") from None
         return 0
 
     cdef dict group_values(self, list groups, Py_ssize_t i):
@@ -922,6 +959,8 @@ cdef class Engine:
                 continue
             group = &self.groups[slot.group]
             if slot.steps:
+                if group.factors == NULL:
+                    group.taken, group.stepped = group.options, True
                 if group.factors == NULL or group.step != slot.step + 1 or group.product != slot.product:
                     group.step, group.product = slot.step + 1, slot.product
                     group.factors = &self.factors[made]

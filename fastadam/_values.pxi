@@ -1,13 +1,15 @@
 # Numbers and flags: from what the user passed to what C reads, or an error that says what is allowed.
 
 cpdef double as_number(object value, str name) except? -1.0:
-    """Any real number: Python's, NumPy's scalars and 0-d arrays, and what other libraries' scalars convert to."""
+    """Any real number: Python's, NumPy's scalars and 0-d arrays, and what other libraries' scalars convert to.
+
+    float() alone would also parse text, and the bytes of anything that has a buffer."""
     if type(value) is float:
         return value
     if isinstance(value, (numpy.generic, numpy.ndarray)):
         real = value.dtype.kind in "iuf" and value.ndim == 0
     else:
-        real = not isinstance(value, (bool, str, bytes, bytearray, complex))
+        real = type(value) is not bool and (hasattr(type(value), "__float__") or hasattr(type(value), "__index__"))
     try:
         if real:
             return float(value)
@@ -16,6 +18,18 @@ cpdef double as_number(object value, str name) except? -1.0:
     except (TypeError, ValueError):
         pass
     raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+cdef object as_integer(object value, str name, str kind="an int"):
+    """Any integer: Python's, NumPy's scalars and 0-d arrays, and what has __index__; a bool is none."""
+    if type(value) is int:
+        return value
+    if not isinstance(value, (bool, numpy.bool_)):
+        try:
+            return PyNumber_Index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} must be {kind}, got {value!r}")
 
 
 cdef double as_magnitude(object value, str name) except? -1.0:
@@ -81,9 +95,7 @@ cdef int as_nonfinite(object value) except -1:
 
 
 cdef int64_t as_accumulate(object value) except -1:
-    if type(value) is not int and (isinstance(value, (bool, numpy.bool_)) or not hasattr(value, "__index__")):
-        raise TypeError(f"accumulate must be an int, got {value!r}")
-    n = PyNumber_Index(value)
+    n = as_integer(value, "accumulate")
     if not 1 <= n < 2**31:
         raise ValueError(f"accumulate must be >= 1 and less than 2**31, got {n}")
     return n
@@ -122,12 +134,7 @@ def arrays_for(tuple values):
 
 
 cdef int64_t as_step(object step) except -1:
-    try:
-        number = PyNumber_Index(step) if type(step) is not bool else None
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"step must be an integer, got {step!r}") from None
+    number = as_integer(step, "step", "an integer")
     if not 1 <= number < 2**63:
         raise ValueError(f"step counts from 1 and is less than 2**63, got {number}")
     return number
@@ -187,6 +194,7 @@ cdef dict known_fields():
     }
 
 cdef dict FIELDS = known_fields()
+HYPER_PARAMETERS = frozenset(FIELDS)    # of all optimizers
 
 
 cdef object at(object value, int64_t count):
@@ -215,9 +223,7 @@ def has_schedule(value):
     return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))
 
 
-cdef object without_schedules(object value):
-    if isinstance(value, (tuple, list)):
-        return tuple([without_schedules(x) for x in value])
+cdef object without_schedule(object value):
     return NOT_ZERO if callable(value) else value
 
 
@@ -229,9 +235,10 @@ cdef int read_plain(dict group, fa_options *o) except -1:
             continue
         kind, offset = FIELDS[name]
         if kind == BETAS:
-            value = (NOT_ZERO, NOT_ZERO) if callable(value) else without_schedules(as_pair(value))
+            pair = (NOT_ZERO, NOT_ZERO) if callable(value) else as_pair(value)
+            value = without_schedule(pair[0]), without_schedule(pair[1])
         elif kind in (MAGNITUDE, BETA):
-            value = without_schedules(value)
+            value = without_schedule(value)
         read_value(value, name, kind, 0, <char *>o + <Py_ssize_t>offset)
     return 0
 

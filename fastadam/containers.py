@@ -4,7 +4,8 @@ A container is one array, an iterable, a mapping of names, or these nested. `Tre
 remembers its shape; `Tree.match` takes a container of gradients apart in the same order.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,8 @@ class Tree:
             raise TypeError(f"grads{self.where} must be a mapping, as params is, got a {type(grads).__name__}")
         if len(grads) != len(self.names) or any(name not in grads for name in self.names):
             missing = [name for name in self.names if name not in grads]
-            extra = [name for name in grads if name not in self.names]
+            known = set(self.names)
+            extra = [name for name in grads if name not in known]
             said = [f"{what} {names}" for what, names in (("missing", missing), ("unknown", extra)) if names]
             raise ValueError(
                 f"grads{self.where} must have the names of params: {', '.join(said)}; "
@@ -119,3 +121,22 @@ def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
     if any(are_groups):
         raise ValueError("params mixes groups (dicts with the key 'params') with other items; make all of them groups")
     return [{"params": items}], False
+
+
+def split(keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Sequence[int]]]:
+    """The groups that patterns make of keys: what matches none, then each distinct set of values with its places."""
+    patterns = list(overrides)
+    first = [next((i for i, p in enumerate(patterns) if fnmatchcase(str(key), p)), -1) for key in keys]
+    for pattern in patterns:
+        if not any(fnmatchcase(str(key), pattern) for key in keys):
+            raise ValueError(f"overrides: the pattern {pattern!r} matches none of the keys {keys}")
+    parts: list[tuple[Mapping[str, Any], list[int]]] = [({}, [i for i, found in enumerate(first) if found < 0])]
+    for number, pattern in enumerate(patterns):
+        places = [i for i, found in enumerate(first) if found == number]
+        values = overrides[pattern]
+        same = next((part for part in parts[1:] if part[0] == values), None)
+        if same is None:
+            parts.append((values, places))
+        else:
+            same[1].extend(places)
+    return [(values, sorted(places)) for values, places in parts if places]

@@ -1,17 +1,19 @@
 """What all optimizers have in common: groups, state, steps. No arithmetic on arrays here: `_core.Engine` does it."""
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
 from fastadam import _core, checkpoint
-from fastadam.containers import Tree, as_groups
-from fastadam.state import State, as_torch, match_groups, match_state
+from fastadam._names import did_you_mean
+from fastadam.containers import Tree, as_groups, split
+from fastadam.state import State, as_torch, match_groups, match_state, with_own_betas
 from fastadam.state_file import StateFile, maps_of
 
 Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
@@ -30,9 +32,18 @@ class Around(TypedDict, total=False):
     ema_decay: float | None
     threads: int | None
     state_file: str | os.PathLike[str] | None
+    overrides: Mapping[str, Mapping[str, Any]] | None
 
 
 SETTINGS = "threads", "max_norm", "max_value", "nonfinite", "accumulate", "ema_decay"  # in the engine's order
+
+# What programs for other libraries ask for, and what to do instead.
+INSTEAD = {
+    "zero_grad": "gradients are yours, and only read: leave the call out",
+    "params": "the arrays are in opt.param_groups[i]['params']",
+    "state_file": "it is chosen when an optimizer is made",
+    "overrides": "the groups that came of it are in opt.param_groups",
+}
 
 # What happens inside a `with` that holds a lock is a call: in loops there, CPython 3.12 and 3.13 have places at which
 # Ctrl-C leaves without the end of the `with` (a jump back that its exception table does not have).
@@ -83,8 +94,14 @@ class Optimizer:
         that no `flush` has followed, the file is refused. Forked children can neither step nor copy such an optimizer,
         and keep its file locked while they live.
 
-    All but `params`, `defaults` and `state_file` are kept by pickle, not by `state_dict`; copies keep their state in
-    memory.
+    overrides : dict of dict, or None, default None
+        Other hyper-parameters for some arrays: {"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}. Patterns are
+        those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern that
+        matches, and of no other. Groups are made of it: first the arrays that match nothing, then those of each set of
+        values. `step` takes the one container all the same. Not together with `params` given as groups.
+
+    All but `params`, `defaults`, `state_file` and `overrides` are kept by pickle, not by `state_dict`; copies keep
+    their state in memory.
 
     Attributes
     ----------
@@ -97,6 +114,10 @@ class Optimizer:
         that array's.
     skipped_steps : int
         The calls that ``nonfinite="skip"`` has left out.
+    steps : int
+        The largest step counter.
+    last_values : list of dict
+        For each group, the numbers that its last step took for the hyper-parameters.
     ema : dict
         The averages of the parameters by their keys, if `ema_decay` asked for them.
 
@@ -139,11 +160,13 @@ class Optimizer:
         ema_decay: float | None = None,
         threads: int | None = None,
         state_file: str | os.PathLike[str] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
             known = ["params", *defaults, *Around.__annotations__]
-            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
+            hint = did_you_mean(next(iter(unknown)), known)
+            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}{hint}; it has {', '.join(known)}")
         self.max_norm, self.max_value, self.nonfinite = max_norm, max_value, nonfinite
         self.accumulate, self.ema_decay, self.threads = accumulate, ema_decay, threads
         extras = _core.arrays_for(self._settings)
@@ -151,12 +174,15 @@ class Optimizer:
         self._defaults = defaults
         self.param_groups = []
         self._trees: list[Tree] = []
+        self._order: list[int] | None = None  # for each of the engine's parameters its place in step's container
         groups, self._began_grouped = as_groups(params, self._defaults)
+        if overrides is not None and self._began_grouped:
+            raise ValueError("overrides go with params in one container; with groups, put the values into the groups")
         store = None if state_file is None else StateFile(state_file)
         try:
             self._engine = _core.Engine(self._family, list(defaults), extras, store)
             for group in groups:
-                self.add_param_group(group)
+                self.add_param_group(group) if overrides is None else self._add(group, overrides)
             if not self._engine.keys:
                 raise ValueError("params holds no arrays; there is nothing to optimize")
         except BaseException:
@@ -197,30 +223,62 @@ class Optimizer:
             raise TypeError(f"a parameter group must be a dict, got a {type(group).__name__}")
         if "params" not in group:
             raise ValueError("a parameter group needs the key 'params'")
-        unknown = [name for name in group if name not in self._defaults and name != "params"]
-        if unknown:
-            raise ValueError(f"unknown hyper-parameters {unknown} in a group; known are {list(self._defaults)}")
+        self._check_names({name: value for name, value in group.items() if name != "params"}, "a group")
         with self._engine:
-            self._add(group)
+            self._add(group, {})
 
-    def _add(self, group: Mapping[str, Any]) -> None:
+    def _check_names(self, values: Mapping[str, Any], where: str) -> None:
+        for name in values:
+            if name not in self._defaults:
+                hint = did_you_mean(name, self._defaults)
+                raise ValueError(f"unknown hyper-parameter {name!r} in {where}{hint}; known are {list(self._defaults)}")
+
+    def _add(self, group: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> None:
         leaves: list[tuple[Any, np.ndarray]] = []
-        tree = Tree.of(group["params"], leaves, start=sum(tree.items for tree in self._trees))
-        keys = [key for key, _ in leaves]
-        params = tuple(array for _, array in leaves)
-        full = {"params": params, **self._defaults, **{k: v for k, v in group.items() if k != "params"}}
-        self._check_group(full)
-        if "betas" in full and not callable(full["betas"]):
-            full["betas"] = tuple(full["betas"])  # nobody else's list
+        try:
+            tree = Tree.of(group["params"], leaves, start=sum(tree.items for tree in self._trees))
+        except RecursionError:
+            raise ValueError("params contains itself, or is nested too deeply") from None
         taken = set(self._engine.keys)
-        for key in keys:
+        for key, _ in leaves:
             if key in taken:
                 raise ValueError(f"two parameters have the key {key!r}; rename one")
             taken.add(key)
-        changed = {"_trees": [*self._trees, tree]}
-        self._engine.add_group(keys, params, full, self.param_groups, self.__dict__, changed)
+        common = {**self._defaults, **{k: v for k, v in group.items() if k != "params"}}
+        parts = self._parts([key for key, _ in leaves], overrides)
+        places = [place for _, part in parts for place in part]
+        start = len(self._engine.keys)
+        order = [*(self._order or range(start)), *(start + place for place in places)]
+        changed = {"_trees": [*self._trees, tree], "_order": None if order == [*range(len(order))] else order}
+        for values, part in parts:
+            keys, params = [leaves[i][0] for i in part], tuple(leaves[i][1] for i in part)
+            full = {"params": params, **common, **values}
+            self._check_group(full)
+            self._engine.add_group(keys, params, with_own_betas(full), self.param_groups, self.__dict__, changed)
 
-    def step(self, grads: Gradients, *, grad_scale: float = 1.0) -> None:
+    def _parts(
+        self, keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]
+    ) -> list[tuple[Mapping[str, Any], Sequence[int]]]:
+        """The groups that overrides make of one container: hyper-parameters, and places of arrays."""
+        if not isinstance(overrides, Mapping):
+            raise TypeError(f"overrides must be a dict of patterns, got a {type(overrides).__name__}")
+        if not overrides:
+            return [({}, range(len(keys)))]
+        for pattern, values in overrides.items():
+            if not isinstance(pattern, str):
+                raise TypeError(f"overrides: a pattern must be a str, got {pattern!r}")
+            where = f"overrides[{pattern!r}]"
+            if not isinstance(values, Mapping):
+                raise TypeError(f"{where} must be a dict of hyper-parameters, got a {type(values).__name__}")
+            self._check_names(values, where)
+            try:
+                self._check_group({**self._defaults, **values})
+            except (TypeError, ValueError) as error:
+                error.add_note(f"in {where}")
+                raise
+        return split(keys, {pattern: with_own_betas(values) for pattern, values in overrides.items()})
+
+    def step(self, grads: Gradients = None, *, grad_scale: float = 1.0) -> None:
         """Update the parameters in place.
 
         Parameters
@@ -250,11 +308,16 @@ class Optimizer:
         (1, 0)
         """
         if grads is None:
-            raise TypeError("grads must not be None; to leave one array alone, put None in its place in the container")
+            raise TypeError(
+                "step needs the gradients, in the container of the parameters: opt.step(grads); to leave one array "
+                "alone, put None in its place there"
+            )
         is_grouped = self._began_grouped or len(self._trees) > 1
         tree = Tree(None, None, self._trees, "one for each group of the optimizer") if is_grouped else self._trees[0]
         flat: list[Any] = []
         tree.match(grads, flat)
+        if self._order is not None:
+            flat = [flat[place] for place in self._order]
         self._engine.step(flat, self.param_groups, grad_scale, self._settings)
 
     def step_one(self, key: Any, grad: np.ndarray | np.floating, *, grad_scale: float = 1.0) -> None:
@@ -335,29 +398,92 @@ class Optimizer:
         _ = self.ema
         return _core.Swapped(self._engine)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Where a class takes the common options as ``**``, `help` and `inspect.signature` show them one by one."""
+        super().__init_subclass__(**options)
+        signature = inspect.signature(cls.__init__)
+        own = [p for p in signature.parameters.values() if p.annotation != Unpack[Around]]
+        if len(own) < len(signature.parameters):
+            common = [
+                p for p in inspect.signature(Optimizer.__init__).parameters.values() if p.name in Around.__annotations__
+            ]
+            cls.__init__.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
+
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "lr" and name in self.__dict__.get("_defaults", ()):
-            raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
         if name in SETTINGS and "_engine" in self.__dict__:
-            _core.arrays_for(tuple(value if name == each else getattr(self, each) for each in SETTINGS))
+            self._engine.check_settings(tuple(value if name == each else getattr(self, each) for each in SETTINGS))
+        elif name == "param_groups" and "_engine" in self.__dict__:
+            if type(value) is not list:
+                raise TypeError(f"param_groups must be a list, got a {type(value).__name__}")
+            self._engine.check_groups(value)
+        elif not (name.startswith("_") or self._declares(name)):
+            raise AttributeError(self._has_no(name))
         super().__setattr__(name, value)
+
+    def _declares(self, name: str) -> bool:
+        return any(name in vars(c) or name in getattr(c, "__annotations__", ()) for c in type(self).__mro__[:-1])
+
+    def __getattr__(self, name: str) -> Any:
+        """Hyper-parameters that all groups share, as `lr`."""
+        if name in self.__dict__.get("_defaults", ()):
+            return self._shared(name)
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}" if name.startswith("_") else self._has_no(name)
+        )
+
+    def _has_no(self, name: str) -> str:
+        """Why an attribute can be neither read nor set."""
+        if name in self.__dict__.get("_defaults", ()):
+            return f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]"
+        if name in INSTEAD:
+            return f"{type(self).__name__} has no attribute {name!r}: {INSTEAD[name]}"
+        known = [each for each in dir(type(self)) if not each.startswith("_")]
+        hint = did_you_mean(name, [*known, *SETTINGS, *self.__dict__.get("_defaults", ())])
+        return f"{type(self).__name__} has no attribute {name!r}{hint}"
+
+    def _shared(self, name: str) -> Any:
+        first = self.param_groups[0][name]
+        if any(group[name] != first for group in self.param_groups):
+            raise ValueError(f"the groups differ in {name}; read opt.param_groups[i][{name!r}]")
+        return first
 
     @property
     def lr(self) -> Any:
         """The learning rate (or schedule) of all groups; setting it sets all groups.
 
-        Raises ValueError when groups differ: read `param_groups` then.
+        Raises ValueError when groups differ: read `param_groups` then. Other hyper-parameters are read in the same way
+        (``opt.weight_decay``), and set in `param_groups`.
         """
-        first = self.param_groups[0]["lr"]
-        if any(group["lr"] != first for group in self.param_groups):
-            raise ValueError("the groups have different learning rates; read opt.param_groups[i]['lr']")
-        return first
+        return self._shared("lr")
 
     @lr.setter
     def lr(self, value: Number) -> None:
         self._check_group({**self._defaults, "lr": value})
         for group in self.param_groups:
             group["lr"] = value
+
+    @property
+    def steps(self) -> int:
+        """The largest step counter of all parameters."""
+        return max(self._engine.steps())
+
+    @property
+    def last_values(self) -> list[dict[str, Any]]:
+        """For each group, the numbers that its last step took for the hyper-parameters; what schedules gave, for one.
+
+        {} before its first step. A gradient that was left out, or only joined a sum, changes nothing.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> x = np.array([5.0])
+        >>> opt = fastadam.Adagrad(x, lr=lambda count: 0.5 / (count + 1))
+        >>> for _ in range(2):
+        ...     opt.step(2 * x)
+        >>> opt.last_values[0]["lr"]
+        0.25
+        """
+        return self._engine.last_values()
 
     @property
     def threads_used(self) -> int:
@@ -580,6 +706,13 @@ class Optimizer:
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         saved = attributes["_engine"]
+        params = [array for group in attributes["param_groups"] for array in group["params"]]
+        for key, array in zip(saved["keys"], params, strict=True):
+            if isinstance(array, np.memmap) and not array.flags.writeable:
+                raise ValueError(
+                    f"parameter {key!r} comes as a read-only memory map; with joblib give max_nbytes=None or "
+                    "mmap_mode='c' to Parallel, mmap_mode='c' to load"
+                )
         self.__dict__.update(attributes)
         self._engine = _core.Engine(self._family, list(self._defaults), saved["extras"])
         self._engine.skipped = saved["skipped"]
@@ -601,9 +734,25 @@ class Optimizer:
         return copied
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}("]
-        for i, group in enumerate(self.param_groups):
-            options = ", ".join(f"{name}={value!r}" for name, value in group.items() if name != "params")
+        """A table of the groups with their values now, and what surrounds the rule."""
+        numbers = [name for name, value in self._defaults.items() if not isinstance(value, bool | np.bool_)]
+        flags = [name for name in self._defaults if name not in numbers]
+        rows = [("group", "arrays", "elements", *numbers, "flags")]
+        for i, (group, last) in enumerate(zip(self.param_groups, self.last_values, strict=True)):
             elements = sum(array.size for array in group["params"])
-            lines.append(f"  group {i}: {len(group['params'])} arrays, {elements} elements, {options}")
-        return "\n".join([*lines, ")"])
+            values = [shown(group[name], last.get(name)) for name in numbers]
+            on = ", ".join(name for name in flags if group[name])
+            rows.append((str(i), str(len(group["params"])), str(elements), *values, on or "none"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        clipping = f"max_norm={self.max_norm}, max_value={self.max_value}, nonfinite={self.nonfinite!r}"
+        averages = f"ema_decay={self.ema_decay}, accumulate={self.accumulate}"
+        threads = f"threads={self.threads}, last step {self.threads_used}"
+        return "\n".join([type(self).__name__, *table, f"{clipping}; {averages}; steps={self.steps}; {threads}"])
+
+
+def shown(value: Any, last: Any) -> str:
+    """A hyper-parameter in a table; of a schedule, what it gave last."""
+    if not _core.has_schedule(value):
+        return str(value)
+    return "schedule" if last is None else f"schedule, last {last}"

@@ -1,14 +1,11 @@
 """The state of an optimizer as users see it, and what a state dict must be before any of it is loaded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
 from fastadam import _core
-
-# Keys of torch's param_groups that say how it computes, not what; its schedulers leave the last.
-TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr"}
 
 
 class State(Mapping[Any, Mapping[str, Any]]):
@@ -69,26 +66,36 @@ def match_groups(
             raise ValueError(f"{where} has {len(saved_params)} parameters, the optimizer's group {count}")
         names = keys[len(indices) : len(indices) + count]
         saved_names = saved.get("param_names")
+        if saved_names is not None:
+            check_kind(saved_names, list | tuple, f"{where}['param_names']")
         if saved_names is not None and list(saved_names) != names:
             raise ValueError(
                 f"{where} has the param_names {saved_names}, the optimizer {names}; to go by position "
                 "instead, delete 'param_names' from it"
             )
-        change = {k: v for k, v in saved.items() if k not in TORCH_ONLY | {"params", "param_names"}}
-        unknown = [name for name in change if name not in ours]
-        if unknown:
-            raise ValueError(f"{where} has unknown keys {unknown}; known are {list(ours)}")
+        foreign = [name for name in saved if name in _core.HYPER_PARAMETERS and name not in ours]
+        if foreign:
+            raise ValueError(f"{where} is of another optimizer: it has {', '.join(foreign)}; known are {list(ours)}")
+        # What else is in it is not ours: how torch computes, what its schedulers remember, labels.
+        change = {k: v for k, v in saved.items() if k in ours and k != "params"}
         _core.check_group({**ours, **change})
         for flag in {"amsgrad", "centered"} & change.keys():
             if change[flag] != ours[flag]:
                 raise ValueError(f"{where} has {flag}={change[flag]}, the optimizer {ours[flag]}")
-        if "betas" in change and not callable(change["betas"]):
-            change["betas"] = tuple(change["betas"])
-        changes.append(change)
+        changes.append(with_own_betas(change))
+        for index in saved_params:
+            if not isinstance(index, Hashable):
+                raise TypeError(f"{where}['params'] must list running indices, got a {type(index).__name__}")
         indices += saved_params
     if len(set(indices)) != len(indices):
         raise ValueError(f"state_dict['param_groups'] lists a parameter twice: {indices}")
     return changes, indices
+
+
+def with_own_betas(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters that were checked, with a pair of betas that is nobody else's list."""
+    betas = values.get("betas", ())
+    return {**values, "betas": tuple(betas)} if "betas" in values and not callable(betas) else dict(values)
 
 
 def match_state(
@@ -126,8 +133,12 @@ def match_state(
             saved["step"] = 1
         if not saved:  # torch has none, an empty one, or None for a buffer, before the first step
             saved = fresh
-        elif not {"ema", "grad_sum", "grad_count"} & saved.keys():  # saved by torch, or without these
-            saved |= {name: fresh[name] for name in ("ema", "grad_sum", "grad_count") if name in fresh}
+        else:
+            for kept in {"ema"}, {"grad_sum", "grad_count"}:
+                if not kept & saved.keys():  # saved by torch, or without them
+                    saved |= {name: fresh[name] for name in kept if name in fresh}
+                elif not kept & entry.keys():
+                    leave_out(kept, saved, where)
         if saved.keys() != entry.keys():
             raise ValueError(
                 f"{where} has the keys {list(saved)}, expected {list(entry)}; make the optimizer with the options "
@@ -148,11 +159,33 @@ def match_state(
     return arrays, steps, products, counts
 
 
+def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
+    """Take out what this optimizer does not keep, if nothing is lost by it."""
+    if "ema" in kept:
+        raise ValueError(
+            f"{where} has an average of the parameter (ema), and this optimizer keeps none: make it with ema_decay, "
+            "or delete 'ema' from each entry of the state dict"
+        )
+    waiting = as_counter(saved.get("grad_count", 0), f"{where}['grad_count']")
+    if waiting:
+        raise ValueError(
+            f"{where} has a sum of {waiting} gradients that wait for a step, and this optimizer keeps none: make it "
+            "with accumulate, or delete 'grad_count' and 'grad_sum' from each entry of the state dict to drop them"
+        )
+    for name in kept:
+        saved.pop(name, None)
+
+
 def as_state(saved: Any, ours: np.ndarray, where: str) -> np.ndarray:
     """A saved state array that can be copied into ours without a cast, or an error."""
     if not hasattr(saved, "__array__") or isinstance(saved, np.ma.MaskedArray | np.generic):
         raise TypeError(f"{where} must be an array, got a {type(saved).__name__}")
-    array = np.asarray(saved)
+    try:
+        array = np.asarray(saved)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever its __array__ raises: torch's does for tensors on a GPU
+        raise TypeError(f"{where} cannot be converted to an ndarray: {type(error).__name__}: {error}") from error
     if array.dtype != ours.dtype:
         raise TypeError(f"{where} must be {ours.dtype}, got {array.dtype}; state is never cast")
     if array.shape != ours.shape:

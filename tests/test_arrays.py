@@ -21,13 +21,13 @@ def test_parameter_of_the_wrong_kind_is_a_type_error(bad, match):
 
 @pytest.mark.parametrize("dtype", [*WRONG_DTYPES, np.float16, np.longdouble])
 def test_parameter_of_the_wrong_dtype_is_a_type_error(dtype):
-    with pytest.raises(TypeError, match=r"parameter 0 must be float32 or float64, got .*astype"):
+    with pytest.raises(TypeError, match=r"parameter 0 must be float32 or float64, got .*; (use|give)"):
         fastadam.Adam([np.zeros(N, dtype)])
 
 
 @pytest.mark.parametrize(("make", "match"), BAD_LAYOUTS)
 def test_parameter_that_cannot_be_updated_in_place_is_a_value_error(make, match):
-    with pytest.raises(ValueError, match=rf"parameter 0 must .*{match}.*use"):
+    with pytest.raises(ValueError, match=rf"parameter 0 must .*{match}.*(use|set)"):
         fastadam.Adam(make())
 
 
@@ -184,7 +184,7 @@ def test_gradient_of_the_wrong_kind_is_a_type_error(bad, match):
 
 @pytest.mark.parametrize("dtype", WRONG_DTYPES)
 def test_gradient_that_is_not_real_is_a_type_error(dtype):
-    gradient_refused(np.zeros(N, dtype), TypeError, "gradient of parameter 1 must be of a real floating type")
+    gradient_refused(np.zeros(N, dtype), TypeError, "gradient of parameter 1 must be float16, float32, float64 or")
 
 
 @pytest.mark.parametrize("shape", [(N + 1,), (N, 1), (1, N), (), (0,)])

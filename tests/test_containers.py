@@ -81,7 +81,7 @@ def test_any_mapping_mirrors_a_mapping_in_any_order(container):
 
 NESTED = {"enc": [one(), {"W": one()}], "out": one()}
 WRONG = [
-    (None, TypeError, "grads must not be None"),
+    (None, TypeError, r"step needs the gradients, .* opt.step\(grads\)"),
     (one(), TypeError, "grads must be a mapping"),
     ([one()], TypeError, "grads must be a mapping, as params is, got a list"),
     ({"enc": [one(), {"W": one()}]}, ValueError, r"missing \['out'\];"),
@@ -143,7 +143,7 @@ def test_arrays_of_other_libraries_are_not_containers():
         def __iter__(self):
             return iter([one(), one()])
 
-    with pytest.raises(TypeError, match="parameter 0 must be a numpy.ndarray, got a Tensor; convert it"):
+    with pytest.raises(TypeError, match="parameter 0 must be a numpy.ndarray, got a Tensor; use np.array"):
         fastadam.Adam(Tensor())
     with pytest.raises(TypeError, match="gradient of parameter 0 must be a numpy.ndarray, got a Tensor"):
         fastadam.Adam(one()).step(Tensor())
@@ -152,7 +152,7 @@ def test_arrays_of_other_libraries_are_not_containers():
 def test_container_that_holds_itself_is_an_error_not_a_crash():
     params = [one()]
     params.append(params)
-    with pytest.raises(RecursionError):
+    with pytest.raises(ValueError, match="params contains itself"):
         fastadam.Adam(params)
 
 

@@ -198,7 +198,7 @@ def test_lr_reads_and_sets_all_groups():
     opt.lr = 0.2
     assert [g["lr"] for g in opt.param_groups] == [0.2, 0.2]
     opt.param_groups[0]["lr"] = 0.3
-    with pytest.raises(ValueError, match="different learning rates"):
+    with pytest.raises(ValueError, match="the groups differ in lr; read"):
         opt.lr  # noqa: B018
     with pytest.raises(ValueError, match="^lr must be finite"):
         opt.lr = -1.0
@@ -225,10 +225,13 @@ def test_groups_may_not_be_rebuilt_by_hand(change, match):
 def test_keys_deleted_from_a_group_or_misspelt_are_named():
     opt = fastadam.Adam(ones())
     opt.param_groups[0]["epz"] = opt.param_groups[0].pop("eps")
-    with pytest.raises(ValueError, match=r"missing the hyper-parameters \['eps'\], unknown are \['epz'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"^param_groups\[0\] has the unknown key 'epz' \(did you mean eps\?\); it must have params, lr, betas",
+    ):
         opt.step(ones())
-    opt.param_groups[0]["eps"] = 1e-8
-    with pytest.raises(ValueError, match=r"unknown are \['epz'\]"):
+    del opt.param_groups[0]["epz"]
+    with pytest.raises(ValueError, match=r"^param_groups\[0\] has lost its eps; it must have"):
         opt.step(ones())
     assert opt.state[0]["step"] == 0
 
@@ -297,5 +300,7 @@ def test_an_error_of_a_plain_value_names_no_schedule():
 
 
 def test_an_unknown_option_is_named_beside_those_that_are_known():
-    with pytest.raises(TypeError, match=r"NAdam has no learning_rate; it has params, lr, betas, .* ema_decay"):
+    with pytest.raises(
+        TypeError, match=r"NAdam has no learning_rate \(did you mean lr\?\); it has params, lr, betas, .* ema_decay"
+    ):
         fastadam.NAdam(np.ones(3), learning_rate=0.1)

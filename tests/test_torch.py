@@ -227,11 +227,14 @@ def test_torch_reads_a_checkpoint(torch, tmp_path):
 
 
 def test_torch_tensors_are_refused_with_a_way_out(torch):
-    with pytest.raises(TypeError, match="got a Tensor; convert it with np.asarray"):
-        fastadam.Adam(torch.ones(3))
-    p = np.ones(3, np.float32)
-    with pytest.raises(TypeError, match="got a Tensor; convert it with np.asarray"):
-        fastadam.Adam(p).step(torch.ones(3))
+    parameter, gradient = torch.ones(3, requires_grad=True), torch.ones(3)
+    with pytest.raises(TypeError, match=r"got a Tensor; use \.detach\(\)\.numpy\(\)$"):
+        fastadam.SGD(parameter)
+    opt = fastadam.SGD(parameter.detach().numpy(), lr=0.5)
+    with pytest.raises(TypeError, match=r"got a Tensor; use \.detach\(\)\.numpy\(\)$"):
+        opt.step(gradient)
+    opt.step(gradient.detach().numpy())
+    assert torch.equal(parameter, torch.full((3,), 0.5))
 
 
 def test_parameters_may_be_torchs_own_memory(torch):

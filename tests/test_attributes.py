@@ -1,0 +1,189 @@
+"""What a newcomer tries is right, or an error that says what to write."""
+
+import inspect
+import pydoc
+
+import numpy as np
+import pytest
+from helpers import snapshot
+
+import fastadam
+
+CLASSES = [
+    getattr(fastadam, name) for name in ("SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop")
+]
+COMMON = ["max_norm", "max_value", "nonfinite", "accumulate", "ema_decay", "threads", "state_file", "overrides"]
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("learning_rate", r"Adam has no attribute 'learning_rate' \(did you mean lr\?\)"),
+        ("max_nrom", r"did you mean max_norm"),
+        ("max_grad_norm", r"did you mean max_norm"),
+        ("beta1", r"did you mean betas"),
+        ("Threads", r"did you mean threads"),
+        ("params", r"the arrays are in opt.param_groups"),
+        ("state_file", r"it is chosen when an optimizer is made"),
+        ("xyzzy", r"Adam has no attribute 'xyzzy'$"),
+    ],
+)
+def test_an_attribute_that_is_not_there_is_neither_set_nor_read(name, match):
+    opt = fastadam.Adam(np.ones(2))
+    before = snapshot(opt), dict(vars(opt))
+    with pytest.raises(AttributeError, match=match):
+        setattr(opt, name, 1)
+    with pytest.raises(AttributeError, match=match):
+        getattr(opt, name)
+    assert (snapshot(opt), dict(vars(opt))) == before
+
+
+def test_subclasses_declare_attributes_of_their_own():
+    class Base(fastadam.SGD):
+        noted: list[int]
+
+    class Mine(Base):
+        label = "none"
+
+        @property
+        def doubled(self):
+            return 2 * self.lr
+
+        @doubled.setter
+        def doubled(self, value):
+            self.lr = value / 2
+
+    opt = Mine(np.ones(2), lr=0.5)
+    opt.noted, opt.label, opt.doubled, opt._anything = [1], "mine", 4.0, 5
+    assert (opt.noted, opt.label, opt.lr, opt._anything) == ([1], "mine", 2.0, 5)
+    opt.step = lambda grads: None  # as schedulers of other libraries wrap it
+    with pytest.raises(AttributeError, match=r"Mine has no attribute 'lable' \(did you mean label\?\)"):
+        opt.lable = 1
+
+
+def test_hyper_parameters_are_read_as_lr_is():
+    opt = fastadam.AdamW([{"params": np.ones(2)}, {"params": np.ones(2), "weight_decay": 0.5}], lr=0.1)
+    assert (opt.lr, opt.betas, opt.amsgrad, opt.decoupled_weight_decay) == (0.1, (0.9, 0.999), False, True)
+    with pytest.raises(ValueError, match=r"the groups differ in weight_decay; read opt.param_groups\[i\]"):
+        opt.weight_decay  # noqa: B018
+    opt.param_groups[1]["weight_decay"] = 0.01
+    assert opt.weight_decay == 0.01
+    with pytest.raises(AttributeError, match=r"set opt.param_groups\[i\]\['weight_decay'\]"):
+        opt.weight_decay = 0.1
+    with pytest.raises(AttributeError, match="SGD has no attribute 'betas'"):
+        fastadam.SGD(np.ones(2)).betas  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("ema_decay", 0.9, "ema_decay was None when the optimizer was made"),
+        ("accumulate", 2, "accumulate was 1 when the optimizer was made"),
+        ("max_norm", -1.0, "^max_norm must be > 0"),
+        ("param_groups", [], "param_groups grew or shrank; use add_param_group"),
+        ("param_groups", (), "param_groups must be a list, got a tuple"),
+        ("param_groups", [{"lr": 0.1}], r"param_groups\[0\] has lost its params"),
+    ],
+)
+def test_what_cannot_be_changed_later_is_refused_when_it_is_set(name, value, match):
+    opt = fastadam.SGD(np.ones(2))
+    before = getattr(opt, name)
+    with pytest.raises((ValueError, TypeError), match=match):
+        setattr(opt, name, value)
+    assert getattr(opt, name) is before
+    opt.step(np.ones(2))
+
+
+def test_what_other_libraries_need_and_this_one_does_not_is_explained():
+    opt = fastadam.SGD(np.ones(2))
+    with pytest.raises(AttributeError, match="zero_grad': gradients are yours, and only read: leave the call out"):
+        opt.zero_grad()
+    with pytest.raises(TypeError, match=r"step needs the gradients, .*: opt.step\(grads\)"):
+        opt.step()
+    with pytest.raises(
+        AttributeError, match=r"module 'fastadam' has no attribute 'RMSProp' \(did you mean RMSprop\?\)"
+    ):
+        fastadam.RMSProp  # noqa: B018
+    assert not hasattr(fastadam, "__wrapped__") and not hasattr(opt, "__array__")
+
+
+def test_a_misspelt_key_of_a_group_is_one_clear_sentence():
+    opt = fastadam.SGD(np.ones(2))
+    opt.param_groups[0]["learning_rate"] = 0.1
+    match = (
+        r"^param_groups\[0\] has the unknown key 'learning_rate' \(did you mean lr\?\); it must have params, lr, mom"
+    )
+    with pytest.raises(ValueError, match=match):
+        opt.step(np.ones(2))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_signatures_show_every_option_with_its_type(cls):
+    parameters = inspect.signature(cls).parameters
+    assert list(parameters)[-len(COMMON) :] == COMMON
+    assert all(parameters[name].annotation is not inspect.Parameter.empty for name in parameters)
+    assert {name: parameters[name].default for name in COMMON} == {
+        **dict.fromkeys(COMMON),
+        "nonfinite": "propagate",
+        "accumulate": 1,
+    }
+    text = pydoc.plain(pydoc.render_doc(cls))
+    assert "max_norm: float | None = None" in text and "**" not in text.splitlines()[2]
+
+
+def test_signature_of_adam_update_is_that_of_its_twin():
+    ours, twin = (inspect.signature(f).parameters for f in (fastadam.adam_update, fastadam.reference.adam_update))
+    facts = lambda parameters: [(p.name, p.kind, p.default) for p in parameters.values()]  # noqa: E731
+    assert facts(ours) == facts(twin)
+
+
+def test_steps_is_the_largest_counter():
+    opt = fastadam.SGD([np.ones(1), np.ones(1)])
+    assert opt.steps == 0
+    opt.step([np.ones(1), None])
+    opt.step([np.ones(1), np.ones(1)])
+    assert opt.steps == 2
+
+
+def test_last_values_are_what_the_last_step_took():
+    """Not what a call took that was left out, refused, or only joined a sum."""
+    calls = []
+
+    def schedule(count):
+        calls.append(count)
+        return 0.1 * (count + 1)
+
+    groups = [{"params": np.ones(1), "lr": schedule}, {"params": np.ones(1), "betas": (lambda t: 0.5, 0.99)}]
+    opt = fastadam.Adam(groups, nonfinite="skip", accumulate=2)
+    assert opt.last_values == [{}, {}]
+    ones, bad = [np.ones(1), None], [np.array([np.nan]), None]
+    opt.step(ones)
+    assert opt.last_values == [{}, {}]
+    opt.step(bad)
+    assert opt.last_values == [{}, {}] and opt.skipped_steps == 1
+    opt.step(ones)
+    first = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "eps_root": 0.0}
+    assert opt.last_values == [first, {}]
+    opt.accumulate = 1
+    with pytest.raises(TypeError):
+        opt.step([np.ones(1), "no array"])
+    opt.step(bad)
+    assert opt.last_values == [first, {}]
+    opt.step_one(1, np.ones(1))
+    assert opt.last_values == [first, {**first, "lr": 1e-3, "betas": (0.5, 0.99)}]
+    opt.step(ones)
+    assert opt.last_values[0]["lr"] == 0.2 and opt.steps == 2
+
+
+def test_print_shows_a_table_of_groups_and_what_surrounds_the_rule():
+    groups = [{"params": [np.ones((2, 3)), np.ones(4)], "lr": lambda t: 0.5}, {"params": np.ones(5), "amsgrad": True}]
+    opt = fastadam.Adam(groups, max_norm=2.0, ema_decay=0.9)
+    name, header, first, second, about = str(opt).splitlines()
+    assert name == "Adam" and header.split()[:4] == ["group", "arrays", "elements", "lr"]
+    assert first.split()[:4] == ["0", "2", "10", "schedule"] and second.split()[:4] == ["1", "1", "5", "0.001"]
+    assert "amsgrad" in second and "amsgrad" not in first and len({len(line) for line in (header, first, second)}) == 1
+    assert (
+        about.startswith("max_norm=2.0, ") and "ema_decay=0.9" in about and "steps=0" in about and "threads=" in about
+    )
+    opt.step([[np.ones((2, 3)), np.ones(4)], np.ones(5)])
+    assert "schedule, last 0.5" in str(opt) and "steps=1" in str(opt)
