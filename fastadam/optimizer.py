@@ -5,6 +5,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict, Unpack
 
@@ -39,7 +40,6 @@ SETTINGS = "threads", "max_norm", "max_value", "nonfinite", "accumulate", "ema_d
 
 # What programs for other libraries ask for, and what to do instead.
 INSTEAD = {
-    "zero_grad": "gradients are yours, and only read: leave the call out",
     "params": "the arrays are in opt.param_groups[i]['params']",
     "state_file": "it is chosen when an optimizer is made",
     "overrides": "the groups that came of it are in opt.param_groups",
@@ -399,15 +399,21 @@ class Optimizer:
         return _core.Swapped(self._engine)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Where a class takes the common options as ``**``, `help` and `inspect.signature` show them one by one."""
+        """Hyper-parameters are read as `lr` is, and signatures show the options that are taken as ``**`` one by one.
+
+        (By properties: with a `__getattr__` every step would take a fifth more instructions.)
+        """
         super().__init_subclass__(**options)
         signature = inspect.signature(cls.__init__)
         own = [p for p in signature.parameters.values() if p.annotation != Unpack[Around]]
-        if len(own) < len(signature.parameters):
-            common = [
-                p for p in inspect.signature(Optimizer.__init__).parameters.values() if p.name in Around.__annotations__
-            ]
-            cls.__init__.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
+        if len(own) == len(signature.parameters):
+            return
+        for parameter in own:
+            if parameter.name not in ("self", "params") and not hasattr(cls, parameter.name):
+                setattr(cls, parameter.name, property(partial(Optimizer._shared, name=parameter.name)))
+        all_options = inspect.signature(Optimizer.__init__).parameters.values()
+        common = [p for p in all_options if p.name in Around.__annotations__]
+        cls.__init__.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS and "_engine" in self.__dict__:
@@ -416,30 +422,21 @@ class Optimizer:
             if type(value) is not list:
                 raise TypeError(f"param_groups must be a list, got a {type(value).__name__}")
             self._engine.check_groups(value)
+        elif name != "lr" and name in self.__dict__.get("_defaults", ()):
+            raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
         elif not (name.startswith("_") or self._declares(name)):
-            raise AttributeError(self._has_no(name))
+            known = [each for each in (*dir(type(self)), *SETTINGS) if not each.startswith("_")]
+            why = f": {INSTEAD[name]}" if name in INSTEAD else did_you_mean(name, known)
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{why}")
         super().__setattr__(name, value)
 
     def _declares(self, name: str) -> bool:
         return any(name in vars(c) or name in getattr(c, "__annotations__", ()) for c in type(self).__mro__[:-1])
 
-    def __getattr__(self, name: str) -> Any:
-        """Hyper-parameters that all groups share, as `lr`."""
-        if name in self.__dict__.get("_defaults", ()):
-            return self._shared(name)
-        raise AttributeError(
-            f"{type(self).__name__!r} object has no attribute {name!r}" if name.startswith("_") else self._has_no(name)
-        )
-
-    def _has_no(self, name: str) -> str:
-        """Why an attribute can be neither read nor set."""
-        if name in self.__dict__.get("_defaults", ()):
-            return f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]"
-        if name in INSTEAD:
-            return f"{type(self).__name__} has no attribute {name!r}: {INSTEAD[name]}"
-        known = [each for each in dir(type(self)) if not each.startswith("_")]
-        hint = did_you_mean(name, [*known, *SETTINGS, *self.__dict__.get("_defaults", ())])
-        return f"{type(self).__name__} has no attribute {name!r}{hint}"
+    @property
+    def zero_grad(self) -> NoReturn:
+        """Not there: gradients are given to `step`, which only reads them."""
+        raise AttributeError("there is no zero_grad: gradients are yours, and only read; leave the call out")
 
     def _shared(self, name: str) -> Any:
         first = self.param_groups[0][name]
