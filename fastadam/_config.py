@@ -1,7 +1,7 @@
 """What this installation is and how it runs."""
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy
@@ -9,14 +9,18 @@ import numpy
 import fastadam
 from fastadam import _core, blas
 
-__version__ = version("fastadam")
+try:
+    __version__ = version("fastadam")
+except PackageNotFoundError:  # a frozen program, or a bare copy of the package: pyproject.toml has it, and is not here
+    __version__ = "unknown"
 
 
 def config() -> dict[str, Any]:
     """What this installation is and how it runs, as a dict.
 
-    Keys: version, python, numpy, machine (str); isa, the kernel path in use, and isa_available, all paths of this
-    build and CPU; openmp (bool), False for a serial build; threads (int), the most that a step would take now;
+    Keys: version ("unknown" if only a copy of the package's files is here), python, numpy, machine (str); isa, the
+    kernel path in use, and isa_available, all paths of this build and CPU; openmp (bool), False for a serial build;
+    threads (int), the most that a step would take now;
     openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon sleep),
     "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
     "no OpenMP"; blas_shared (list of str), every OpenBLAS that `share_threads_with_blas` has put on one team

@@ -28,6 +28,7 @@ def load() -> str:
     so do those of NumPy's OpenBLAS: the two then fight for the same cores, and a training loop gets up to ten times
     slower (docs/design.md). So ours are asked to sleep soon, unless the user has decided otherwise.
     """
+    refuse_subinterpreters()
     if any(name in os.environ for name in WAIT_SETTINGS):
         import_core()
         return "environment"
@@ -43,14 +44,44 @@ def load() -> str:
     return "loaded before fastadam" if before and openmp_runtimes() == before else "passive"
 
 
+def refuse_subinterpreters() -> None:
+    """Before anything is set up: CPython 3.11 would take us there, and hang when the process ends."""
+    try:
+        import ctypes
+
+        address = ctypes.PYFUNCTYPE(ctypes.c_void_p)
+        here, main = (address((f"PyInterpreterState_{name}", ctypes.pythonapi))() for name in ("Get", "Main"))
+    except ImportError as error:
+        if "subinterpreter" not in str(error):  # CPython 3.12 does not even load ctypes in one
+            raise
+        here, main = 1, 0
+    if here != main:
+        raise ImportError(
+            "fastadam works in Python's main interpreter only, and this is a subinterpreter: import it in the main one "
+            "or in another process (multiprocessing). Under mod_wsgi set WSGIApplicationGroup %{GLOBAL}."
+        )
+
+
 def import_core() -> None:
     try:
+        # The compiled part imports these two. Freezers such as PyInstaller look for imports in .py files only.
+        from fastadam import _cpus, _forks  # noqa: F401
+
         importlib.import_module("fastadam._core")
     except ImportError as error:
-        if "FASTADAM_ISA" in str(error):
-            raise
-        raise ImportError(
-            f"fastadam's compiled part cannot be loaded ({error}). It belongs to one Python version, operating system "
-            "and processor: reinstall it here with 'python -m pip install --force-reinstall fastadam'. In a source "
-            "checkout run 'python -m pip install -e .' first."
-        ) from error
+        if error.name == "fastadam._core":  # no file for this interpreter
+            raise ImportError(
+                "fastadam's compiled part is not here, or is for another Python version, operating system or processor "
+                f"({error}). Build it for this Python: run 'python -m pip install -e .' in a clone of fastadam."
+            ) from error
+        if error.path and Path(error.path).parent == Path(__file__).parent:  # the file does not load
+            error.add_note(
+                "fastadam's compiled part needs what is named above. If it is a library, install that (libgomp.so.1 is "
+                "in Debian's package libgomp1, and in libgomp of other systems); otherwise build fastadam on this "
+                "system: run 'python -m pip install -e .' in a clone of it."
+            )
+        elif "numpy" in str(error):
+            error.add_note(
+                "fastadam needs NumPy as new as the one it was built with: 'python -m pip install -U numpy'."
+            )
+        raise

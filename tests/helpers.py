@@ -1,10 +1,10 @@
 """What several test files need."""
 
-import ctypes
+import ast
 import os
-import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from fastadam._load import openmp_runtimes
 ISAS = _core.isas_available()
 DTYPES = [np.float32, np.float64]
 DECAYS = ["none", "l2", "decoupled"]
+ROOT = Path(__file__).parent.parent
 LIBGOMP, LIBOMP = (any(name in path for path in openmp_runtimes()) for name in ("libgomp", "libomp"))
 
 
@@ -84,23 +85,11 @@ def run_python(code, timeout=120, check=True, **env):
     return result
 
 
-class FloatingPointState:
-    """glibc's fenv_t on x86-64: the control register of SSE and AVX is its last word."""
-
-    def __init__(self):
-        assert (platform.machine(), sys.platform) == ("x86_64", "linux")
-        self.libm = ctypes.CDLL("libm.so.6")
-
-    def get(self):
-        env = (ctypes.c_uint32 * 8)()
-        self.libm.fegetenv(env)
-        return env[7]
-
-    def set(self, mxcsr):
-        env = (ctypes.c_uint32 * 8)()
-        self.libm.fegetenv(env)
-        env[7] = mxcsr
-        self.libm.fesetenv(env)
+def compiler_flags():
+    """FLAGS of setup.py."""
+    assigned = [line for line in ast.parse((ROOT / "setup.py").read_text()).body if isinstance(line, ast.Assign)]
+    (flags,) = (ast.literal_eval(line.value) for line in assigned if ast.unparse(line.targets[0]) == "FLAGS")
+    return flags
 
 
 # ---- arrays that are refused

@@ -1,15 +1,19 @@
 """Promise 5: nothing left behind. And what import says when it cannot work."""
 
+import ast
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ISAS, LIBGOMP, LIBOMP, FloatingPointState, assert_same_bits, run_python, wild
+from floating_point import FloatingPointState
+from helpers import ISAS, LIBGOMP, LIBOMP, ROOT, assert_same_bits, run_python, wild
 
 import fastadam
+from fastadam import _core
 from fastadam._load import openmp_runtimes
 
 MXCSR_DEFAULT = 0x1F80
@@ -97,7 +101,7 @@ def test_choosing_threads_leaves_floating_point_control_alone(threads):
         f"""
 import sys
 import numpy as np, fastadam
-from helpers import FloatingPointState
+from floating_point import FloatingPointState
 fp = FloatingPointState()
 p = np.zeros(1 << 18, np.float32)
 opt, g = fastadam.Adam(p, threads={threads}), p.copy()
@@ -142,12 +146,13 @@ def test_rounding_mode_does_not_matter_to_conversions(kind):
 def test_import_leaves_the_floating_point_state_alone():
     run_python(
         """
-from helpers import FloatingPointState
-import numpy
+from floating_point import FloatingPointState
+import sys, numpy
 fp = FloatingPointState()
+assert "fastadam" not in sys.modules
 fp.set(0x1F80 | 0x8000 | 0x40)
 import fastadam
-assert fp.get() == 0x1F80 | 0x8000 | 0x40
+assert fp.get() & ~0x3F == 0x1F80 | 0x8000 | 0x40  # but for the flags that any arithmetic of Python's raises
 """,
         PYTHONPATH=str(Path(__file__).parent),
     )
@@ -203,18 +208,125 @@ def test_a_path_that_is_not_there_is_an_import_error_that_lists_the_choices(isa)
     assert message.startswith(f"ImportError: FASTADAM_ISA={isa!r}: choose one of {', '.join(ISAS)}")
 
 
-def test_import_without_the_compiled_part_says_what_to_do(tmp_path):
-    package = Path(fastadam.__file__).parent
-    shutil.copytree(package, tmp_path / "fastadam", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
-    code = """
+WITHOUT_EDITABLE = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in finder.__module__]
-import fastadam
 """
-    result = run_python(code, check=False, PYTHONPATH=str(tmp_path))
+
+
+def failed_import(folder, spoil=lambda binary: None, before=""):
+    """The last words of an import of a copy of the package, the compiled part of which is replaced by spoil(binary)."""
+    package, compiled = Path(fastadam.__file__).parent, Path(_core.__file__)
+    shutil.copytree(package, folder / "fastadam", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    spoilt = spoil(compiled.read_bytes())
+    if spoilt is not None:
+        (folder / "fastadam" / compiled.name).write_bytes(spoilt)
+    result = run_python(f"{WITHOUT_EDITABLE}{before}\nimport fastadam", check=False, PYTHONPATH=str(folder))
     assert result.returncode == 1
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("ImportError: fastadam's compiled part cannot be loaded") and "reinstall" in message
+    return result.stderr.strip()
+
+
+OTHER_PYTHON, BUILD_IT = "another Python version", "run 'python -m pip install -e .' in a clone"
+
+
+def test_import_without_the_compiled_part_says_what_to_do(tmp_path):
+    message = failed_import(tmp_path).splitlines()[-1]
+    assert message.startswith("ImportError: fastadam's compiled part is not here, or is for another Python version")
+    assert BUILD_IT in message
+
+
+def test_a_compiled_part_that_does_not_load_keeps_the_systems_words(tmp_path):
+    *_, error, way_out = failed_import(tmp_path, lambda binary: b"not a library").splitlines()
+    assert error.startswith("ImportError: ") and f"{Path(_core.__file__).name}" in error
+    assert OTHER_PYTHON not in error + way_out and BUILD_IT in way_out
+
+
+@pytest.mark.skipif(
+    not (LIBGOMP or LIBOMP) or sys.platform != "linux", reason="renames OpenMP's library in an ELF file"
+)
+def test_a_missing_library_is_named(tmp_path):
+    words = failed_import(tmp_path, lambda binary: re.sub(rb"\0lib(g?omp\d?\.so)", rb"\0bil\1", binary))
+    *_, error, way_out = words.splitlines()
+    assert re.match(r"ImportError: bilg?omp\d?\.so[.\d]*: cannot open shared object file", error)
+    assert OTHER_PYTHON not in words and "install that (libgomp.so.1 is in Debian's package libgomp1" in way_out
+
+
+@pytest.mark.parametrize(
+    ("before", "error"),
+    [
+        ("sys.modules['numpy'] = None", "ModuleNotFoundError: import of numpy halted"),
+        ("import numpy._core._multiarray_umath as m; m._ARRAY_API = None", "ImportError: numpy.* failed to import"),
+    ],
+    ids=["missing", "another ABI"],
+)
+def test_a_numpy_that_does_not_fit_keeps_its_words(tmp_path, before, error):
+    words = failed_import(tmp_path, lambda binary: binary, before)
+    assert re.search(f"^{error}", words, re.MULTILINE)
+    assert OTHER_PYTHON not in words and words.endswith("'python -m pip install -U numpy'.")
+
+
+REFUSED = """
+import os, sys
+environment = dict(os.environ)
+try:
+    import fastadam
+except ImportError as error:
+    assert "main interpreter only, and this is a subinterpreter" in str(error), error
+else:
+    raise AssertionError("imported")
+assert dict(os.environ) == environment
+assert not {"numpy", "fastadam", "fastadam._core", "fastadam._forks"} & sys.modules.keys()
+"""
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_subinterpreter_is_refused_and_the_process_goes_on(isolated):
+    """CPython 3.11 would import it there, and hang when the process ends; later ones do so if it is not isolated."""
+    code = f"""
+import sys
+if sys.version_info < (3, 13):
+    import _xxsubinterpreters as interpreters
+    interpreter, execute = interpreters.create(isolated={isolated}), interpreters.run_string
+else:
+    import _interpreters as interpreters
+    interpreter, execute = interpreters.create("isolated" if {isolated} else "legacy"), interpreters.exec
+assert execute(interpreter, {REFUSED!r}) is None  # 3.13 returns what was raised
+assert sys.platform != "linux" or "/_core." not in open("/proc/self/maps").read()
+import numpy as np, fastadam
+w = np.ones(100_000, np.float32)
+fastadam.Adam(w, threads=2).step(w.copy())
+assert execute(interpreter, {REFUSED!r}) is None
+fastadam.Adam(w, threads=2).step(w.copy())
+print("whole", bool(w[0] < 1))
+"""
+    assert run_python(code).stdout == "whole True\n"
+
+
+def test_what_the_compiled_part_imports_is_imported_by_python_code_too():
+    """Programs that freeze others, such as PyInstaller, look for imports in .py files only."""
+    package = ROOT / "fastadam"
+    by_cython = set()
+    for path in package.glob("*.p[yx][xi]"):
+        for line in path.read_text().splitlines():
+            if found := re.match(r"\s*from (fastadam[\w.]*) import ([\w, ]+)", line):
+                by_cython |= modules_of(found[1], found[2].replace(" ", "").split(","))
+            elif re.match(r"\s*import .*\bfastadam\b", line):
+                by_cython |= set(re.findall(r"\bfastadam[\w.]*", line))
+    by_python = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                by_python |= modules_of(node.module, [alias.name for alias in node.names])
+            elif isinstance(node, ast.Import):
+                by_python |= {alias.name for alias in node.names}
+    assert by_cython, "no import was found"
+    assert by_cython <= by_python
+
+
+def modules_of(module, names):
+    """That of `from module import names`, and those that are named."""
+    below = {f"{module}.{name}" for name in names}
+    return {module} | {name for name in below if (ROOT / name.replace(".", "/")).with_suffix(".py").exists()}
 
 
 def test_config_is_complete(capsys):
