@@ -10,14 +10,26 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
+# They stand behind the user's, and win. At link, too: there -Ofast, -ffast-math and -funsafe-math-optimizations make a
+# library that flushes subnormal numbers in the whole process.
 FLAGS = [
-    "-O3",  # vectorise the loops
+    "-O3",  # vectorise the loops; not -Ofast
+    "-fno-fast-math",  # round as the specification says: neither this, nor one of its parts:
+    "-fno-unsafe-math-optimizations",  # several of those that follow, and a library as above
+    "-fno-associative-math",  # sums in another order
+    "-fno-reciprocal-math",  # a product with 1/x for a quotient
+    "-fno-finite-math-only",  # NaN and infinity forgotten
+    "-fsigned-zeros",  # x + 0 left out
     "-fno-math-errno",  # sqrt may be one instruction: nobody reads errno
     "-fno-trapping-math",  # both sides of ?: may be computed: traps are masked while a kernel runs
     "-ffp-contract=off",  # no fused multiply-add, which rounds once where the specification rounds twice
     "-std=c11",  # static assertions, for loops with declarations
 ]
+
+# What no later flag takes back: each links code that changes floating point in the whole process.
+REFUSED = {"-mdaz-ftz", "-mpc32", "-mpc64"}
 
 # The ways compilers spell OpenMP: (compile, link).
 OPENMP = [
@@ -40,6 +52,12 @@ class BuildExt(build_ext):
     """Adds OpenMP where a small program that uses it compiles and links, unless FASTADAM_OPENMP=0."""
 
     def build_extensions(self):
+        refused = REFUSED.intersection([*self.compiler.compiler_so, *self.compiler.linker_so])
+        if refused:
+            raise CompileError(
+                f"fastadam: {', '.join(sorted(refused))} would change floating point in every process that imports "
+                "fastadam: remove it from CFLAGS and LDFLAGS"
+            )
         flags = self.openmp_flags()
         for extension in self.extensions:
             extension.extra_compile_args += flags[0]
@@ -76,6 +94,7 @@ setup(
                 include_dirs=["csrc", numpy.get_include()],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
                 extra_compile_args=list(FLAGS),
+                extra_link_args=list(FLAGS),
             )
         ],
         compiler_directives={

@@ -12,8 +12,19 @@
 #ifndef FASTADAM_H
 #define FASTADAM_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* setup.py switches these off behind the user's flags, where a later flag can. */
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "fastadam promises bits that -ffast-math and its parts break: remove them from CFLAGS"
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "fastadam promises bits that wider arithmetic breaks: add -msse2 -mfpmath=sse to CFLAGS"
+#endif
+_Static_assert((int)16777217.0 == 16777217, "fastadam promises bits that -fsingle-precision-constant breaks: remove it");
 
 /* ---- rules (rules.inc) ---------------------------------------------------------------------------------- */
 

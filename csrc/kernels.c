@@ -7,10 +7,6 @@
 #include <string.h>
 #include "fastadam.h"
 
-#ifdef __FAST_MATH__
-#error "fastadam promises bits that -ffast-math breaks: remove it from CFLAGS"
-#endif
-
 enum { BLOCK = 1024 }; /* elements between two looks at the processor's underflow flag */
 
 /* Has a result been subnormal, in this thread, since the share began or this was forgotten? */

@@ -1,6 +1,8 @@
-"""Builds as users make them: wheel, sdist, and without OpenMP. Each needs the network for its build requirements."""
+"""Builds as users make them: wheel, sdist, without OpenMP, with flags of their own. The slow ones need the network."""
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 import tarfile
@@ -8,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import run_python
+from floating_point import FloatingPointState
+from helpers import ROOT, compiler_flags, run_python
 
-ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 CHECK = """
 import numpy as np, fastadam
@@ -26,12 +28,12 @@ assert np.array_equal(a, b)
 """
 
 
-def pip(*arguments, **env):
+def pip(*arguments, fails=False, **env):
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     result = subprocess.run(
         command, env={**os.environ, **env}, capture_output=True, text=True, timeout=600, check=False
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
@@ -39,15 +41,20 @@ def install(what, folder, **env):
     return pip("install", "-v", "--no-deps", "--no-cache-dir", f"--target={folder}", str(what), **env)
 
 
-def check(folder):
-    """Import it from there, without any other installation in the way, and step."""
+def run_from(folder, code, **env):
+    """Without any other installation in the way."""
     code = f"""
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in finder.__module__]
 sys.path.insert(0, {str(folder)!r})
-{CHECK}
+{code}
 """
-    where, openmp = run_python(code).stdout.split()
+    return run_python(code, **env).stdout
+
+
+def check(folder):
+    """Import it from there, and step."""
+    where, openmp = run_from(folder, CHECK).split()
     assert Path(where).is_relative_to(folder)
     return openmp == "True"
 
@@ -64,6 +71,7 @@ def copy_of_tree(folder):
     return folder
 
 
+@slow
 def test_wheel_and_sdist(tmp_path):
     tree = copy_of_tree(tmp_path / "tree")
     pip("install", f"--target={tmp_path / 'tools'}", "build")
@@ -86,6 +94,7 @@ def test_wheel_and_sdist(tmp_path):
         check(folder)
 
 
+@slow
 def test_build_without_openmp_is_serial_and_gives_the_same_bits(tmp_path):
     tree = copy_of_tree(tmp_path / "tree")
     log = install(tree, tmp_path / "serial", FASTADAM_OPENMP="0")
@@ -93,6 +102,7 @@ def test_build_without_openmp_is_serial_and_gives_the_same_bits(tmp_path):
     assert check(tmp_path / "serial") is False
 
 
+@slow
 def test_compiler_without_openmp_gives_a_serial_build(tmp_path):
     """A compiler driver that knows no -fopenmp, as Apple's clang: the probe must notice."""
     compiler = tmp_path / "cc"
@@ -106,6 +116,7 @@ def test_compiler_without_openmp_gives_a_serial_build(tmp_path):
     assert check(tmp_path / "serial") is False
 
 
+@slow
 def test_the_serial_build_passes_the_tests(tmp_path):
     install(copy_of_tree(tmp_path / "tree"), tmp_path / "serial", FASTADAM_OPENMP="0")
     code = f"""
@@ -118,3 +129,116 @@ names = ["bits", "arrays", "adam_update", "state", "threads", "vectorised"]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"{ROOT}/tests/test_{{name}}.py" for name in names)]))
 """
     assert " passed" in run_python(code, timeout=600, PYTHONPATH=str(tmp_path / "serial")).stdout
+
+
+# ---- flags of the user's that change the arithmetic, or that of the whole process
+
+TAKEN_BACK = [
+    "-Ofast",
+    "-ffast-math",
+    "-funsafe-math-optimizations",
+    "-fassociative-math -fno-signed-zeros -fno-trapping-math",  # gcc ignores the first without the others
+    "-freciprocal-math",
+    "-ffinite-math-only",
+]
+
+ARITHMETIC = """
+#include <math.h>
+float sum(float *x, const float *y, float z, int n)
+{
+    float s = 0;
+    for (int i = 0; i < n; i++) {
+        s += x[i];
+        x[i] = isnan(x[i]) ? z : x[i] / 3.0f + (y[i] + 0.0f) - x[i] * y[i];
+    }
+    return s;
+}
+"""
+
+
+@pytest.mark.parametrize("flags", TAKEN_BACK)
+def test_flags_that_change_the_arithmetic_are_taken_back(flags, tmp_path):
+    """What is compiled with them and ours behind them is what is compiled with ours."""
+    (tmp_path / "sum.c").write_text(ARITHMETIC)
+
+    def assembly(*options):
+        command = ["cc", "-O3", "-std=c11", *options, "-S", "sum.c", "-o", "-"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    ours = compiler_flags()
+    assert assembly(*flags.split(), *ours) == assembly(*ours)
+    assert assembly(*flags.split()) != assembly()  # it would have been another
+
+
+@pytest.mark.skipif((platform.machine(), sys.platform) != ("x86_64", "linux"), reason="reads glibc's fenv_t for x86-64")
+@pytest.mark.parametrize("flags", TAKEN_BACK)
+def test_flags_that_change_the_process_are_taken_back(flags, tmp_path):
+    """setuptools links with CFLAGS, too, which makes compilers add a start-up that flushes subnormal numbers."""
+    (tmp_path / "sum.c").write_text(ARITHMETIC)
+    command = ["cc", *flags.split(), "-shared", "-fPIC", "sum.c", "-o", "sum.so", *compiler_flags()]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    fp = FloatingPointState()
+    before = fp.get()
+    try:
+        ctypes.CDLL(str(tmp_path / "sum.so"))
+        assert fp.get() == before
+    finally:
+        fp.set(before)
+
+
+@pytest.mark.parametrize("flag", ["-ffast-math", "-ffinite-math-only", "-fsingle-precision-constant", "-mfpmath=387"])
+def test_other_arithmetic_does_not_compile(flag):
+    """Where the flags of setup.py are not used, or do not take it back."""
+    compile_ = ["cc", "-std=c11", "-fsyntax-only", "-c", str(ROOT / "csrc" / "factors.c")]
+    subprocess.run(compile_, check=True)
+    version = subprocess.run(["cc", "-v"], capture_output=True, text=True, check=True).stderr
+    if flag in ("-fsingle-precision-constant", "-mfpmath=387") and not (
+        "gcc version" in version and platform.machine() == "x86_64"
+    ):
+        pytest.skip("a flag of gcc's for x86-64")
+    result = subprocess.run([*compile_, flag], capture_output=True, text=True, check=False)
+    assert result.returncode != 0 and "fastadam promises bits that" in result.stderr
+
+
+@slow
+@pytest.mark.skipif((platform.machine(), sys.platform) != ("x86_64", "linux"), reason="reads glibc's fenv_t for x86-64")
+@pytest.mark.parametrize("flags", TAKEN_BACK)
+def test_a_build_with_such_flags_is_like_any_other(flags, tmp_path):
+    install(copy_of_tree(tmp_path / "tree"), tmp_path / "built", CFLAGS=flags)
+    run_from(
+        tmp_path / "built",
+        """
+import numpy as np, threadpoolctl
+from floating_point import FloatingPointState
+fp = FloatingPointState()
+fp.set(0x1F80)
+import fastadam
+assert fp.get() & ~0x3F == 0x1F80, hex(fp.get())  # but for the flags that any arithmetic of Python's raises
+assert np.float32(1e-38) / np.float32(4) > 0
+
+import helpers
+from fastadam import reference
+for dtype in np.float32, np.float64:
+    rng = np.random.default_rng(0)
+    ours = [helpers.wild(rng, 10_007, dtype), np.zeros(10_007, dtype), np.zeros(10_007, dtype)]
+    theirs = [array.copy() for array in ours]
+    for step in 1, 2, 3:
+        grad = helpers.wild(rng, 10_007, dtype)
+        for arrays, update in (ours, fastadam.adam_update), (theirs, reference.adam_update):
+            update(arrays[0], grad, arrays[1], arrays[2], step, lr=0.1, weight_decay=0.1)
+        for a, b in zip(ours, theirs):
+            helpers.assert_same_bits(a, b)
+    w, grad = np.ones(10_007, dtype), helpers.tame(rng, 10_007, dtype)
+    opt = fastadam.NAdam(w, max_norm=1.0, threads=2)
+    opt.step(grad)
+    assert opt.grad_norm == reference.grad_norm([grad])
+""",
+        PYTHONPATH=str(ROOT / "tests"),
+    )
+
+
+@slow
+def test_flags_that_cannot_be_taken_back_are_refused(tmp_path):
+    tree = copy_of_tree(tmp_path / "tree")
+    log = pip("install", "--no-deps", f"--target={tmp_path / 'built'}", str(tree), fails=True, CFLAGS="-O2 -mpc32")
+    assert "fastadam: -mpc32 would change floating point in every process that imports fastadam: remove it" in log
