@@ -174,6 +174,7 @@ def test_flags_that_change_the_arithmetic_are_taken_back(flags, tmp_path):
 @pytest.mark.parametrize("flags", TAKEN_BACK)
 def test_flags_that_change_the_process_are_taken_back(flags, tmp_path):
     """setuptools links with CFLAGS, too, which makes compilers add a start-up that flushes subnormal numbers."""
+    assert "extra_link_args=list(FLAGS)" in (ROOT / "setup.py").read_text()
     (tmp_path / "sum.c").write_text(ARITHMETIC)
     command = ["cc", *flags.split(), "-shared", "-fPIC", "sum.c", "-o", "sum.so", *compiler_flags()]
     subprocess.run(command, cwd=tmp_path, check=True)
