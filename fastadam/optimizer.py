@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
@@ -181,8 +181,12 @@ class Optimizer:
         store = None if state_file is None else StateFile(state_file)
         try:
             self._engine = _core.Engine(self._family, list(defaults), extras, store)
-            for group in groups:
-                self.add_param_group(group) if overrides is None else self._add(group, overrides)
+            if overrides is None:
+                for group in groups:
+                    self.add_param_group(group)
+            else:
+                with self._engine:
+                    self._add(groups[0], overrides)
             if not self._engine.keys:
                 raise ValueError("params holds no arrays; there is nothing to optimize")
         except BaseException:
@@ -432,6 +436,10 @@ class Optimizer:
 
     def _declares(self, name: str) -> bool:
         return any(name in vars(c) or name in getattr(c, "__annotations__", ()) for c in type(self).__mro__[:-1])
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # hyper-parameters
 
     @property
     def zero_grad(self) -> NoReturn:
