@@ -16,7 +16,7 @@ from fastadam import reference
 from fastadam._config import __version__, config, show_config
 from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
 from fastadam.blas import share_threads_with_blas
-from fastadam.checkpoint import load, save
+from fastadam.checkpoint import inspect, load, save
 from fastadam.optimizer import Optimizer
 from fastadam.optimizers import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 from fastadam.tracing import Trace, trace
@@ -37,6 +37,7 @@ __all__ = [
     "adam_update",
     "config",
     "get_num_threads",
+    "inspect",
     "load",
     "reference",
     "save",

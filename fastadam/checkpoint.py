@@ -10,28 +10,36 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
+import sys
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
 from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from fastadam import _core
+from fastadam.atomic import write_aside
 from fastadam.containers import Tree, as_groups
+from fastadam.state import as_counter
+from fastadam.strict_json import as_metadata, parse
 
 if TYPE_CHECKING:
     from fastadam.optimizer import Container, Optimizer
 
-FORMAT = 1  # of the text; what reads 1 reads all of 1
+P = ParamSpec("P")
+R = TypeVar("R")
+FORMAT = 1  # of the text; what reads 1 reads all of 1, and passes over keys that it does not know
 NPY_HEADER = re.compile(rb"\{'descr': '([<|]\w+)', 'fortran_order': False, 'shape': \(((?:\d+, ?)*\d*)\), \} *\n")
 TEXT = "fastadam"  # where it is: a key of safetensors' metadata, a member of an .npz
 LARGE = 1 << 30  # bytes: with more, a bar shows the progress
@@ -39,14 +47,36 @@ TEXT_SIZE, TEXT_PER_ARRAY = 16 << 20, 4 << 10  # bytes: the longest text or head
 DTYPES = {np.dtype(name) for name in ("bool", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")}
 
 
+def by_name(write: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """If arguments are given without their names, or under others, the error says what to write."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = list(signature(function).parameters)
+        unnamed = known.index("path") + 1
+
+        @wraps(function)
+        def call(*arguments: P.args, **named: P.kwargs) -> R:
+            unknown = [name for name in named if name not in known]
+            if unknown or len(arguments) > unnamed:
+                problem = f"has no {', '.join(unknown)}" if unknown else "takes only path without a name"
+                raise TypeError(f"{function.__qualname__} {problem}; write {write}")
+            return function(*arguments, **named)
+
+        return call
+
+    return decorate
+
+
 # ---- what users call
 
 
+@by_name("fastadam.save(path, params=..., optimizer=..., metadata=..., progress=...)")
 def save(
     path: str | os.PathLike[str],
     *,
     params: "Container | None" = None,
     optimizer: "Optimizer | None" = None,
+    metadata: dict[str, Any] | None = None,
     progress: bool | None = None,
 ) -> None:
     """Write a model's parameters, its optimizer, or both to a file, so that a crash leaves the old file or the new one.
@@ -60,20 +90,29 @@ def save(
         As given to an optimizer, of any real dtype. Arrays are stored in C order under their keys.
     optimizer : Optimizer, default None
         Its state, counters and hyper-parameters are stored; schedules are code and are left out.
+    metadata : dict or None, default None
+        Anything else that JSON can hold: dicts with str keys, lists, str, int, finite float, bool, None; at most 100
+        levels and 1 MiB as JSON. `load` and `inspect` return it. Tuples come back as lists.
     progress : bool or None, default None
         Show a bar (needs tqdm). None: for more than 1 GiB, in a terminal.
 
     Raises
     ------
     TypeError, ValueError
-        Nothing to save, a suffix or an array that cannot be stored, two keys with one name; or an array was changed by
-        another thread meanwhile. What was there before still is.
+        Nothing to save, a path, an array or metadata that cannot be stored, two keys with one name; or an array was
+        changed by another thread meanwhile. What was there before still is.
     ImportError
-        The safetensors package is missing.
+        The safetensors package is missing, or tqdm.
     OSError
-        The file could not be written; what was there before still is (or, if only the folder could not be synced, the
-        new one is there, and may be gone after a power failure). (A kill leaves what was written aside, a hidden
-        file next to it, .fastadam.* or .tmp*, to be deleted.)
+        The file could not be written. What was there before still is. (Or, if syncing the folder failed, the new file
+        is there, and may be gone after a power failure.) A kill may leave a hidden file next to it, .fastadam.* or
+        .tmp*; delete it.
+
+    Warns
+    -----
+    RuntimeWarning
+        The file's mode could not be set to the old file's, or to a new file's usual one. It is saved all the same. Only
+        where warnings are errors nothing is saved, and what was there before still is.
 
     Examples
     --------
@@ -81,17 +120,21 @@ def save(
     >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
     >>> weights = {"W": np.ones(3)}
     >>> opt = fastadam.Adam(weights)
-    >>> fastadam.save(path, params=weights, optimizer=opt)
+    >>> fastadam.save(path, params=weights, optimizer=opt, metadata={"epoch": 3})
     >>> weights["W"][:] = 0
     >>> fastadam.load(path, params=weights, optimizer=opt)
+    {'epoch': 3}
     >>> weights["W"]
     array([1., 1., 1.])
     """
+    name, write, read = format_of(path)
+    check_flag(progress, "progress", or_none=True)
     if params is None and optimizer is None:
         raise ValueError("nothing to save: pass params, optimizer or both")
-    write, read = format_of(path)
     arrays: dict[str, np.ndarray] = {}
     text: dict[str, Any] = {"format": FORMAT}
+    if metadata is not None:
+        text["metadata"] = as_metadata(metadata)
     with lock_of(optimizer):
         if params is not None:
             text["params"] = add_params(arrays, leaves_of(params))
@@ -112,9 +155,10 @@ def save(
                 except ValueError as error:
                     raise ValueError(f"{error}: was it changed by another thread while it was written?") from None
 
-        write_aside(Path(os.path.realpath(path)), write_and_read_back)
+        write_aside(Path(os.path.realpath(name)), write_and_read_back)
 
 
+@by_name("fastadam.load(path, params=..., optimizer=..., mmap=..., progress=...)")
 def load(
     path: str | os.PathLike[str],
     *,
@@ -122,7 +166,7 @@ def load(
     optimizer: "Optimizer | None" = None,
     mmap: bool = False,
     progress: bool | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Copy a checkpoint into the live arrays of a model, its optimizer, or both: all of it, or nothing.
 
     Parameters
@@ -141,11 +185,18 @@ def load(
     progress : bool or None, default None
         Show a bar (needs tqdm). None: for more than 1 GiB, in a terminal.
 
+    Returns
+    -------
+    dict
+        The metadata that was saved; {} if there is none.
+
     Raises
     ------
     ValueError, TypeError
         The file is damaged, not a checkpoint, of a newer format, or of another model; the message says what differs.
         Nothing has changed.
+    ImportError
+        ``progress=True`` needs tqdm.
     OSError
         The file could not be read.
 
@@ -159,21 +210,23 @@ def load(
     ...
     FileNotFoundError: [Errno 2] No such file or directory: 'no such file.npz'
     """
+    name, _, read = format_of(path)
+    check_flag(mmap, "mmap")
+    check_flag(progress, "progress", or_none=True)
     if params is None and optimizer is None:
-        raise ValueError("nothing to load into: pass params, optimizer or both")
-    _, read = format_of(path)
+        raise ValueError(
+            "nothing to load into: pass params, optimizer or both; fastadam.inspect(path) says what is in a file"
+        )
     leaves = None if params is None else leaves_of(params)
-    name = os.fspath(path)
-    if not stat.S_ISREG(os.stat(name).st_mode):
-        raise ValueError(f"{name!r} is no regular file")
-    with lock_of(optimizer), open(name, "rb") as file:  # all is read from this one, whatever save puts in its place
+    # All is read from the one file that is opened, whatever save puts in its place.
+    with lock_of(optimizer), open_regular(name) as file:
         with saying(f"{name!r} is damaged or no checkpoint"):
             places, raw = read(file, longest_text(len(leaves or ()), optimizer))
             text = claimed(places, raw)
         # What the file claims is held against the model first, so that no more is read than the model takes.
         empty = {key: np.broadcast_to(np.zeros((), place.dtype), place.shape) for key, place in places.items()}
         pairs, state, used = fitting(empty, text, name, leaves, optimizer)
-        with saying(f"{name!r} is damaged", but=(OSError, MemoryError)):
+        with saying(f"{name!r} is damaged", but=(OSError, MemoryError, ImportError)):
             arrays = verified(file, {key: places[key] for key in used}, text["arrays"], mmap, progress)
         pairs, state, _ = fitting(arrays, text, name, leaves, optimizer)
         if optimizer is None:
@@ -181,6 +234,57 @@ def load(
         else:
             with optimizer._engine:
                 optimizer._engine.load(*optimizer._match(state, pairs))
+    return text["metadata"]
+
+
+@by_name("fastadam.inspect(path)")
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Say what is in a checkpoint, without loading or checking the elements of its arrays.
+
+    Parameters
+    ----------
+    path : str or path
+        As given to `save`. Any file may be passed, whoever wrote it.
+
+    Returns
+    -------
+    dict
+        Keys of parameters are str, as in the file.
+
+        * "format": int, the version of the file's format.
+        * "optimizer": str, the name of the optimizer's class; None if it was saved without.
+        * "params": {key: {"dtype": str, "shape": tuple}}; {} if it was saved without.
+        * "state": {key: {name: {"dtype": str, "shape": tuple}}}, the arrays of the optimizer's state.
+        * "param_groups": a dict of hyper-parameters for each group, and the keys of its parameters as "params".
+        * "steps": {key: int}, the steps that each parameter has taken.
+        * "metadata": dict, as given to `save`; {} if there is none.
+
+    Raises
+    ------
+    ValueError
+        The file's text is damaged, not of a checkpoint, of a newer format, or longer than 16 MiB (thousands of arrays:
+        `load` takes more, since it knows the model).
+    TypeError
+        The path is no str or os.PathLike.
+    OSError
+        The file could not be read.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+    >>> weights = {"W": np.ones((3, 2), np.float32)}
+    >>> fastadam.save(path, params=weights, optimizer=fastadam.SGD(weights, lr=0.1), metadata={"epoch": 3})
+    >>> found = fastadam.inspect(path)
+    >>> found["params"]
+    {'W': {'dtype': 'float32', 'shape': (3, 2)}}
+    >>> found["optimizer"], found["param_groups"][0]["lr"], found["steps"], found["metadata"]
+    ('SGD', 0.1, {'W': 0}, {'epoch': 3})
+    """
+    name, _, read = format_of(path)
+    with open_regular(name) as file, saying(f"{name!r} is damaged or no checkpoint"):
+        places, raw = read(file, TEXT_SIZE)
+        return summary(claimed(places, raw), places)
 
 
 def fitting(
@@ -274,8 +378,10 @@ def params_to_load(
     leaves: list[tuple[Any, Any]], saved: Any, arrays: Mapping[str, np.ndarray]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(live array, what to copy into it)"""
-    names = set(saved)
-    missing = [str(key) for key, _ in leaves if str(key) not in names]
+    names, ours = set(saved), [str(key) for key, _ in leaves]
+    if len(set(ours)) != len(ours):
+        raise ValueError(f"two parameters have the name {Counter(ours).most_common(1)[0][0]!r} in a file; rename one")
+    missing = [key for key in ours if key not in names]
     if missing:
         raise ValueError(f"the checkpoint has no parameters {missing}; it has {saved}")
     pairs = []
@@ -378,7 +484,43 @@ def claimed(places: dict[str, Place], raw: str | bytes) -> dict[str, Any]:
         saved = text["arrays"][name]
         if (place.dtype.str, list(place.shape)) != (saved["dtype"], saved["shape"]):
             raise ValueError(f"the array {name!r} has another dtype or shape than when it was saved")
+    text["metadata"] = as_metadata(text.get("metadata", {}))  # with its sum right, it may be anything still
     return text
+
+
+def summary(text: dict[str, Any], places: dict[str, Place]) -> dict[str, Any]:
+    """What `inspect` returns, if all of it is of the types that it promises."""
+    arrays = {name: {"dtype": place.dtype.name, "shape": place.shape} for name, place in places.items()}
+    saved = text.get("optimizer", {"class": None, "keys": [], "groups": [], "state": []})
+    keys, counts = saved["keys"], [as_counter(group["count"], "a count") for group in saved["groups"]]
+    if not (saved["class"] is None or isinstance(saved["class"], str)) or sum(counts) != len(keys):
+        raise ValueError("what it says about the optimizer cannot be")
+    groups, start = [], 0
+    for group, count in zip(saved["groups"], counts, strict=True):
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in group.items() if k not in ("count", "params")}
+        groups.append({"params": keys[start : start + count], **values})
+        start += count
+    entries, params = by_key(keys, saved["state"]), text.get("params", [])
+    return {
+        "format": FORMAT,
+        "optimizer": saved["class"],
+        "params": by_key(params, [dict(arrays[f"params/{key}"]) for key in params]),
+        "state": {
+            key: {name: dict(arrays[value]) for name, value in entry.items() if isinstance(value, str)}
+            for key, entry in entries.items()
+        },
+        "param_groups": groups,
+        "steps": {key: as_counter(entry["step"], "a step") for key, entry in entries.items()},
+        "metadata": text["metadata"],
+    }
+
+
+def by_key(keys: Any, values: list[Any]) -> dict[str, Any]:
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"keys must be a list of str, got {keys!r:.100}")
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key stands twice")
+    return dict(zip(keys, values, strict=True))
 
 
 def verified(
@@ -400,20 +542,6 @@ def verified(
             if describe(arrays[name], advance) != saved[name]:
                 raise ValueError(f"the array {name!r} is not what was saved")
     return arrays
-
-
-def parse(raw: str | bytes) -> dict[str, Any]:
-    """JSON without what parsers disagree about."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name stands twice")
-        return dict(pairs)
-
-    text = json.loads(raw, object_pairs_hook=unique)
-    if not isinstance(text, dict):
-        raise ValueError("its text is no object")
-    return text
 
 
 # ---- files
@@ -441,46 +569,23 @@ class Bounded:
 
 def too_long(what: str, size: int, most: int) -> ValueError:
     return ValueError(
-        f"{what} has {size} bytes, of which at most {most} are read for so few arrays; shorten names, or load all that "
-        "was saved at once"
+        f"{what} has {size} bytes, of which at most {most} are read for so few arrays (or by inspect); "
+        "shorten names, or load all that was saved at once"
     )
 
 
-def write_aside(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a file next to the target, and put it in the target's place when it is safely on the disk."""
-    aside = target.with_name(f".fastadam.{secrets.token_hex(8)}")
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        # As the file that is replaced, and until then for nobody else; or what the umask leaves of a new one.
-        replaces = target.exists()
-        os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if replaces else 0o666))
-        mode = stat.S_IMODE(os.stat(target if replaces else aside).st_mode)
-        write(aside)
-        os.chmod(aside, mode)
-        descriptor = os.open(aside, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(aside, target)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
-                raise
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(folder)
-
-
-def format_of(path: str | os.PathLike[str]) -> tuple[Callable[..., None], Callable[..., Any]]:
+def format_of(path: Any) -> tuple[str, Callable[..., None], Callable[..., Any]]:
+    """A path as a str, and how to write and read such a file."""
     formats = {".npz": (write_npz, read_npz), ".safetensors": (write_safetensors, read_safetensors)}
-    suffix = Path(path).suffix
-    if suffix not in formats:
-        raise ValueError(f"path must end in .safetensors or .npz, got {Path(path).name!r}")
-    return formats[suffix]
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str):
+        way_out = "; use os.fsdecode(path)" if isinstance(name, bytes) else ""
+        raise TypeError(f"path must be a str or os.PathLike, got a {type(name).__name__}{way_out}")
+    if Path(name).suffix not in formats:
+        raise ValueError(f"path must end in .safetensors or .npz, got {Path(name).name!r}")
+    if "\0" in name:
+        raise ValueError(f"path must not have a null character in it, got {name!r}")
+    return name, *formats[Path(name).suffix]
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], text: str) -> None:
@@ -558,7 +663,9 @@ def read_safetensors(file: BufferedReader, most: int) -> tuple[dict[str, Place],
 
 
 def place_at(file: BufferedReader, start: int, dtype: np.dtype, shape: Any) -> Place:
-    if dtype.newbyteorder("=") not in DTYPES or not all(type(n) is int and n >= 0 for n in shape):
+    possible = dtype.newbyteorder("=") in DTYPES and all(type(n) is int and n >= 0 for n in shape)
+    # NumPy's limits hold for arrays without elements, too.
+    if not possible or len(shape) > 64 or math.prod(n for n in shape if n) * dtype.itemsize > sys.maxsize:
         raise ValueError(f"no array can have the dtype {dtype} and the shape {shape}")
     place = Place(start, dtype, tuple(shape))
     if type(start) is not int or start < 0 or start + place.nbytes > os.fstat(file.fileno()).st_size:
@@ -582,6 +689,18 @@ def saying(what: str, but: tuple[type[Exception], ...] = (MemoryError, ImportErr
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before or far behind the file
             raise
         raise ValueError(f"{what}: {error}") from error
+
+
+def check_flag(value: Any, name: str, or_none: bool = False) -> None:
+    if not (isinstance(value, bool | np.bool_) or (or_none and value is None)):
+        raise TypeError(f"{name} must be True{', False or None' if or_none else ' or False'}, got {value!r}")
+
+
+def open_regular(name: str) -> BufferedReader:
+    """Others would keep us waiting, or have no end."""
+    if not stat.S_ISREG(os.stat(name).st_mode):
+        raise ValueError(f"{name!r} is no regular file")
+    return open(name, "rb")
 
 
 def lock_of(optimizer: "Optimizer | None") -> Any:

@@ -616,12 +616,21 @@ class Optimizer:
         state = match_state(state_dict, indices, self.state, params, initial)
         return self.param_groups, groups, *state, list(others)
 
-    def save(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> None:
+    @checkpoint.by_name(
+        "opt.save(path, metadata=..., progress=...), or fastadam.save(path, params=..., optimizer=opt), to save both"
+    )
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        metadata: dict[str, Any] | None = None,
+        progress: bool | None = None,
+    ) -> None:
         """Write state, counters and hyper-parameters to a file: ``fastadam.save(path, optimizer=self)``.
 
         Parameters
         ----------
-        path, progress
+        path, metadata, progress
             As for `fastadam.save`, which raises the same, and takes the parameters as well.
 
         Examples
@@ -630,21 +639,25 @@ class Optimizer:
         >>> opt = fastadam.Adam(np.ones(3))
         >>> opt.step(np.ones(3))
         >>> path = os.path.join(tempfile.mkdtemp(), "optimizer.npz")
-        >>> opt.save(path)
+        >>> opt.save(path, metadata={"epoch": 3})
         >>> opt.step(np.ones(3))
         >>> opt.load(path)
+        {'epoch': 3}
         >>> opt.state[0]["step"]
         1
         """
-        checkpoint.save(path, optimizer=self, progress=progress)
+        checkpoint.save(path, optimizer=self, metadata=metadata, progress=progress)
 
-    def load(self, path: str | os.PathLike[str], *, mmap: bool = False, progress: bool | None = None) -> None:
+    @checkpoint.by_name(
+        "opt.load(path, mmap=..., progress=...), or fastadam.load(path, params=..., optimizer=opt), to load both"
+    )
+    def load(self, path: str | os.PathLike[str], *, mmap: bool = False, progress: bool | None = None) -> dict[str, Any]:
         """Copy state, counters and hyper-parameters from a file: ``fastadam.load(path, optimizer=self)``.
 
         Parameters
         ----------
         path, mmap, progress
-            As for `fastadam.load`, which raises the same.
+            As for `fastadam.load`, which returns and raises the same.
 
         Examples
         --------
@@ -656,7 +669,7 @@ class Optimizer:
         ...
         ValueError: path must end in .safetensors or .npz, got 'optimizer.pickle'
         """
-        checkpoint.load(path, optimizer=self, mmap=mmap, progress=progress)
+        return checkpoint.load(path, optimizer=self, mmap=mmap, progress=progress)
 
     def flush(self) -> None:
         """Put on the disk what is mapped from files: the `state_file`, and parameters.

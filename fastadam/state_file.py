@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from fastadam.atomic import folder_of
+
 FLUSHED, WRITTEN, TORN = 1, 2, 4  # more than a flipped bit apart; the engine writes the last two
 VERSION = 1
 PAGE = 4096
@@ -74,7 +76,10 @@ class StateFile:
                 f"state_file {self.path!r} is in use: by another process, or by an optimizer of this one, or by an "
                 "array of its state; end or delete that, or take another path"
             ) from None
-        if not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+        except OSError as error:  # without a lock, two processes could step in one file
+            why = f"its file system gives no lock ({error.strerror}); put state_file on another"
+            raise OSError(error.errno, why, self.path) from error
+        if not self.is_in_place():
             raise ValueError(f"state_file {self.path!r} was replaced at this moment; try again")
         self.new = self.size() <= PAGE and not any(os.pread(self.file.fileno(), PAGE, 0))  # or never begun
         if self.new:
@@ -91,6 +96,12 @@ class StateFile:
         if not self.new:
             self.check_condition()
         self.found = self.header.copy()
+
+    def is_in_place(self) -> bool:
+        """Is it still this file that the path names?"""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
+        return False
 
     def size(self) -> int:
         return os.fstat(self.file.fileno()).st_size
@@ -124,19 +135,14 @@ class StateFile:
             allocate(self.file.fileno(), start, nbytes)
             os.fsync(self.file.fileno())
         except OSError as error:
-            os.ftruncate(self.file.fileno(), before)
+            with suppress(OSError):  # which would hide what went wrong
+                os.ftruncate(self.file.fileno(), before)
             if error.errno not in FULL:
                 self.broken = True
                 raise
             raise OSError(error.errno, f"no room for {nbytes} bytes of state: {error.strerror}", self.path) from error
-        folder = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
-                raise
-        finally:
-            os.close(folder)
+        with folder_of(self.path) as sync_folder:
+            sync_folder()
 
     def abandon(self) -> None:
         """An optimizer that could not be made leaves what was in the file, and no file where there was none."""
@@ -154,8 +160,8 @@ class StateFile:
 
     def remove(self) -> None:
         """Of an empty file that was there an empty state file is left."""
-        with suppress(FileNotFoundError):
-            if not self.existed and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+        with suppress(OSError):  # which would hide what went wrong
+            if not self.existed and self.is_in_place():
                 os.unlink(os.path.realpath(self.path))
 
     def unlock(self) -> None:
@@ -299,8 +305,8 @@ def write_zeros(descriptor: int, start: int, stop: int) -> None:
 def allocate(descriptor: int, start: int, nbytes: int) -> None:
     try:
         os.posix_fallocate(descriptor, start, nbytes)
-    except (AttributeError, OSError) as error:  # macOS has none; some file systems and C libraries cannot
-        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+    except (AttributeError, OSError) as error:  # macOS has none; some file systems, C libraries and sandboxes cannot
+        if isinstance(error, OSError) and error.errno in FULL | {errno.EIO}:
             raise
         write_zeros(descriptor, start, start + nbytes)
 

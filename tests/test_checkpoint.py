@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, verified, never cast, never unpickled; every file is hostile until it is proven."""
 
+import contextlib
 import copy
 import itertools
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -111,7 +113,7 @@ def test_an_optimizer_alone_and_parameters_alone(path):
     assert one["scale"] == params["scale"]
     with pytest.raises(ValueError, match="nothing to save"):
         fastadam.save(path)
-    with pytest.raises(ValueError, match="nothing to load into"):
+    with pytest.raises(ValueError, match="nothing to load into.* fastadam.inspect"):
         fastadam.load(path)
 
 
@@ -204,6 +206,11 @@ def test_what_cannot_be_stored_is_refused(path, array, error):
 
 
 def test_names_that_fall_together_are_refused(path):
+    fastadam.save(path, params=np.ones(1))
+    a, b = np.zeros(1), np.zeros(1)
+    with pytest.raises(ValueError, match="two parameters have the name '0' in a file"):
+        fastadam.load(path, params=[{"params": [a]}, {"params": {"0": b}}])
+    assert not a.any() and not b.any()
     with pytest.raises(ValueError, match="two arrays would be stored as 'params/0'"):
         fastadam.save(path, params=[{"params": [np.ones(1)]}, {"params": {"0": np.ones(1)}}])
 
@@ -239,6 +246,295 @@ def test_a_bar_is_shown_where_it_is_asked_for(path, capfd):
     assert "summing" in shown and "reading" in shown and "8.00k" in shown
     fastadam.save(path, params=np.ones(1000))
     assert capfd.readouterr().err == ""
+
+
+# ---- arguments
+
+
+NO_PATHS = [
+    (None, TypeError, "path must be a str or os.PathLike, got a NoneType"),
+    (3, TypeError, "path must be a str or os.PathLike, got a int"),
+    (b"x.npz", TypeError, r"path must be a str or os.PathLike, got a bytes; use os.fsdecode\(path\)"),
+    ({"w": np.ones(1)}, TypeError, "path must be a str or os.PathLike, got a dict"),
+    ("", ValueError, "path must end in .safetensors or .npz, got ''"),
+    ("a\0.npz", ValueError, "path must not have a null character in it"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), NO_PATHS)
+def test_what_is_no_path_is_named(wrong, error, message):
+    opt = fastadam.Adam(np.ones(1))
+    for call in (
+        lambda: fastadam.save(wrong, params=np.ones(1)),
+        lambda: fastadam.save(wrong),
+        lambda: fastadam.load(wrong, params=np.ones(1)),
+        lambda: fastadam.inspect(wrong),
+        lambda: opt.save(wrong),
+        lambda: opt.load(wrong),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [1, 0, "yes", np.ones(2), [True], np.float32(1)])
+def test_flags_are_flags(path, wrong):
+    opt = fastadam.Adam(np.ones(1))
+    opt.save(path, progress=np.False_)
+    before = path.read_bytes()
+    for call in (lambda: opt.load(path, mmap=wrong), lambda: fastadam.load(path, mmap=wrong)):
+        with pytest.raises(TypeError, match="mmap must be True or False, got"):
+            call()
+    for call in (
+        lambda: opt.load(path, progress=wrong),
+        lambda: opt.save(path, progress=wrong),
+        lambda: fastadam.save(path, progress=wrong),
+    ):
+        with pytest.raises(TypeError, match="progress must be True, False or None, got"):
+            call()
+    with pytest.raises(TypeError, match="mmap must be True or False, got None"):
+        opt.load(path, mmap=None)
+    opt.load(path, mmap=np.True_, progress=None)
+    assert path.read_bytes() == before
+
+
+def test_a_call_that_python_would_refuse_says_what_to_write(path):
+    w = {"w": np.ones(1)}
+    opt = fastadam.Adam(w)
+    save = r"fastadam.save\(path, params=..., optimizer=..., metadata=..., progress=...\)"
+    load = r"fastadam.load\(path, params=..., optimizer=..., mmap=..., progress=...\)"
+    for call, message in (
+        (lambda: fastadam.save(path, w, opt), f"save takes only path without a name; write {save}"),
+        (lambda: fastadam.save(w, path), f"save takes only path without a name; write {save}"),
+        (lambda: fastadam.save(path, model=w), f"save has no model; write {save}"),
+        (lambda: fastadam.load(path, w, opt), f"load takes only path without a name; write {load}"),
+        (lambda: fastadam.load(path, params=w, metadata={}), f"load has no metadata; write {load}"),
+        (lambda: fastadam.inspect(path, params=w), r"inspect has no params; write fastadam.inspect\(path\)"),
+        (
+            lambda: opt.save(path, w),
+            r"Optimizer.save takes only path .* opt.save\(.*fastadam.save\(path, params=..., opt",
+        ),
+        (
+            lambda: opt.load(path, params=w),
+            r"Optimizer.load has no params.* opt.load\(.*fastadam.load\(path, params=..., ",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    assert not path.exists()
+
+
+def test_what_is_no_array_is_named_and_not_converted(path):
+    class Never:
+        __array__ = lambda self, *_, **__: 1 / 0  # noqa: E731
+
+    fastadam.save(path, params={"enc": [np.ones(1)]})
+    for function in fastadam.save, fastadam.load:
+        with pytest.raises(TypeError, match="enc.0.* must be a numpy.ndarray, got a Never"):
+            function(path, params={"enc": [Never()]})
+    with pytest.raises(TypeError, match="optimizer must be an optimizer of fastadam, got a Never"):
+        fastadam.save(path, optimizer=Never())
+
+
+def test_a_bar_without_its_package_is_not_taken_for_damage(path, monkeypatch):
+    fastadam.save(path, params=np.ones(1))
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    for function in fastadam.save, fastadam.load:
+        with pytest.raises(ImportError, match="progress=True needs tqdm"):
+            function(path, params=np.ones(1), progress=True)
+
+
+# ---- metadata, and what is in a file
+
+
+METADATA = {"epoch": 3, "": [], "nested": {"loss": [0.1, -0.0, 1e-300, 2**70, True, None]}, "\ud800é": 'a"\\\n'}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_metadata_comes_back(path, alone):
+    w = {"w": np.ones(3)}
+    opt = fastadam.Adam(w)
+
+    def save(**options):
+        opt.save(path, **options) if alone else fastadam.save(path, params=w, optimizer=opt, **options)
+
+    def load():
+        return opt.load(path) if alone else fastadam.load(path, params=w, optimizer=opt)
+
+    save(metadata=METADATA)
+    assert repr(load()) == repr(fastadam.inspect(path)["metadata"]) == repr(METADATA)
+    save(metadata={"tuple": (1, (2,)), "number": np.float64(0.1)})
+    assert repr(load()) == "{'tuple': [1, [2]], 'number': 0.1}"
+    for nothing in {}, {"metadata": None}, {"metadata": {}}:
+        save(**nothing)
+        assert load() == {} == fastadam.inspect(path)["metadata"]
+
+
+def nested(levels):
+    value = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
+
+
+def itself():
+    value = {}
+    value["a"] = [value]
+    return value
+
+
+def shared():
+    """Small in memory, and endless when written out."""
+    value = {"a": [0]}
+    for _ in range(90):
+        value = {"a": value, "b": value}
+    return value
+
+
+NO_METADATA = [
+    ([1], TypeError, "metadata must be a dict that JSON can hold, got a list"),
+    ("text", TypeError, "metadata must be a dict that JSON can hold, got a str"),
+    ({1: 2}, TypeError, r"metadata has the key 1; JSON has keys of str only: use str\(key\)"),
+    ({"a": [{"b": 0, None: 1}]}, TypeError, r"metadata\['a'\]\[0\] has the key None; JSON"),
+    ({"a": float("nan")}, TypeError, r"metadata\['a'\] is nan, which JSON does not have; use None or a str"),
+    ({"a": (0, -float("inf"))}, TypeError, r"metadata\['a'\]\[1\] is -inf"),
+    ({"a": np.float32(1)}, TypeError, r"metadata\['a'\] is a float32; JSON holds .*; use .item\(\)"),
+    ({"a": np.ones(2)}, TypeError, r"metadata\['a'\] is a ndarray; JSON holds .*; use .tolist\(\)"),
+    ({"a": {1, 2}}, TypeError, r"metadata\['a'\] is a set; JSON holds dict"),
+    ({"a": b"bytes"}, TypeError, r"metadata\['a'\] is a bytes; JSON holds dict"),
+    ({"a": 10**5000}, ValueError, r"metadata\['a'\] is an int of more than 4000 digits; use hex"),
+    (nested(101), ValueError, "metadata contains itself, or has more than 100 levels"),
+    (itself(), ValueError, "metadata contains itself, or has more than 100 levels"),
+    (shared(), ValueError, "metadata has more than 1048576 bytes as JSON"),
+    ({"a": "é" * (1 << 18)}, ValueError, "metadata has more than 1048576 bytes as JSON"),
+    ({"a": "a" * ((1 << 20) - 8)}, ValueError, "metadata has more than 1048576 bytes as JSON; keep more in a file"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), NO_METADATA)
+def test_metadata_that_would_not_come_back_is_refused_before_anything_is_written(path, wrong, error, message):
+    opt = fastadam.Adam(np.ones(1))
+    for call in (lambda: opt.save(path, metadata=wrong), lambda: fastadam.save(path, params=[1.0], metadata=wrong)):
+        with pytest.raises(error, match=message):
+            call()
+    assert os.listdir(path.parent) == []
+
+
+def test_as_much_metadata_as_is_allowed(path):
+    most = {"a": '"' * ((1 << 19) - 5) + "a"}
+    assert len(json.dumps(most)) == 1 << 20
+    for metadata in most, nested(100):
+        fastadam.save(path, params=np.ones(1), metadata=metadata)
+        assert fastadam.load(path, params=np.ones(1)) == fastadam.inspect(path)["metadata"] == metadata
+
+
+@pytest.mark.parametrize(
+    "metadata", [[], None, "text", nested(101), {"a": float("nan")}, {"a": float("inf")}, {"a": "a" * (1 << 20)}]
+)
+def test_metadata_that_save_would_not_take_is_not_loaded(tmp_path, metadata):
+    path = tmp_path / "m.npz"
+    fastadam.save(path, params=np.ones(2))
+    rewritten(path, lambda text: text.update(metadata=metadata))
+    w = np.zeros(2)
+    with pytest.raises(ValueError, match="m.npz' is damaged or no checkpoint: metadata"):
+        fastadam.load(path, params=w)
+    with pytest.raises(ValueError, match="m.npz' is damaged or no checkpoint: metadata"):
+        fastadam.inspect(path)
+    assert not w.any()
+
+
+def test_metadata_that_changes_while_it_is_saved_is_that_of_one_moment(path, monkeypatch):
+    metadata, describe = {"epoch": 1}, checkpoint.describe
+    monkeypatch.setattr(checkpoint, "describe", lambda *args: (metadata.update(epoch=2), describe(*args))[1])
+    fastadam.save(path, params=np.ones(1), metadata=metadata)
+    assert fastadam.load(path, params=np.ones(1)) == {"epoch": 1}
+
+
+def test_inspect_says_what_is_in_a_file(path):
+    first = {"enc": [np.ones((3, 4), np.float32), np.ones(2)]}
+    opt = fastadam.AdamW([{"params": first}, {"params": {"s": np.array(1.0)}, "lr": 0.5}], weight_decay=0.25)
+    opt.step_one("enc.1", np.ones(2))
+    fastadam.save(path, params=first, optimizer=opt, metadata={"epoch": 3})
+    found = fastadam.inspect(path)
+    matrix, vector = {"dtype": "float32", "shape": (3, 4)}, {"dtype": "float64", "shape": (2,)}
+    scalar = {"dtype": "float64", "shape": ()}
+    groups = found.pop("param_groups")
+    assert found == {
+        "format": 1,
+        "optimizer": "AdamW",
+        "params": {"enc.0": matrix, "enc.1": vector},
+        "state": {
+            "enc.0": {"exp_avg": matrix, "exp_avg_sq": matrix},
+            "enc.1": {"exp_avg": vector, "exp_avg_sq": vector},
+            "s": {"exp_avg": scalar, "exp_avg_sq": scalar},
+        },
+        "steps": {"enc.0": 0, "enc.1": 1, "s": 0},
+        "metadata": {"epoch": 3},
+    }
+    assert [group.pop("params") for group in groups] == [["enc.0", "enc.1"], ["s"]]
+    assert groups == [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+    fastadam.save(path, params=[np.ones(2)])
+    alone = {"format": 1, "optimizer": None, "params": {"0": vector}, "state": {}, "param_groups": [], "steps": {}}
+    assert fastadam.inspect(path) == {**alone, "metadata": {}}
+    opt.save(path)
+    assert fastadam.inspect(path)["params"] == {} and fastadam.inspect(path)["optimizer"] == "AdamW"
+
+
+def test_inspect_reads_the_text_and_no_elements(path):
+    w = np.full(1000, 1.5)
+    fastadam.save(path, params=w, metadata={"epoch": 3})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(w[:10].tobytes(), bytes(80), 1))
+    assert fastadam.inspect(path)["metadata"] == {"epoch": 3}
+    with pytest.raises(ValueError, match="is not what was saved"):
+        fastadam.load(path, params=w)
+    path.write_bytes(data.replace(b"epoch", b"epoxy"))
+    with pytest.raises(ValueError, match="does not have the sum that it had|Bad CRC"):
+        fastadam.inspect(path)
+    with pytest.raises(FileNotFoundError, match="nothing.npz"):
+        fastadam.inspect("nothing.npz")
+
+
+LIES = {
+    "class": lambda text: text["optimizer"].update({"class": ["SGD"]}),
+    "keys that are no list": lambda text: text["optimizer"].update(keys="w"),
+    "keys that are no str": lambda text: text["optimizer"].update(keys=[1]),
+    "a key twice": lambda text: text.update(params=["w", "w"]),
+    "a key without an array": lambda text: text.update(params=["v"]),
+    "count": lambda text: text["optimizer"]["groups"][0].update(count=2),
+    "counts that agree in all": lambda text: text["optimizer"]["groups"].extend([{"count": -1}, {"count": 1}]),
+    "step": lambda text: text["optimizer"]["state"][0].update(step=-1),
+    "no step": lambda text: text["optimizer"]["state"][0].pop("step"),
+    "more state": lambda text: text["optimizer"]["state"].append({"step": 1}),
+    "array": lambda text: text["optimizer"]["state"][0].update(momentum_buffer="optimizer/v/momentum_buffer"),
+    "no optimizer": lambda text: text.update(optimizer=None),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_inspect_refuses_what_would_not_be_of_the_types_it_promises(tmp_path, lie):
+    path = tmp_path / "m.npz"
+    w = {"w": np.ones(2)}
+    fastadam.save(path, params=w, optimizer=fastadam.SGD(w, momentum=0.5))
+    rewritten(path, LIES[lie])
+    with pytest.raises(ValueError, match="m.npz' is damaged or no checkpoint"):
+        fastadam.inspect(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_files_of_the_first_release_load_and_what_newer_ones_add_is_passed_over(tmp_path, suffix):
+    """The files in data/ were written before there was any metadata."""
+    old = Path(__file__).parent / "data" / f"format1{suffix}"
+    w = {"w": np.zeros(2, np.float32)}
+    opt = fastadam.SGD(w, momentum=0.5)
+    assert fastadam.load(old, params=w, optimizer=opt) == {}
+    assert w["w"].tolist() == [1.0, -3.0] and opt.lr == 0.5
+    assert opt.state["w"]["step"] == 1 and opt.state["w"]["momentum_buffer"].tolist() == [1.0, 1.0]
+    found = fastadam.inspect(old)
+    assert found["steps"] == {"w": 1} and found["metadata"] == {}
+    new = tmp_path / "m.npz"
+    fastadam.save(new, params=w, optimizer=opt)
+    rewritten(new, lambda text: text.update(unknown=[1]))
+    assert fastadam.load(new, params=w, optimizer=opt) == {}
 
 
 # ---- files and crashes
@@ -400,11 +696,13 @@ def test_averages_that_were_not_saved_begin_with_the_loaded_parameters(path):
     assert opt.ema["w"].tolist() == other["w"].tolist() == [0, 1, 2]
 
 
-STAGES = ["open", "write", "chmod", "fsync", "replace"]
+STAGES = ["open", "write", "fsync", "replace"]
+FAILURES = [
+    (stage, error) for stage in STAGES for error in (OSError(28, "No space left on device"), KeyboardInterrupt())
+]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(("stage", "error"), [*FAILURES, ("chmod", KeyboardInterrupt())])
 def test_a_failure_at_any_stage_leaves_the_old_file_and_no_other(path, monkeypatch, stage, error):
     params = {"a": np.ones(100)}
     fastadam.save(path, params=params)
@@ -558,6 +856,25 @@ def test_any_bytes_are_refused(tmp_path_factory, data, suffix):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="damaged"):
         fastadam.load(path, params={"w": np.zeros(2)})
+    with pytest.raises(ValueError, match="damaged"):
+        fastadam.inspect(path)
+
+
+def check_types(found):
+    """What inspect returns is what it promises, whatever a file said."""
+
+    def is_array(about):
+        return (
+            about.keys() == {"dtype", "shape"}
+            and np.broadcast_to(np.zeros((), about["dtype"]), about["shape"]).ndim < 9
+        )
+
+    assert found["format"] == 1 and isinstance(found["optimizer"], str | None)
+    assert all(isinstance(key, str) and is_array(about) for key, about in found["params"].items())
+    assert all(isinstance(key, str) and all(map(is_array, entry.values())) for key, entry in found["state"].items())
+    assert all(type(step) is int and step >= 0 for step in found["steps"].values())
+    assert [key for group in found["param_groups"] for key in group["params"]] == list(found["steps"])
+    json.dumps(found["metadata"], allow_nan=False)
 
 
 json_values = st.recursive(
@@ -603,6 +920,8 @@ def test_texts_with_a_right_sum_but_wrong_contents_are_refused(tmp_path_factory,
         assert snapshot(opt) == before
     else:
         opt.step({"w": np.ones(2)})  # what was let in can be used
+    with contextlib.suppress(ValueError):
+        check_types(fastadam.inspect(path))
 
 
 def crafted_safetensors(header, data=b""):
@@ -673,9 +992,12 @@ def test_long_texts_and_things_that_are_no_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="its text has 20971520 bytes"):
         fastadam.load(path, params=np.zeros(2))
     path.unlink()
+    with pytest.raises(FileNotFoundError):
+        fastadam.inspect(path)
     os.mkfifo(path)
-    with pytest.raises(ValueError, match="is no regular file"):
-        fastadam.load(path, params=np.zeros(2))
+    for call in (lambda: fastadam.load(path, params=np.zeros(2)), lambda: fastadam.inspect(path)):
+        with pytest.raises(ValueError, match="is no regular file"):
+            call()
     with pytest.raises(TypeError, match="optimizer must be an optimizer of fastadam, got a dict"):
         fastadam.save(tmp_path / "other.npz", optimizer={})
 
@@ -688,6 +1010,83 @@ def test_a_zip_bomb_and_a_pickle_are_refused(tmp_path):
     np.savez(path, fastadam=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="damaged"):
         fastadam.load(path, params={"w": np.zeros(2)})
+
+
+def with_raw_text(path, raw, names=("params/w",)):
+    """An .npz with such a text, and arrays of 2 float64 by these names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of zipfile, about names that stand twice
+        with zipfile.ZipFile(path, "w") as members:
+            for name, array in [("fastadam", np.frombuffer(raw.encode(), np.uint8)), *((n, np.ones(2)) for n in names)]:
+                with members.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, array)
+
+
+def refused_by_load_and_inspect(path, message, w=None):
+    w = np.zeros(2) if w is None else w
+    for call in (lambda: fastadam.load(path, params={"w": w}), lambda: fastadam.inspect(path)):
+        with pytest.raises(ValueError, match=f"{path.name}' is damaged or no checkpoint: {message}"):
+            call()
+    assert not w.any()
+
+
+def test_a_member_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "m.npz"
+    fastadam.save(path, params={"w": np.ones(2)})
+    with zipfile.ZipFile(path) as members:
+        raw = members.read("fastadam.npy")[128:].decode()
+    with_raw_text(path, raw)
+    fastadam.load(path, params={"w": np.zeros(2)})
+    for names in ("params/w", "params/w"), ("params/w", "fastadam"):
+        with_raw_text(path, raw, names)
+        refused_by_load_and_inspect(path, "the member .* stands twice")
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path):
+    """In the text of an .npz, at any depth, and in a header of safetensors; with sums that are right."""
+    path = tmp_path / "m.npz"
+    fastadam.save(path, params={"w": np.ones(2)})
+    with zipfile.ZipFile(path) as members:
+        raw = members.read("fastadam.npy")[128:].decode()
+    for once, twice in ('"format": 1', '"format": 2, "format": 1'), ('"dtype": ', '"dtype": "<f4", "dtype": '):
+        assert raw.count(once) == 1
+        with_raw_text(path, raw.replace(once, twice))
+        refused_by_load_and_inspect(path, "a name stands twice")
+    path = tmp_path / "m.safetensors"
+    fastadam.save(path, params={"w": np.ones(2)})
+    data = path.read_bytes()
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")].decode().strip()
+    entry = header[header.index('"params/w"') : -1]
+    assert entry.endswith("}")
+    path.write_bytes(crafted_safetensors(f"{header[:-1]},{entry}}}".encode(), data[-16:]))
+    refused_by_load_and_inspect(path, "a name stands twice")
+
+
+GIANTS = [[0, 1 << 62], [1 << 40, 0, 1 << 40], [0, 1 << 70], [0] * 65]
+
+
+@pytest.mark.parametrize("shape", GIANTS)
+def test_shapes_that_numpy_has_no_room_for_are_refused_though_nothing_is_in_them(tmp_path, shape):
+    text = {"format": 1, "params": ["w"], "arrays": {"params/w": {"dtype": "<f4", "shape": shape, "crc32": 0}}}
+    text["crc32"] = checkpoint.crc_of_text(text)
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    header = {"params/w": entry, "__metadata__": {"fastadam": json.dumps(text)}}
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(crafted_safetensors(header))
+    refused_by_load_and_inspect(path, "no array can have the dtype float32 and the shape")
+    path = tmp_path / "m.npz"
+    with_raw_text(path, json.dumps(text), [])
+    described = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({', '.join(map(str, shape))}), }}\n".encode()
+    with zipfile.ZipFile(path, "a") as members:
+        members.writestr("params/w.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(described)) + described)
+    refused_by_load_and_inspect(path, "no array can have the dtype float32 and the shape")
+
+
+def test_the_largest_shape_of_nothing_is_kept(path):
+    w = np.zeros((0, (1 << 61) - 1), np.float32)
+    fastadam.save(path, params=w)
+    fastadam.load(path, params=w)
+    assert fastadam.inspect(path)["params"] == {"0": {"dtype": "float32", "shape": (0, (1 << 61) - 1)}}
 
 
 def sparse_safetensors(path, shape):
@@ -758,6 +1157,11 @@ def load_huge(path, message):
     before = kibibytes("VmRSS")
     with pytest.raises(ValueError, match=message):
         fastadam.load(path, params={"w": np.zeros(2, np.float32)})
+    if message == "has the shape":  # only the model says that it is too large
+        assert fastadam.inspect(path)["params"] == {"w": {"dtype": "float32", "shape": (1 << 38,)}}
+    else:
+        with pytest.raises(ValueError, match=message):
+            fastadam.inspect(path)
     assert kibibytes("VmHWM") - before < 100_000
 
 
@@ -775,5 +1179,6 @@ def test_a_file_of_a_newer_format_says_so(path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     fastadam.save(path, params=np.ones(1))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="it has the format 2; this fastadam reads 1: use a newer one"):
-        fastadam.load(path, params=np.ones(1))
+    for call in (lambda: fastadam.load(path, params=np.ones(1)), lambda: fastadam.inspect(path)):
+        with pytest.raises(ValueError, match="it has the format 2; this fastadam reads 1: use a newer one"):
+            call()

@@ -1,0 +1,71 @@
+"""JSON without what parsers disagree about: names that stand twice, NaN, keys that are no text."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+METADATA_SIZE, METADATA_DEPTH = 1 << 20, 100  # bytes as JSON, and levels: within what every parser takes
+
+
+def parse(raw: str | bytes) -> dict[str, Any]:
+    """A text that must be an object."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    text = json.loads(raw, object_pairs_hook=unique)
+    if not isinstance(text, dict):
+        raise ValueError("its text is no object")
+    return text
+
+
+def as_metadata(metadata: Any) -> dict[str, Any]:
+    """A copy, as JSON gives it back."""
+    if not isinstance(metadata, dict):
+        raise TypeError(f"metadata must be a dict that JSON can hold, got a {type(metadata).__name__}")
+    check_json(metadata, ("metadata",), [METADATA_SIZE])
+    raw = json.dumps(metadata, allow_nan=False)
+    if len(raw) > METADATA_SIZE:
+        raise too_much_metadata()
+    return parse(raw)
+
+
+def check_json(value: Any, place: tuple[Any, ...], left: list[int]) -> None:
+    """Raise if JSON cannot hold a value, or would give back another. `left` bounds the work, whatever is shared."""
+    left[0] -= 1 + (len(value) if isinstance(value, str) else 0)
+    if left[0] < 0:
+        raise too_much_metadata()
+    if len(place) > METADATA_DEPTH and isinstance(value, dict | list | tuple):
+        raise ValueError(f"metadata contains itself, or has more than {METADATA_DEPTH} levels; make it flatter")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{named(place)} has the key {key!r}; JSON has keys of str only: use str(key)")
+            left[0] -= len('"": ') + len(key)
+            check_json(item, (*place, key), left)
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            check_json(item, (*place, i), left)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{named(place)} is {value!r}, which JSON does not have; use None or a str")
+    elif isinstance(value, int) and value.bit_length() > 14_000:  # Python reads no more than 4300 digits
+        raise ValueError(f"{named(place)} is an int of more than 4000 digits; use hex(...)")
+    elif value is not None and not isinstance(value, str | float | int):
+        ways_out = {np.ndarray: "; use .tolist()", np.generic: "; use .item()"}
+        way_out = next((words for kind, words in ways_out.items() if isinstance(value, kind)), "")
+        raise TypeError(
+            f"{named(place)} is a {type(value).__name__}; JSON holds dict, list, str, int, float, bool and None"
+            f"{way_out}"
+        )
+
+
+def named(place: tuple[Any, ...]) -> str:
+    return "metadata" + "".join(f"[{key!r:.100}]" for key in place[1:])
+
+
+def too_much_metadata() -> ValueError:
+    return ValueError(f"metadata has more than {METADATA_SIZE} bytes as JSON; keep more in a file of its own")
