@@ -77,6 +77,7 @@ class StateFile:
                 "array of its state; end or delete that, or take another path"
             ) from None
         except OSError as error:  # without a lock, two processes could step in one file
+            self.remove()
             why = f"its file system gives no lock ({error.strerror}); put state_file on another"
             raise OSError(error.errno, why, self.path) from error
         if not self.is_in_place():
@@ -166,8 +167,8 @@ class StateFile:
 
     def unlock(self) -> None:
         """Now: an error keeps arrays alive, and with them the lock."""
-        fcntl.flock(self.file, fcntl.LOCK_UN)
-        self.file.close()
+        with self.file, suppress(OSError):  # which would hide what went wrong
+            fcntl.flock(self.file, fcntl.LOCK_UN)
 
     def section(self, group: int, about: dict[str, Any], params: Sequence[np.ndarray], nbytes: int) -> Section:
         """For a group, the last one: what is there, if it is what the state would be `about`, or made."""

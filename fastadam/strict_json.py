@@ -27,29 +27,33 @@ def as_metadata(metadata: Any) -> dict[str, Any]:
     """A copy, as JSON gives it back."""
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata must be a dict that JSON can hold, got a {type(metadata).__name__}")
-    check_json(metadata, ("metadata",), [METADATA_SIZE])
+    check_json(metadata, (), 1, [METADATA_SIZE])
     raw = json.dumps(metadata, allow_nan=False)
     if len(raw) > METADATA_SIZE:
         raise too_much_metadata()
     return parse(raw)
 
 
-def check_json(value: Any, place: tuple[Any, ...], left: list[int]) -> None:
-    """Raise if JSON cannot hold a value, or would give back another. `left` bounds the work, whatever is shared."""
+def check_json(value: Any, place: tuple[Any, ...], level: int, left: list[int]) -> None:
+    """Raise if JSON cannot hold a value, or would give back another.
+
+    The place is (place of what it is in, key), () at the top. What is left of the bytes bounds the work: a dict that is
+    in several places is small in memory, and may be endless in a file.
+    """
     left[0] -= 1 + (len(value) if isinstance(value, str) else 0)
     if left[0] < 0:
         raise too_much_metadata()
-    if len(place) > METADATA_DEPTH and isinstance(value, dict | list | tuple):
+    if level > METADATA_DEPTH and isinstance(value, dict | list | tuple):
         raise ValueError(f"metadata contains itself, or has more than {METADATA_DEPTH} levels; make it flatter")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"{named(place)} has the key {key!r}; JSON has keys of str only: use str(key)")
             left[0] -= len('"": ') + len(key)
-            check_json(item, (*place, key), left)
+            check_json(item, (place, key), level + 1, left)
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            check_json(item, (*place, i), left)
+            check_json(item, (place, i), level + 1, left)
     elif isinstance(value, float) and not math.isfinite(value):
         raise TypeError(f"{named(place)} is {value!r}, which JSON does not have; use None or a str")
     elif isinstance(value, int) and value.bit_length() > 14_000:  # Python reads no more than 4300 digits
@@ -64,7 +68,7 @@ def check_json(value: Any, place: tuple[Any, ...], left: list[int]) -> None:
 
 
 def named(place: tuple[Any, ...]) -> str:
-    return "metadata" + "".join(f"[{key!r:.100}]" for key in place[1:])
+    return f"{named(place[0])}[{place[1]!r:.100}]" if place else "metadata"
 
 
 def too_much_metadata() -> ValueError:

@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import errno
 import gc
 import os
 import pickle
 import resource
 import signal
+import stat
 import threading
 import time
 
@@ -314,6 +316,65 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
             fastadam.Adam(np.ones(3), state_file=wrong)
 
 
+@pytest.mark.parametrize("nbytes", [100, 50_000])
+def test_what_lies_behind_the_last_group_is_not_taken_for_state(path, nbytes):
+    """A kill, or an attempt that failed, may leave something there."""
+    params, plain = [{"params": [np.ones(3)]} for _ in range(2)], [{"params": [np.ones(3)]} for _ in range(2)]
+    fastadam.Adam(params[:1], state_file=path).step([[np.ones(3)]])
+    with path.open("ab") as file:
+        file.write(b"\1" * nbytes)
+    in_memory = fastadam.Adam(plain[:1])
+    in_memory.step([[np.ones(3)]])
+    for _ in range(2):  # made, and found again
+        opt = fastadam.Adam(params, state_file=path)
+        if len(in_memory.param_groups) == 1:
+            in_memory.add_param_group(plain[1])
+        assert snapshot(opt) == snapshot(in_memory)
+        for each in opt, in_memory:
+            each.step([[np.ones(3)], [np.ones(3)]])
+        assert snapshot(opt) == snapshot(in_memory)
+        del opt
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_file_that_is_replaced_before_it_is_locked_is_not_written(path, monkeypatch, replaced):
+    """Two optimizers with a lock each, on files of one name, would each believe that it is theirs."""
+    w, flock = np.ones(3), state_file.fcntl.flock
+    fastadam.Adam(w, state_file=path).step(np.ones(3))
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    first = path.open("rb")
+    before = path.read_bytes()
+
+    def lock_too_late(*arguments):
+        monkeypatch.undo()
+        os.replace(other, path) if replaced else path.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(state_file.fcntl, "flock", lock_too_late)
+    with pytest.raises(ValueError, match="was replaced at this moment; try again"):
+        fastadam.Adam(w, state_file=path)
+    with first:
+        assert first.read() == before
+    assert path.exists() == replaced
+    assert fastadam.Adam(w, state_file=path).state[0]["step"] == replaced
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_file_system_without_locks_is_refused(path, monkeypatch, existed):
+    if existed:
+        fastadam.Adam(np.ones(3), state_file=path)
+    before = existed and path.read_bytes()
+
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(state_file.fcntl, "flock", no_lock)
+    with pytest.raises(OSError, match=f"gives no lock .*; put state_file on another: '{path}'"):
+        fastadam.Adam(np.ones(3), state_file=path)
+    assert path.exists() == existed and (existed and path.read_bytes()) == before
+
+
 # ---- what is whole, and what is not
 
 
@@ -352,6 +413,18 @@ def test_machine_that_went_down_is_noticed_unless_all_was_flushed(path):
         change_header(copied, boot=boot)
         with pytest.raises(ValueError, match="had not been flushed when the machine that wrote it went down"):
             fastadam.Adam(w, state_file=copied)
+
+
+def test_step_after_the_machine_went_down_is_of_this_boot(path):
+    w = np.ones(3)
+    fastadam.Adam(w, state_file=path).step(np.ones(3))
+    change_header(path, boot=b"before")  # flushed, so what it says of the boot does not matter
+    opt = fastadam.Adam(w, state_file=path)
+    opt.step(np.ones(3))
+    killed = path.with_name("killed")
+    killed.write_bytes(path.read_bytes())  # as a kill would leave it
+    assert condition(killed) == WRITTEN
+    assert fastadam.Adam(w, state_file=killed).state[0]["step"] == 2
 
 
 def test_where_the_system_does_not_say_only_flushed_files_are_trusted(path, monkeypatch):
@@ -752,6 +825,51 @@ def test_full_disk_is_an_error_at_the_beginning_and_leaves_nothing(path):
 def test_room_on_the_disk_is_reserved(path):
     fastadam.Adam(np.ones(1_000_000), state_file=path)
     assert path.stat().st_blocks * 512 >= 16_000_000
+
+
+def watch_syncs(monkeypatch):
+    """What is synced: the number of a folder, or the size of a file."""
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor):
+        descriptor = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+        about = os.fstat(descriptor)
+        synced.append(("folder", about.st_ino) if stat.S_ISDIR(about.st_mode) else ("file", about.st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return synced
+
+
+def test_room_and_its_name_are_on_the_disk_before_anything_is_written_into_it(path, monkeypatch):
+    synced = watch_syncs(monkeypatch)
+    opt = fastadam.Adam(np.ones(1000), state_file=path)
+    folder, size = ("folder", path.parent.stat().st_ino), path.stat().st_size
+    assert synced == [("file", 4096), folder, ("file", size), folder]
+    synced.clear()
+    opt.add_param_group({"params": np.ones(2000)})
+    assert synced == [("file", path.stat().st_size), folder] and path.stat().st_size > size
+
+
+def test_folder_of_what_a_link_leads_to_is_synced(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "state")
+    synced = watch_syncs(monkeypatch)
+    fastadam.Adam(np.ones(3), state_file=tmp_path / "link")
+    folders = {number for kind, number in synced if kind == "folder"}
+    assert folders == {(tmp_path / "elsewhere").stat().st_ino}
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM])
+def test_room_is_written_where_it_cannot_be_reserved(path, monkeypatch, error):
+    def refuse(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    opt = fastadam.Adam(np.ones(10_000), state_file=path)
+    assert path.stat().st_blocks * 512 >= path.stat().st_size >= 160_000
+    opt.step(np.ones(10_000))
+    assert opt.state[0]["step"] == 1
 
 
 @pytest.mark.parametrize("wrong", [3.5, b"x\0y", object()])
