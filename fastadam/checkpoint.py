@@ -1,8 +1,8 @@
 """Checkpoints: a model and its optimizer in one file, whole or not at all.
 
 A file holds arrays, in a format that other tools read (safetensors, or NumPy's .npz), and one text in JSON with all the
-rest: hyper-parameters, counters, and for each array its type, shape and CRC-32. The text has a CRC of its own. Nothing
-in a file is believed before these agree, and nothing is ever unpickled.
+rest: hyper-parameters, counters, metadata, and for each array its type, shape and CRC-32. The text has a CRC of its
+own. Nothing in a file is believed before these agree, and nothing is ever unpickled.
 """
 
 import errno
@@ -262,7 +262,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        The file's text is damaged, not of a checkpoint, of a newer format, or longer than 16 MiB (thousands of arrays:
+        The file's text is damaged, not of a checkpoint, of a newer format, or longer than 16 MiB (some 60 000 arrays;
         `load` takes more, since it knows the model).
     TypeError
         The path is no str or os.PathLike.

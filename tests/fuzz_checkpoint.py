@@ -1,6 +1,7 @@
 """atheris on checkpoints: python tests/fuzz_checkpoint.py [-max_total_time=60] [libFuzzer's other options, or files].
 
-Whatever is in a file, loading it raises ValueError or TypeError and changes nothing, or loads.
+Whatever is in a file, loading it raises ValueError or TypeError and changes nothing, or loads; inspecting it raises
+ValueError, or says what JSON can hold.
 Needs `pip install atheris`.
 """
 
@@ -14,7 +15,9 @@ from pathlib import Path
 import atheris
 import numpy as np
 
-with atheris.instrument_imports(include=["fastadam.checkpoint", "fastadam.state", "zipfile", "json"]):
+with atheris.instrument_imports(
+    include=["fastadam.checkpoint", "fastadam.state", "fastadam.strict_json", "zipfile", "json"]
+):
     import fastadam
     from fastadam import checkpoint
 
@@ -28,7 +31,7 @@ def seeds():
     """A byte that says which kind it is, and a file, or the text in one."""
     for kind, suffix in enumerate(SUFFIXES):
         path = FOLDER / f"seed{suffix}"
-        fastadam.save(path, params=WEIGHTS, optimizer=OPTIMIZER)
+        fastadam.save(path, params=WEIGHTS, optimizer=OPTIMIZER, metadata={"epoch": [3, "x"]})
         yield bytes([kind]) + path.read_bytes()
     with zipfile.ZipFile(FOLDER / "seed.npz") as members:
         yield b"\x02" + members.read(f"{checkpoint.TEXT}.npy")[128:]
@@ -69,6 +72,13 @@ def test_one_input(data):
         fastadam.load(path, params=WEIGHTS, optimizer=OPTIMIZER)
     except (ValueError, TypeError):
         assert state_of_all() == before
+    try:
+        found = fastadam.inspect(path)
+    except ValueError:
+        return
+    assert found["format"] == 1 and list(found["state"]) == list(found["steps"])
+    json.dumps(found)
+    json.dumps(found["metadata"], allow_nan=False)
 
 
 if __name__ == "__main__":

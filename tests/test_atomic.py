@@ -80,10 +80,19 @@ def test_a_new_file_needs_no_mode(tmp_path, monkeypatch):
     assert loaded(tmp_path / "m.npz") == 1.0
 
 
-def test_a_mode_that_forbids_reading_is_kept(path):
+def test_a_mode_that_forbids_reading_is_kept(path, monkeypatch):
     fastadam.save(path, params=np.ones(1))
     path.chmod(0o200)
+    original = os.open
+
+    def as_for_others_than_root(what, *rest):
+        if os.path.isfile(what) and not os.stat(what).st_mode & 0o400:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), what)
+        return original(what, *rest)
+
+    monkeypatch.setattr(os, "open", as_for_others_than_root)
     fastadam.save(path, params=np.full(1, 2.0))
+    monkeypatch.undo()
     assert mode(path) == 0o200
     path.chmod(0o600)
     assert loaded(path) == 2.0

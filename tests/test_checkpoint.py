@@ -411,12 +411,12 @@ NO_METADATA = [
 
 
 @pytest.mark.parametrize(("wrong", "error", "message"), NO_METADATA)
-def test_metadata_that_would_not_come_back_is_refused_before_anything_is_written(path, wrong, error, message):
-    opt = fastadam.Adam(np.ones(1))
+def test_metadata_that_would_not_come_back_is_refused_before_anything_is_written(tmp_path, wrong, error, message):
+    opt, path = fastadam.Adam(np.ones(1)), tmp_path / "m.npz"
     for call in (lambda: opt.save(path, metadata=wrong), lambda: fastadam.save(path, params=[1.0], metadata=wrong)):
         with pytest.raises(error, match=message):
             call()
-    assert os.listdir(path.parent) == []
+    assert os.listdir(tmp_path) == []
 
 
 def test_as_much_metadata_as_is_allowed(path):
