@@ -378,6 +378,9 @@ def params_to_load(
     leaves: list[tuple[Any, Any]], saved: Any, arrays: Mapping[str, np.ndarray]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(live array, what to copy into it)"""
+    for key, array in leaves:
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"parameter {key!r} must be a numpy.ndarray, got a {type(array).__name__}")
     names, ours = set(saved), [str(key) for key, _ in leaves]
     if len(set(ours)) != len(ours):
         raise ValueError(f"two parameters have the name {Counter(ours).most_common(1)[0][0]!r} in a file; rename one")
@@ -387,8 +390,6 @@ def params_to_load(
     pairs = []
     for key, array in leaves:
         where, new = f"parameter {key!r}", arrays[f"params/{key}"]
-        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-            raise TypeError(f"{where} must be a numpy.ndarray, got a {type(array).__name__}")
         if array.dtype != new.dtype:
             raise TypeError(f"{where} is {array.dtype}, in the checkpoint {new.dtype}; nothing is ever cast")
         if array.shape != new.shape:

@@ -331,6 +331,8 @@ def test_what_is_no_array_is_named_and_not_converted(path):
     for function in fastadam.save, fastadam.load:
         with pytest.raises(TypeError, match="enc.0.* must be a numpy.ndarray, got a Never"):
             function(path, params={"enc": [Never()]})
+        with pytest.raises(TypeError, match="0.* must be a numpy.ndarray, got a str"):
+            function(path, params="model")  # of which the checkpoint has none, which is not what is wrong
     with pytest.raises(TypeError, match="optimizer must be an optimizer of fastadam, got a Never"):
         fastadam.save(path, optimizer=Never())
 
