@@ -12,11 +12,23 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 # Some systems cannot open or sync folders, and a folder may be closed to readers. Without the sync a new name in it may
 # be lost in a power failure; what it names is whole in any case.
 NO_FOLDER_SYNC = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF, errno.EINVAL, errno.ENOSYS}
 NO_FOLDER_SYNC |= {errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def as_path(path: Any, name: str) -> str:
+    """A path that an argument of this name gives."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        way_out = f"; use os.fsdecode({name})" if isinstance(text, bytes) else ""
+        raise TypeError(f"{name} must be a path, a str or os.PathLike, got a {type(text).__name__}{way_out}")
+    if "\0" in text:
+        raise ValueError(f"{name} must not have a null character in it, got {text!r}")
+    return text
 
 
 def write_aside(target: Path, write: Callable[[Path], None]) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from fastadam import _core
-from fastadam.atomic import write_aside
+from fastadam.atomic import as_path, write_aside
 from fastadam.containers import Tree, as_groups
 from fastadam.state import as_counter
 from fastadam.strict_json import as_metadata, parse
@@ -578,14 +578,9 @@ def too_long(what: str, size: int, most: int) -> ValueError:
 def format_of(path: Any) -> tuple[str, Callable[..., None], Callable[..., Any]]:
     """A path as a str, and how to write and read such a file."""
     formats = {".npz": (write_npz, read_npz), ".safetensors": (write_safetensors, read_safetensors)}
-    name = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(name, str):
-        way_out = "; use os.fsdecode(path)" if isinstance(name, bytes) else ""
-        raise TypeError(f"path must be a str or os.PathLike, got a {type(name).__name__}{way_out}")
+    name = as_path(path, "path")
     if Path(name).suffix not in formats:
         raise ValueError(f"path must end in .safetensors or .npz, got {Path(name).name!r}")
-    if "\0" in name:
-        raise ValueError(f"path must not have a null character in it, got {name!r}")
     return name, *formats[Path(name).suffix]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.atomic import folder_of
+from fastadam.atomic import as_path, folder_of
 
 FLUSHED, WRITTEN, TORN = 1, 2, 4  # more than a flipped bit apart; the engine writes the last two
 VERSION = 1
@@ -51,17 +51,15 @@ class StateFile:
     """A file that an engine keeps its state in. Locked, until the last array in it is gone."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"state_file must be a path, a str or os.PathLike, got a {type(path).__name__}")
-        self.path = os.fspath(path)
+        self.path = as_path(path, "state_file")
         self.owner = os.getpid()
         self.broken = False  # the disk did not take something, and the system may believe that it did
         self.maps: list[np.memmap] = []  # of the groups that an engine has
         self.params: list[list[mmap.mmap]] = []  # and what their parameters are mapped from, if they are
-        self.existed = os.path.exists(path)
-        if self.existed and not os.path.isfile(path):
+        self.existed = os.path.exists(self.path)
+        if self.existed and not os.path.isfile(self.path):
             raise ValueError(f"state_file {self.path!r} is no regular file")
-        self.file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
         try:
             self.open()
         except BaseException:

@@ -252,10 +252,10 @@ def test_a_bar_is_shown_where_it_is_asked_for(path, capfd):
 
 
 NO_PATHS = [
-    (None, TypeError, "path must be a str or os.PathLike, got a NoneType"),
-    (3, TypeError, "path must be a str or os.PathLike, got a int"),
-    (b"x.npz", TypeError, r"path must be a str or os.PathLike, got a bytes; use os.fsdecode\(path\)"),
-    ({"w": np.ones(1)}, TypeError, "path must be a str or os.PathLike, got a dict"),
+    (None, TypeError, "path must be a path, a str or os.PathLike, got a NoneType"),
+    (3, TypeError, "path must be a path, a str or os.PathLike, got a int"),
+    (b"x.npz", TypeError, r"path must be a path, a str or os.PathLike, got a bytes; use os.fsdecode\(path\)"),
+    ({"w": np.ones(1)}, TypeError, "path must be a path, a str or os.PathLike, got a dict"),
     ("", ValueError, "path must end in .safetensors or .npz, got ''"),
     ("a\0.npz", ValueError, "path must not have a null character in it"),
 ]

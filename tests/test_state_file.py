@@ -872,9 +872,11 @@ def test_room_is_written_where_it_cannot_be_reserved(path, monkeypatch, error):
     assert opt.state[0]["step"] == 1
 
 
-@pytest.mark.parametrize("wrong", [3.5, b"x\0y", object()])
+@pytest.mark.parametrize("wrong", [3.5, b"state", "x\0y", object()])
 def test_what_is_no_path_is_refused(wrong):
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(
+        (TypeError, ValueError), match="state_file must (be a path, a str or|not have a null character)"
+    ):
         fastadam.Adam(np.ones(3), state_file=wrong)
 
 
