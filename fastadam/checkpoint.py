@@ -333,7 +333,9 @@ def leaves_of(params: Any) -> list[tuple[Any, Any]]:
     leaves: list[tuple[Any, Any]] = []
     start = 0
     for group in as_groups(params, ())[0]:
-        start += Tree.of(group["params"], leaves, start=start).items
+        tree, found = Tree.read(group["params"], start)
+        leaves += found
+        start += tree.items
     if not leaves:
         raise ValueError("params holds no arrays")
     return leaves

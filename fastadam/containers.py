@@ -1,6 +1,6 @@
 """Containers of arrays: what an optimizer is given, and the gradients that mirror it.
 
-A container is one array, an iterable, a mapping of names, or these nested. `Tree.of` reads one, once, and
+A container is one array, an iterable, a mapping of names, or these nested. `Tree.read` reads one, once, and
 remembers its shape; `Tree.match` takes a container of gradients apart in the same order.
 """
 
@@ -29,8 +29,16 @@ class Tree:
         self.is_flat = children is not None and all(child.children is None for child in children)
 
     @classmethod
+    def read(cls, params, start=0):
+        """The shape of a container, and (key, array) for each array in it; sequences at the top count from `start`."""
+        leaves: list[tuple[Any, Any]] = []
+        try:
+            return cls.of(params, leaves, start=start), leaves
+        except RecursionError:
+            raise ValueError("params contains itself, or is nested too deeply") from None
+
+    @classmethod
     def of(cls, container, leaves, path=None, start=0):
-        """Read a container, and append (key, array) to leaves. Sequences at the top count from `start`."""
         if isinstance(container, Mapping):
             names = list(container)
             children = [cls.of(container[name], leaves, join(path, name)) for name in names]

@@ -238,11 +238,7 @@ class Optimizer:
                 raise ValueError(f"unknown hyper-parameter {name!r} in {where}{hint}; known are {list(self._defaults)}")
 
     def _add(self, group: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> None:
-        leaves: list[tuple[Any, np.ndarray]] = []
-        try:
-            tree = Tree.of(group["params"], leaves, start=sum(tree.items for tree in self._trees))
-        except RecursionError:
-            raise ValueError("params contains itself, or is nested too deeply") from None
+        tree, leaves = Tree.read(group["params"], start=sum(tree.items for tree in self._trees))
         taken = set(self._engine.keys)
         for key, _ in leaves:
             if key in taken:

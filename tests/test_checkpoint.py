@@ -764,12 +764,17 @@ def check_kills(path, trials):
     last, leftovers, done = 0.0, 0, 0
     while done < trials or (done < 20 * trials and not (last and leftovers)):
         done += 1
+        begun, begin_saving = os.pipe()
         saver = os.fork()
         if saver == 0:
             try:
+                os.write(begin_saving, b".")
                 save_for_ever(path, weights, opt)
             finally:
                 os._exit(1)
+        os.read(begun, 1)  # on a busy machine it may take long until the child runs
+        os.close(begun)
+        os.close(begin_saving)
         time.sleep(rng.uniform(0, 4 * one_save))
         os.kill(saver, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(saver, 0)[1]) == signal.SIGKILL

@@ -154,6 +154,8 @@ def test_container_that_holds_itself_is_an_error_not_a_crash():
     params.append(params)
     with pytest.raises(ValueError, match="params contains itself"):
         fastadam.Adam(params)
+    with pytest.raises(ValueError, match="params contains itself"):
+        fastadam.save("c.npz", params=params)
 
 
 def test_gradients_of_groups_are_asked_for_as_one_for_each_group():
