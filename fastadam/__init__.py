@@ -12,7 +12,7 @@ from fastadam import _load
 
 _wait_policy = _load.load()
 
-from fastadam import reference
+from fastadam import reference, schedules
 from fastadam._config import __version__, config, show_config
 from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
 from fastadam.blas import share_threads_with_blas
@@ -41,6 +41,7 @@ __all__ = [
     "load",
     "reference",
     "save",
+    "schedules",
     "set_num_threads",
     "share_threads_with_blas",
     "show_config",

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
 
 WITH_EXAMPLES = ["fastadam"] + [
-    f"fastadam.{n}" for n in ("_config", "_core", "blas", "optimizer", "optimizers", "reference", "tracing")
+    f"fastadam.{n}"
+    for n in ("_config", "_core", "blas", "optimizer", "optimizers", "reference", "schedules", "tracing")
 ]
 
 
@@ -26,7 +27,7 @@ def test_examples_in_docstrings(name):
 
 
 @pytest.mark.filterwarnings("ignore:share_threads_with_blas")
-@pytest.mark.parametrize("page", ["README.md", "docs/threads.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/schedules.md", "docs/threads.md"])
 def test_examples_in_the_pages(page):
     result = doctest.testfile(str(ROOT / page), module_relative=False)
     assert result.failed == 0 and result.attempted > 0
@@ -36,6 +37,6 @@ def test_examples_in_the_pages(page):
 def test_every_public_function_and_class_has_an_example(name):
     thing = getattr(fastadam, name)
     if not callable(thing) or name in ("PerformanceWarning", "show_config"):
-        assert name in ("PerformanceWarning", "show_config", "reference", "__version__")
+        assert name in ("PerformanceWarning", "show_config", "reference", "schedules", "__version__")
         return
     assert doctest.DocTestFinder(recurse=False).find(thing, name)[0].examples
