@@ -175,6 +175,22 @@ def test_packing_keeps_what_is_not_finite():
     assert np.array_equal(found[3:], [np.inf, -np.inf, np.nan, np.inf], equal_nan=True)  # the largest rounds up
 
 
+def test_every_long_stage_shows_how_far_it_is():
+    stages = []
+
+    def progress(items, stage):
+        for number, item in enumerate(items):
+            yield item
+            stages.append((stage, number + 1, len(items)))
+
+    compare.compute(1, progress)
+    paths = len(LANDSCAPES) * len(SETTINGS) * len(LANDSCAPES[0].starts)
+    assert stages == [
+        *(("base rates", done, len(LANDSCAPES)) for done in range(1, len(LANDSCAPES) + 1)),
+        *(("paths", done, paths) for done in range(1, paths + 1)),
+    ]
+
+
 def test_without_its_extra_it_says_how_to_get_it(tmp_path):
     (tmp_path / "plotly.py").write_text("raise ImportError('no', name='plotly')")
     code = "from fastadam.__main__ import main; main(['compare'])"

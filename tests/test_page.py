@@ -1,5 +1,6 @@
 """The comparison's page in a real browser, with a software renderer. Needs [viz], playwright and chromium: -m viz."""
 
+import itertools
 import shutil
 import struct
 from functools import partial
@@ -48,8 +49,8 @@ def open_page(browser, made):
     """Opens the page, at rest or in motion, and notes what it asks for and complains about."""
     contexts = []
 
-    def open_page(motion):
-        contexts.append(browser.new_context(viewport={"width": 1350, "height": 900}, reduced_motion=motion))
+    def open_page(motion, width=1350, **device):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, reduced_motion=motion, **device))
         page = contexts[-1].new_page()
         page.set_default_timeout(120_000)  # drawing without a GPU takes seconds
         page.requests, page.complaints = [], []
@@ -214,6 +215,86 @@ def test_animation_moves_and_can_be_stopped(open_page):
     after = [picture(page, panel) for panel in PANELS]
     assert all(a != b for a, b in zip(before, after, strict=True))
     assert page.complaints == []
+
+
+# All that has a place of its own, in or above a plot. Plotly draws the labels of the landscape in space by WebGL.
+LABELS = {
+    "toolbar": ".modebar",
+    "legend": ".legend",
+    "title": "[class^=g-], #inside .annotation",
+    "colours": ".colorbar",
+}
+DEVICES = {1400: {}, 1000: {}, 390: {"is_mobile": True, "has_touch": True}}  # three columns, two, one on a phone
+
+
+def boxes(page, panel):
+    """Of a panel: the plot, its card and its labels, each as left, top, right, bottom."""
+    return page.evaluate(
+        """([panel, labels]) => {
+            const plot = document.getElementById(panel);
+            const box = (element) => {
+                const { left, top, right, bottom } = element.getBoundingClientRect();
+                return [left, top, right, bottom];
+            };
+            const found = {};
+            for (const [name, selector] of Object.entries(labels)) {
+                [...plot.querySelectorAll(selector)].map(box).filter(([l, t, r, b]) => l < r && t < b)
+                    .forEach((box, i) => { found[`${name} ${i}`] = box; });
+            }
+            const [drawn, card] = [plot.querySelector(".svg-container"), plot.closest("section")];
+            return { plot: box(drawn), card: box(card), labels: found };
+        }""",
+        [panel, LABELS],
+    )
+
+
+def within(inner, outer):
+    return all(i >= o for i, o in zip(inner[:2], outer[:2], strict=True)) and all(
+        i <= o for i, o in zip(inner[2:], outer[2:], strict=True)
+    )
+
+
+def overlap(a, b):
+    return max(a[0], b[0]) < min(a[2], b[2]) and max(a[1], b[1]) < min(a[3], b[3])
+
+
+def assert_everything_has_room(page):
+    for panel in PANELS:
+        picture(page, panel)  # at rest
+        found = boxes(page, panel)
+        labels = found["labels"]
+        assert {"toolbar 0", "legend 0"} <= labels.keys(), panel
+        assert within(found["plot"], found["card"]), panel
+        for name, box in labels.items():
+            assert within(box, found["card"]), (panel, name)
+        for (one, a), (other, b) in itertools.combinations(labels.items(), 2):
+            assert not overlap(a, b), (panel, one, other)
+    cards = page.evaluate(
+        "[...document.querySelectorAll('section')].map(({ scrollWidth, clientWidth }) => [scrollWidth, clientWidth])"
+    )
+    assert all(needed <= there for needed, there in cards), cards
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+@pytest.mark.parametrize("width", DEVICES)
+def test_nothing_is_covered_cut_off_or_wider_than_the_page(open_page, width):
+    page = open_page("reduce", width, **DEVICES[width])
+    assert_everything_has_room(page)
+    choose(page, landscape=4, setting=SETTINGS.index(3.0))  # "diverged, step 1" is the widest of the table
+    assert_everything_has_room(page)
+
+
+def test_a_page_that_gets_narrow_and_wide_again_makes_room(open_page):
+    page = open_page("reduce", 1400)
+    for width in 390, 1400:
+        page.set_viewport_size({"width": width, "height": 900})
+        assert_everything_has_room(page)
+
+
+def test_toolbars_offer_no_upload(page):
+    buttons = page.locator(".modebar-btn").evaluate_all("buttons => buttons.map(button => button.dataset.title)")
+    assert {"Zoom", "Pan", "Reset axes"} <= set(buttons)
+    assert not [title for title in buttons if "Share" in title or "loud" in title]
 
 
 @pytest.mark.parametrize("name", ["compare-landscapes.png", "compare-adam.png"])

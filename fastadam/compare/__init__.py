@@ -5,7 +5,7 @@ Every path on the page has been taken by fastadam's optimizers here; the page ch
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,10 @@ class Grid:
 ADAM = ("gradient", "m", "v", "corrected m", "corrected v", "step")
 
 
-def compute(steps: int = STEPS) -> Grid:
+Progress = Callable[[list[Any], str], Iterable[Any]]  # passes on the items of a named stage, and may show how far it is
+
+
+def compute(steps: int = STEPS, progress: Progress = lambda items, stage: items) -> Grid:
     """Every combination of landscape, learning rate, start, optimizer and betas, traced."""
     every_run = runs()
     of_adam = [run for run in every_run if CONTENDERS[run.contender].name == "Adam"]
@@ -112,10 +115,12 @@ def compute(steps: int = STEPS) -> Grid:
     adam = np.empty((*outer, len(of_adam), len(ADAM), 2, steps), np.float32)
     corrections = np.empty((len(of_adam), 2, steps), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # rates that are too large are part of the picture
-        base_rates = [[base_rate(contender, landscape, steps) for contender in CONTENDERS] for landscape in LANDSCAPES]
-        for (i, landscape), (j, setting), k in itertools.product(
-            enumerate(LANDSCAPES), enumerate(SETTINGS), range(outer[2])
-        ):
+        base_rates = [
+            [base_rate(contender, landscape, steps) for contender in CONTENDERS]
+            for landscape in progress(list(LANDSCAPES), "base rates")
+        ]
+        combinations = itertools.product(enumerate(LANDSCAPES), enumerate(SETTINGS), range(outer[2]))
+        for (i, landscape), (j, setting), k in progress(list(combinations), "paths"):
             for number, run in enumerate(every_run):
                 lr = rate(setting, base_rates[i][run.contender])
                 make = partial(CONTENDERS[run.contender].over, lr=lr, beta1=run.beta1, beta2=run.beta2)
@@ -141,6 +146,7 @@ def main(path: str = "fastadam-compare.html", pictures: str | None = None) -> No
     """Compute, write the page to `path`, and the pictures into the folder `pictures`."""
     try:
         from plotly.offline import get_plotlyjs
+        from tqdm import tqdm
 
         from fastadam.compare.pictures import write_pictures
     except ImportError as error:
@@ -148,11 +154,14 @@ def main(path: str = "fastadam-compare.html", pictures: str | None = None) -> No
 
     from fastadam.compare.page import write_page
 
+    def progress(items: list[Any], stage: str) -> Iterable[Any]:
+        return tqdm(items, desc=f"{stage:10}")
+
     begin = time.perf_counter()
-    grid = compute()
+    grid = compute(progress=progress)
     write_page(grid, get_plotlyjs(), Path(path))
     seconds, size = time.perf_counter() - begin, Path(path).stat().st_size / 1e6
     print(f"Page: {path} ({size:.1f} MB, {seconds:.0f} s); open it in a browser, it needs no network")
     if pictures is not None:
-        for picture in write_pictures(grid, Path(pictures)):
+        for picture in write_pictures(grid, Path(pictures), progress):
             print(f"Picture: {picture}")

@@ -6,9 +6,15 @@ const byId = (id) => document.getElementById(id);
 const FLOOR = 1e-10; // of drawn losses
 const STEPS_A_SECOND = 25;
 const MOST_STEPS_A_FRAME = 5; // a slow machine takes longer rather than jump
-const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d"] };
+const CONFIG = {
+  displaylogo: false, responsive: true, modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d"],
+  showSendToCloud: false, // plotly 7 has a button that uploads the chart
+};
 const FONT = { family: 'system-ui, "Segoe UI", Arial, sans-serif', size: 13, color: "#1f2933" };
 const GRID = { gridcolor: "#e8ecf0", zerolinecolor: "#c5ced6", linecolor: "#9aa7b3", showline: true, ticks: "outside" };
+const ONE_COLUMN = matchMedia("(max-width: 980px)"); // as in the page's style
+const PHONE = matchMedia("(max-width: 600px)");
+const SMALL = { entrywidth: 58, font: { size: 11 } }; // a legend with little room
 const STILL = { mode: "immediate", transition: { duration: 0 }, frame: { duration: 0, redraw: false } };
 
 let arrays = {};
@@ -315,7 +321,10 @@ function drawContour() {
   const traces = [
     {
       type: "contour", ...drawn, colorscale: COLOURS, ncontours: 22, hoverinfo: "skip", line: { color: "#ffffff", width: 0.7, smoothing: 0 },
-      colorbar: { title: { text: "loss above minimum", side: "right" }, thickness: 12, outlinewidth: 0, ...ticks() },
+      colorbar: {
+        title: { text: "loss above minimum", side: PHONE.matches ? "top" : "right" }, thickness: 12, outlinewidth: 0, ...ticks(),
+        ...(PHONE.matches ? { orientation: "h", y: -0.25, yanchor: "top" } : {}),
+      },
     },
     ...records.map((record, i) => ({
       type: "scatter", mode: "lines", name: record.name, hoverinfo: "name", ...now.walked[i], line: { color: record.colour, width: 2.5 },
@@ -332,7 +341,7 @@ function drawContour() {
   ];
   Plotly.react("contour", traces, {
     font: FONT, margin: { l: 52, r: 10, t: 30, b: 44 },
-    legend: { orientation: "h", x: 0.5, xanchor: "center", y: 1.01, yanchor: "bottom" },
+    legend: { orientation: "h", x: 0.5, xanchor: "center", y: 1.01, yanchor: "bottom", ...(PHONE.matches ? SMALL : {}) },
     xaxis: { ...GRID, title: { text: "x" }, range: view[0], zeroline: false },
     yaxis: { ...GRID, title: { text: "y" }, range: view[1], zeroline: false },
     annotations: exits(),
@@ -360,7 +369,7 @@ function drawLosses() {
   };
   Plotly.react("losses", [...traces, cursor({}), heads], {
     font: FONT, margin: { l: 74, r: 20, t: 34, b: 44 }, hovermode: "x",
-    legend: { orientation: "h", x: 0.5, xanchor: "center", y: 1.02, yanchor: "bottom", entrywidth: 58, font: { size: 11 } },
+    legend: { orientation: "h", x: 0.5, xanchor: "center", y: 1.02, yanchor: "bottom", ...SMALL },
     xaxis: { ...GRID, title: { text: "step" }, range: [0, about.steps] },
     yaxis: {
       ...GRID, type: "log", title: { text: "loss above minimum", standoff: 6 }, range: [low - 0.04 * (high - low), high + 0.15 * (high - low)],
@@ -395,7 +404,7 @@ function drawCorrections() {
   }, CONFIG);
 }
 
-// Subplots: a column for each kind of quantity, a row for each coordinate.
+// Subplots: a column for each kind of quantity, a row for each coordinate; on a narrow page all below each other.
 const KINDS = [
   { title: "gradient and its average", axis: "gradient", log: false,
     lines: [["gradient", "g", "#9aa7b3", 1.5], ["m", "m", "#e8913a", 2], ["corrected m", "m̂ = m / (1 − β₁<sup>t</sup>)", "#d62728", 2]] },
@@ -424,12 +433,13 @@ function drawInside() {
   const ranges = insideRanges();
   const place = [chosen.landscape, chosen.setting, chosen.start, own];
   const traces = [];
+  const narrow = ONE_COLUMN.matches;
   const layout = {
-    font: FONT, margin: { l: 66, r: 20, t: 66, b: 46 }, grid: { rows: 2, columns: 3, pattern: "independent", xgap: 0.2, ygap: 0.16 },
-    legend: { orientation: "h", x: 0.5, xanchor: "center", y: 1.075, yanchor: "bottom" }, annotations: [],
+    font: FONT, margin: { l: 66, r: 20, t: 66, b: 46 }, grid: { ...(narrow ? { rows: 6, columns: 1, ygap: 0.3 } : { rows: 2, columns: 3, ygap: 0.16 }), pattern: "independent", xgap: 0.25 },
+    legend: { orientation: "h", x: 0.5, xanchor: "center", y: narrow ? 1.025 : 1.075, yanchor: "bottom" }, annotations: [],
   };
   ["x", "y"].forEach((coordinate, row) => KINDS.forEach(({ title, axis, log, lines }, column) => {
-    const number = 3 * row + column + 1;
+    const number = 1 + (narrow ? 2 * column + row : 3 * row + column);
     const axes = { xaxis: `x${number}`, yaxis: `y${number}` };
     for (const [quantity, name, colour, width] of lines) {
       const values = part("adam", ...place, about.adam.indexOf(quantity), row);
@@ -447,15 +457,19 @@ function drawInside() {
       });
     }
     const range = axis === "step" ? [Math.min(ranges[column][row][0], -1.1 * record.rate), Math.max(ranges[column][row][1], 1.1 * record.rate)] : ranges[column][row];
-    layout[`xaxis${number}`] = { ...GRID, range: [0, about.steps], title: { text: row === 1 ? "step" : "" } };
+    layout[`xaxis${number}`] = { ...GRID, range: [0, about.steps], title: { text: (narrow ? number === 6 : row === 1) ? "step" : "" } };
     layout[`yaxis${number}`] = { ...GRID, range, type: log ? "log" : "linear", exponentformat: "power", ...(log ? decades(range) : { nticks: 6 }), title: { text: `${axis} in ${coordinate}`, standoff: 4 } };
     if (row === 0) {
       layout.annotations.push({ text: title, showarrow: false, xref: `x${number} domain`, yref: `y${number} domain`, x: 0.5, y: 1.02, yanchor: "bottom", font: { size: 14, weight: 600 } });
     }
   }));
   shown.cursorsFrom = traces.length;
-  shown.cursorRanges = [0, 1].flatMap((row) => KINDS.map((_, column) => layout[`yaxis${3 * row + column + 1}`].range.map((end) => (KINDS[column].log ? 10 ** end : end))));
-  for (let number = 1; number <= 6; number++) traces.push(cursor({ xaxis: `x${number}`, yaxis: `y${number}` }));
+  shown.cursorRanges = [];
+  for (let number = 1; number <= 6; number++) {
+    const { range, type } = layout[`yaxis${number}`];
+    shown.cursorRanges.push(range.map((end) => (type === "log" ? 10 ** end : end)));
+    traces.push(cursor({ xaxis: `x${number}`, yaxis: `y${number}` }));
+  }
   Plotly.react("inside", traces, layout, CONFIG);
 }
 
@@ -545,6 +559,12 @@ async function begin() {
     move();
   });
   byId("play").addEventListener("click", () => play(!playing));
+  for (const width of [ONE_COLUMN, PHONE]) {
+    width.addEventListener("change", () => { // a phone that is turned
+      Plotly.purge("contour"); // else the colours of the old layout stay beside the new ones
+      draw();
+    });
+  }
   chosen.step = about.steps;
   draw();
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) play(true);

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from fastadam.compare import ADAM, CONTENDERS, OPENING, SETTINGS, Grid, runs
+from fastadam.compare import ADAM, CONTENDERS, OPENING, SETTINGS, Grid, Progress, runs
 from fastadam.compare.landscapes import LANDSCAPES
 from fastadam.compare.page import surface
 
@@ -20,9 +20,10 @@ FLOOR = 1e-10  # of drawn losses
 SHOWN = [run for run in runs() if run.beta1 in (None, OPENING["beta1"]) and run.beta2 in (None, OPENING["beta2"])]
 
 
-def write_pictures(grid: Grid, folder: Path) -> list[Path]:
+def write_pictures(grid: Grid, folder: Path, progress: Progress) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    return [landscapes(grid, folder / "compare-landscapes.png"), adam(grid, folder / "compare-adam.png")]
+    pictures = [(landscapes, "compare-landscapes.png"), (adam, "compare-adam.png")]
+    return [draw(grid, folder / name) for draw, name in progress(pictures, "pictures")]
 
 
 def save(figure, path: Path) -> Path:
