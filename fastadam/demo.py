@@ -5,7 +5,10 @@ turns epoch by epoch.
 """
 
 import itertools
+import math
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -129,14 +132,39 @@ def draw(runs, path):
     plt.close(figure)
 
 
-def main(path="fastadam-demo.png", hidden=512, epochs=30, batch=32):
+EPOCHS = 30
+QUICK = 3  # epochs of `--quick`
+
+
+def busy():
+    """A sentence if others want a CPU that this program may use, or wanted it in the last minute; else None."""
+    try:
+        load, present = os.getloadavg()[0], os.cpu_count() or 1
+    except (AttributeError, OSError):  # not Unix, or it cannot be told
+        return None
+    usable = fastadam.get_num_threads()
+    if present - load > usable - 1:
+        return None
+    return (
+        f"The machine is busy, or was a moment ago, so the figures below will be off. "
+        f"(Its load average is {load:.1f}; it has {present} CPUs, and the demo may use {usable}.)"
+    )
+
+
+def main(path="fastadam-demo.png", hidden=512, epochs=EPOCHS, batch=32):
     """Train both ways, print what each took, and write a picture to `path`; returns the two runs."""
     try:
+        from matplotlib.backend_bases import FigureCanvasBase
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
         from tqdm import tqdm
     except ImportError as error:
         raise SystemExit(f"the demo needs {error.name}: python -m pip install 'fastadam[demo]'") from error
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind and kind not in kinds:  # said now, not after the training
+        raise SystemExit(f"--output must end in one of {', '.join(f'.{k}' for k in kinds)}, got {str(path)!r}")
 
     x, y = load_digits(return_X_y=True)
     data = train_test_split((x / 16).astype(np.float32), y, test_size=0.2, random_state=0, stratify=y)
@@ -145,9 +173,16 @@ def main(path="fastadam-demo.png", hidden=512, epochs=30, batch=32):
         "fastadam": lambda params: fastadam.Adam(params, lr=1e-3),
     }
     runs = [Run(name, make, data, hidden, batch) for name, make in makers.items()]
-    for _ in tqdm(range(epochs), desc="training both, in turns", unit="epoch"):
-        for run in runs:
-            run.epoch()
+    warning = busy()
+    if warning:
+        print(warning)
+    with tqdm(range(epochs), desc="training both, in turns", unit="epoch") as bar:
+        for done in bar:
+            for run in runs:
+                run.epoch()
+            if done == 0:
+                seconds = epochs * sum(run.total_seconds for run in runs)
+                bar.write(f"Training takes about {math.ceil(seconds)} s here.")
     numpy_run, fast_run = runs
 
     print(f"\nDigits, MLP 64-{hidden}-{hidden}-10, float32, batch {batch}, {len(fast_run.losses)} steps")
