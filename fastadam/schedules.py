@@ -16,6 +16,7 @@ Pickle and `copy.deepcopy` take them, alone or inside an optimizer. To change on
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -56,14 +57,14 @@ def _cosine(begin: float, end: float, share: float) -> float:
     return end + (begin - end) * (1.0 + math.cos(math.pi * share)) / 2.0
 
 
-class _Schedule:
+class _Schedule(ABC):
     """What all of them have: t is checked in one place."""
 
     def __call__(self, t: int) -> float:
         return self._at(_count(t, "t", 0))
 
-    def _at(self, t: int) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _at(self, t: int) -> float: ...
 
     def _keep(self, **checked: Any) -> None:
         """The checked arguments take the place of those that came. Afterwards nothing can be set."""
