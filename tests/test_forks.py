@@ -74,7 +74,7 @@ def all_whole():
             assert (p == p.flat[0]).all(), "torn"
 threads = [threading.Thread(target=train, args=pair) for pair in others]
 for thread in threads: thread.start()
-for _ in range(40):
+for _ in range(20):
     fork(all_whole)
 stop.set()
 for thread in threads: thread.join()
@@ -114,7 +114,7 @@ def whole():
     opt.step(grads)
 threads = [threading.Thread(target=update), threading.Thread(target=load)]
 for thread in threads: thread.start()
-for _ in range(40):
+for _ in range(20):
     fork(whole)
 stop.set()
 for thread in threads: thread.join()
@@ -151,7 +151,7 @@ def whole():
         same(twin)
 other = threading.Thread(target=train)
 other.start()
-for _ in range(30):
+for _ in range(15):
     fork(whole)
 stop.set()
 other.join()

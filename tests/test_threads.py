@@ -105,48 +105,59 @@ def test_threadpoolctl_limits_the_calling_thread():
     assert fastadam.get_num_threads() == before
 
 
-def build(folder, source):
-    """A C program that is linked with the driver, with OpenMP if the extension has it."""
-    sources = [
-        ROOT / "tests" / source,
-        *(ROOT / "csrc").glob("*.c"),
-    ]
-    openmp = ["-fopenmp"] if OPENMP else []
-    program = folder / "program"
-    subprocess.run(["cc", "-std=c11", "-O1", *openmp, f"-I{ROOT / 'csrc'}", *sources, "-o", program, "-lm"], check=True)
-    return program
+CC = ["cc", "-std=c11", "-O1", *(["-fopenmp"] if OPENMP else []), f"-I{ROOT / 'csrc'}"]
 
 
-def test_shares_are_equal_whole_lines_and_cover_everything_once(tmp_path):
+@pytest.fixture(scope="session")
+def kernel_objects(tmp_path_factory):
+    """csrc/, compiled once for all the programs here, with OpenMP if the extension has it."""
+    folder = tmp_path_factory.mktemp("objects")
+    subprocess.run([*CC, "-c", *(ROOT / "csrc").glob("*.c")], cwd=folder, check=True)
+    return list(folder.glob("*.o"))
+
+
+@pytest.fixture
+def run_program(kernel_objects, tmp_path):
+    """What a C program that is linked with the kernel says of itself."""
+
+    def run(source):
+        program = tmp_path / "program"
+        subprocess.run([*CC, ROOT / "tests" / source, *kernel_objects, "-o", program, "-lm"], check=True)
+        return subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)
+
+    return run
+
+
+def test_shares_are_equal_whole_lines_and_cover_everything_once(run_program):
     """tests/shares.c records who got what, for many mixtures of tasks and numbers of threads."""
-    result = subprocess.run([build(tmp_path, "shares.c")], capture_output=True, text=True, check=False, timeout=120)
+    result = run_program("shares.c")
     assert result.returncode == 0, result.stdout
     assert re.fullmatch(r"\d{3,} mixtures\n", result.stdout)
 
 
-def test_steps_on_lent_threads_update_everything_once(tmp_path):
+def test_steps_on_lent_threads_update_everything_once(run_program):
     """tests/lender.c: several callers, a lender that comes, has too few threads, and is chosen or ordered."""
-    result = subprocess.run([build(tmp_path, "lender.c")], capture_output=True, text=True, check=False, timeout=120)
+    result = run_program("lender.c")
     assert result.returncode == 0, result.stdout
     assert re.fullmatch(r"0, \d+, \d+, \d+, 0 steps lent\n", result.stdout)
 
 
-def test_the_jobs_of_a_call_run_once_and_at_the_same_time_beside_steps(tmp_path):
+def test_the_jobs_of_a_call_run_once_and_at_the_same_time_beside_steps(run_program):
     """tests/team.c: an imagined OpenBLAS's threads callback, steps, forks."""
-    result = subprocess.run([build(tmp_path, "team.c")], capture_output=True, text=True, check=False, timeout=120)
+    result = run_program("team.c")
     assert (result.returncode, result.stdout) == (0, "900 calls, 20 forks\n")
 
 
-def test_openblas_threads_are_borrowed_while_products_keep_them_awake(tmp_path):
+def test_openblas_threads_are_borrowed_while_products_keep_them_awake(run_program):
     """tests/awake.c: imagined programs on imagined clocks."""
-    result = subprocess.run([build(tmp_path, "awake.c")], capture_output=True, text=True, check=False, timeout=60)
+    result = run_program("awake.c")
     assert result.returncode == 0, result.stdout
     assert len(result.stdout.splitlines()) == 12
 
 
-def test_the_choice_of_threads_finds_what_is_best_and_follows_changes(tmp_path):
+def test_the_choice_of_threads_finds_what_is_best_and_follows_changes(run_program):
     """tests/tuner.c: imagined programs on an imagined clock, with noise and breaks."""
-    result = subprocess.run([build(tmp_path, "tuner.c")], capture_output=True, text=True, check=False, timeout=60)
+    result = run_program("tuner.c")
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("astray") >= 10
 
