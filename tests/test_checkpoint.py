@@ -640,7 +640,7 @@ def test_saving_and_loading_side_by_side_never_fails(path):
             os._exit(1)
     loaded, seen = {"a": np.zeros(1000), "b": np.zeros(10)}, set()
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         for n in itertools.count():
             fastadam.load(path, params=loaded)
             assert (loaded["a"] == loaded["b"][0]).all()

@@ -104,8 +104,10 @@ fastadam.set_num_threads(1)
 def spent():    # of other threads than this one
     return sum(int(open(f"/proc/self/task/{t}/schedstat").read().split()[2])
                for t in os.listdir("/proc/self/task") if int(t) != os.getpid())
-import time
-time.sleep(0.05)
+def asleep():
+    return all(open(f"/proc/self/task/{t}/stat").read().rsplit(")")[-1].split()[0] == "S"
+               for t in os.listdir("/proc/self/task") if int(t) != os.getpid())
+while not asleep(): pass
 before = spent()
 for _ in range(20): opt.step(g)
 assert opt.threads_used == 1 and spent() == before
