@@ -34,7 +34,7 @@ each_team = pytest.mark.parametrize(
 SOON_ASLEEP = {"OPENBLAS_THREAD_TIMEOUT": "16"}
 
 START = """
-import itertools, os, threading
+import contextlib, itertools, os, threading
 import numpy as np, fastadam, threadpoolctl
 
 rng = np.random.default_rng(0)
@@ -652,7 +652,7 @@ for expected in "OpenMP", "OpenBLAS", "OpenMP":
             check()
             opt.step(np.ones(1 << 20))
             assert fastadam.config()["steps_on"] == expected
-""".replace("import os", "import contextlib, os", 1),
+""",
         FASTADAM_BORROW="0",
     )
 
