@@ -1,0 +1,130 @@
+"""Does a test notice it? Applies each mistake here to a copy of the tree, and runs the tests that should fail.
+
+    python tests/mutants/run.py --full | --sample=N | NAME...    # all, every N-th, or some
+
+A mutant is a patch NAME.patch; the lines before its diff say what is wrong with it, and "Tests: " what pytest is to run
+(words without spaces: files, or tests in them). Needs what the tests need, a C compiler and git; ccache saves half of the
+time. Ends with 1 unless each is killed.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+HANGS = 900  # seconds: none of the tests takes nearly so long
+
+
+def tests_of(mutant):
+    head = mutant.read_text().partition("\n--- ")[0]
+    return re.search(r"^Tests: (.+)$", head, re.MULTILINE)[1].split()
+
+
+def files_of(mutant):
+    return re.findall(r"^\+\+\+ b/(\S+)", mutant.read_text(), re.MULTILINE)
+
+
+class Copy:
+    """The tree in a folder, with a virtual environment that sees it, and the packages of this Python."""
+
+    def __init__(self, folder):
+        self.tree = folder / "tree"
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
+            if (ROOT / name).is_file():
+                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, self.tree / name)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+        self.python = folder / "venv" / "bin" / "python"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        packages = folder / "venv" / "lib" / version / "site-packages" / "mutants.pth"
+        packages.write_text(f"{self.tree}\n{sysconfig.get_path('platlib')}\n")
+        assert self.build(), "the tree does not build"
+        self.whole = folder / "whole"
+        self.whole.mkdir()
+        for file in self.extensions():
+            shutil.copy2(file, self.whole)
+
+    def extensions(self):
+        return (self.tree / "fastadam").glob("_core*.so")
+
+    def build(self):
+        compiler = os.environ.get("CC", "cc")
+        env = {**os.environ, "CC": f"ccache {compiler}" if shutil.which("ccache") else compiler}
+        command = [self.python, "setup.py", "-q", "build_ext", "--inplace"]
+        return subprocess.run(command, cwd=self.tree, env=env, capture_output=True, check=False).returncode == 0
+
+    def run(self, tests):
+        """pytest's exit status; None if it hangs."""
+        command = [self.python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        with subprocess.Popen(
+            command, cwd=self.tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as process:
+            try:
+                return process.wait(HANGS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)  # and the processes that it waits for
+                return None
+
+    def judge(self, mutant):
+        applied = subprocess.run(
+            ["git", "apply", "-C0", "--recount", mutant], cwd=self.tree, capture_output=True, check=False
+        )
+        if applied.returncode != 0:
+            return "does not apply"
+        try:
+            compiled = not all(name.endswith(".py") for name in files_of(mutant))
+            if compiled and not self.build():
+                return "does not build"
+            status = self.run(tests_of(mutant))
+        finally:
+            for name in files_of(mutant):
+                shutil.copy(ROOT / name, self.tree / name)
+            for file in self.whole.iterdir():
+                shutil.copy2(file, self.tree / "fastadam")
+        if status in (1, None) or status < 0:  # a test failed, hung or crashed
+            return "killed"
+        return "survived" if status == 0 else f"pytest ended with {status}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--sample", type=int, metavar="N")
+    options = parser.parse_args()
+    mutants = sorted(HERE.glob("*.patch"))
+    for mutant in mutants:
+        for test in tests_of(mutant):
+            assert (ROOT / test.partition("::")[0]).is_file(), f"{mutant.name} names {test}, which is not there"
+    if options.names:
+        mutants = [HERE / f"{name.removesuffix('.patch')}.patch" for name in options.names]
+    elif not options.full:
+        if not options.sample:
+            parser.error("which? --full, --sample=N or names")
+        mutants = mutants[:: options.sample]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder))
+        tests = sorted({test for mutant in mutants for test in tests_of(mutant)})
+        status = copy.run(tests)
+        assert status == 0, f"without a mutant pytest ended with {status}: {' '.join(tests)}"
+        verdicts = []
+        for mutant in mutants:
+            begin = time.monotonic()
+            verdicts.append(copy.judge(mutant))
+            print(f"{verdicts[-1]:15} {mutant.stem} ({time.monotonic() - begin:.0f} s)", flush=True)
+    killed = verdicts.count("killed")
+    print(f"{killed} of {len(verdicts)} killed")
+    return killed < len(verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
