@@ -65,6 +65,19 @@ def test_adam_update_refuses_arrays_that_overlap():
                     assert_update_refused(arguments, ValueError, "overlap in memory")
 
 
+def test_adam_update_takes_arrays_side_by_side_in_one_buffer():
+    names = list(adam_update_arguments())
+    for order in names, names[::-1]:
+        memory, arguments = ones(len(names) * N), adam_update_arguments()
+        for i, name in enumerate(order):
+            memory[i * N :][:N] = arguments[name]
+            arguments[name] = memory[i * N :][:N]
+        apart = {name: array.copy() for name, array in arguments.items()}
+        for each in arguments, apart:
+            fastadam.adam_update(**each, step=1, amsgrad="max_exp_avg_sq" in names)
+        assert all(np.array_equal(arguments[name], apart[name]) for name in names)
+
+
 def test_adam_update_converts_gradients_too():
     p, q = ones(), ones()
     state, twin_state = [ones(), ones()], [ones(), ones()]

@@ -2,12 +2,13 @@
 
 import itertools
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from allpairspy import AllPairs
-from helpers import DECAYS, DTYPES, ISAS, assert_same_bits, at_offset, tame, wild
+from helpers import DECAYS, DTYPES, ISAS, assert_same_bits, at_offset, run_python, tame, wild
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -284,6 +285,29 @@ def test_arrays_nearly_a_mebibyte_apart_are_staged_and_keep_the_bits(dtype, amsg
         assert_same_bits(g, grad, "in the gradient, which is only read")
         for name, a, b in zip(_core.UPDATE_NAMES, ours, theirs, strict=False):
             assert_same_bits(a, b, f"in {name}: {behind=}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mmap and mprotect")
+def test_gradients_are_never_written():
+    """In memory that cannot be written, even one that goes through the stack."""
+    run_python("""
+import ctypes, mmap
+import numpy as np, fastadam
+MEBIBYTE, PAGE, libc = 1 << 20, mmap.PAGESIZE, ctypes.CDLL(None)
+memory = mmap.mmap(-1, 6 * MEBIBYTE)
+start = np.frombuffer(memory, np.uint8).ctypes.data
+first = -start % MEBIBYTE + PAGE
+param = np.frombuffer(memory, np.float32, MEBIBYTE // 4 + 37, first)
+grad = np.frombuffer(memory, np.float32, MEBIBYTE // 4 + 37, first + 2 * MEBIBYTE - 64)
+grad[:] = 0.5
+begin = first + 2 * MEBIBYTE - PAGE
+assert libc.mprotect(ctypes.c_void_p(start + begin), 2 * MEBIBYTE, mmap.PROT_READ) == 0
+for around in {}, {"max_value": 0.1}, {"accumulate": 2}:
+    before, opt = param[0], fastadam.Adam(param, threads=1, **around)
+    for _ in range(2):
+        opt.step(grad)
+    assert (param == param[0]).all() and param[0] < before
+""")
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -673,6 +673,20 @@ def test_nobody_else_reads_a_private_file_while_it_is_written(path, monkeypatch)
     assert modes == [0o600] and path.stat().st_mode & 0o777 == 0o600
 
 
+def test_parameters_side_by_side_in_one_buffer_are_loaded(path):
+    def views(buffer):
+        return [buffer[:3], buffer[3:5], buffer[5:5], buffer[5:]]
+
+    saved, buffer = np.arange(9.0), np.zeros(9)
+    fastadam.save(path, params=views(saved), optimizer=fastadam.Adam(views(saved)))
+    opt = fastadam.Adam(views(buffer))
+    fastadam.load(path, params=views(buffer), optimizer=opt)
+    assert (buffer == saved).all()
+    buffer[:] = 0
+    fastadam.load(path, params=views(buffer))
+    assert (buffer == saved).all()
+
+
 def test_params_are_read_once_and_must_not_be_empty_or_overlap(path):
     fastadam.save(path, params=[np.arange(3.0), np.arange(3.0) + 5])
     a, b = np.zeros(3), np.zeros(3)

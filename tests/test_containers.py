@@ -107,6 +107,15 @@ def test_gradients_in_another_container_are_refused(grads, error, match):
     assert snapshot(opt) == before
 
 
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_an_iterator_of_too_few_or_too_many_gradients_is_refused(count):
+    opt = fastadam.Adam([one(), one()])
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match=f"grads must have 2 items, .* got {count}"):
+        opt.step(one() for _ in range(count))
+    assert snapshot(opt) == before
+
+
 def test_bare_array_has_a_bare_gradient():
     opt = fastadam.Adam(one())
     for grads in [one()], None:

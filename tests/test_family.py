@@ -356,6 +356,26 @@ def test_hyper_parameters_of_another_rule_are_refused():
         fastadam.SGD(np.ones(2)).load_state_dict(saved)
 
 
+def test_products_of_momenta_may_differ_at_equal_counters():
+    """Of arrays in one group, whose first steps were taken with other betas."""
+    rng = np.random.default_rng(0)
+    params, grads = rng.standard_normal((3, 40)), rng.standard_normal((3, 40))
+    alone = [(p, fastadam.NAdam(p, lr=0.1)) for p in params.copy()]
+    opt = fastadam.NAdam(list(params), lr=0.1)
+    for i, beta1 in enumerate((0.5, 0.9, 0.5)):
+        for each in opt, alone[i][1]:
+            each.param_groups[0]["betas"] = (beta1, 0.99)
+        opt.step_one(i, grads[i])
+        alone[i][1].step(grads[i])
+    for each in opt, *(its_opt for _, its_opt in alone):
+        each.param_groups[0]["betas"] = (0.8, 0.99)
+    opt.step(list(grads))
+    for i, (p, its_opt) in enumerate(alone):
+        its_opt.step(grads[i])
+        assert opt.state[i]["mu_product"] == its_opt.state[0]["mu_product"]
+        assert_same_bits(params[i], p)
+
+
 def test_counters_and_products_belong_to_arrays():
     """A gradient that is None leaves NAdam's product alone, too."""
     a, b = np.ones(3), np.ones(3)

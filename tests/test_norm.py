@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ISAS, assert_same_bits, run_python, snapshot, wild
+from helpers import DTYPES, ISAS, assert_same_bits, run_python, snapshot, wild
 
 import fastadam
 from fastadam import _core, reference
@@ -122,6 +122,15 @@ def test_pickle_and_copy_keep_how_to_clip():
         assert other.max_norm == 2.0 and other.nonfinite == "skip"
 
 
+@pytest.mark.parametrize("max_norm", [1e-3, 1e9])
+def test_a_norm_of_nan_clips_everything_to_nan(max_norm):
+    """As in torch, and in the reference with such a scale: no array goes on as if nothing had happened."""
+    params, grads = [np.ones(3), np.ones(2)], [np.ones(3), np.array([1.0, math.nan])]
+    opt = fastadam.SGD(params, max_norm=max_norm)
+    opt.step(grads)
+    assert math.isnan(opt.grad_norm) and all(np.isnan(p).all() for p in params)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("place", [0, 4095, 4096, -1])
@@ -203,6 +212,19 @@ def test_what_a_float32_rule_would_take_decides_not_its_float64_norm(size, scale
     opt = fastadam.SGD(p, max_norm=max_norm, nonfinite="skip")
     opt.step(grad, grad_scale=scale)
     assert opt.skipped_steps == (not np.isfinite(free).all()) == (max_norm != 3e38)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, {"max_value": 1.0}])
+def test_the_last_bit_decides_what_overflows(dtype, options):
+    """On both sides of the largest number, whatever the rounded norm says."""
+    largest = np.finfo(dtype).max
+    for scale, overflows in (1.0, False), (np.nextafter(1.0, 2.0, dtype=dtype), True), (1.2, True), (1.4, True):
+        opt = fastadam.SGD(np.ones(5000, dtype), lr=0.0, nonfinite="skip", **options)
+        grad = np.zeros(5000, dtype)
+        grad[4500] = largest
+        opt.step(grad, grad_scale=float(scale))
+        assert opt.skipped_steps == overflows, scale
 
 
 def test_squares_that_overflow_are_not_gradients_that_do():

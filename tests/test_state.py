@@ -3,6 +3,7 @@
 import copy
 import pickle
 import sys
+import threading
 import types
 
 import numpy as np
@@ -463,3 +464,20 @@ for _ in range(2):
 opt.add_param_group({"params": [np.ones(2)]})
 opt.step([[np.ones(3)], [np.ones(2)]])
 """)
+
+
+def test_no_other_thread_steps_while_an_optimizer_is_copied():
+    """Its arrays are copied after they were listed, so the lock is held until the end."""
+    got = []
+
+    class Looks:
+        def __deepcopy__(self, memo):
+            other = threading.Thread(target=lambda: got.append(opt._engine.lock.acquire(blocking=False)))
+            other.start()
+            other.join()
+            return self
+
+    opt = fastadam.Adam(np.ones(3))
+    opt._looks = Looks()
+    copied = copy.deepcopy(opt)
+    assert got == [False] and copied._looks is opt._looks

@@ -3,7 +3,7 @@
     python tests/mutants/run.py --full | --sample=N | NAME...    # all, every N-th, or some
 
 A mutant is a patch NAME.patch; the lines before its diff say what is wrong with it, and "Tests: " what pytest is to run
-(words without spaces: files, or tests in them). Needs what the tests need, a C compiler and git; ccache saves half of the
+(words without spaces: files, or tests in them). Needs what the tests need, a C compiler and git; ccache saves half the
 time. Ends with 1 unless each is killed.
 """
 
