@@ -91,6 +91,8 @@ int main(void)
     borrowed(&a, without, 40);
     whose++, busy = 0, readable = 0;
     failed += check("a fork without products", without, borrowed(&a, without, 10));
+    whose++, busy += 1000; /* it has worked more than the one before ever did, which does not mean now */
+    failed += check("another thread without products", without, borrowed(&a, without, 10));
     borrowed(&a, with, 100);
     whose++, busy = 0, readable = 0;
     failed += check("a fork with products", with, borrowed(&a, with, 40));

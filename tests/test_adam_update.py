@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import BAD_LAYOUTS, NOT_ARRAYS, WRONG_DTYPES, N, assert_same_bits, ones, strided
+from helpers import BAD_LAYOUTS, NOT_ARRAYS, WRONG_DTYPES, N, assert_same_bits, misaligned, ones, strided
 
 import fastadam
 from fastadam import reference
@@ -74,7 +74,7 @@ def test_adam_update_takes_arrays_side_by_side_in_one_buffer():
             arguments[name] = memory[i * N :][:N]
         apart = {name: array.copy() for name, array in arguments.items()}
         for each in arguments, apart:
-            fastadam.adam_update(**each, step=1, amsgrad="max_exp_avg_sq" in names)
+            fastadam.adam_update(**each, step=1, amsgrad=True)
         assert all(np.array_equal(arguments[name], apart[name]) for name in names)
 
 
@@ -100,6 +100,19 @@ def test_adam_update_refuses_bad_steps(step, error):
 def test_adam_update_takes_numpy_integers_as_steps():
     arguments = adam_update_arguments()
     fastadam.adam_update(**arguments, step=np.int8(3), amsgrad=True)
+
+
+def test_adam_update_copies_a_misaligned_gradient_and_says_so():
+    arguments, apart = adam_update_arguments(), adam_update_arguments()
+    arguments["grad"], apart["grad"] = misaligned(), np.zeros(N, np.float32)
+    with pytest.warns(fastadam.PerformanceWarning, match="grad is copied"):
+        fastadam.adam_update(**arguments, step=1, amsgrad=True)
+    fastadam.adam_update(**apart, step=1, amsgrad=True)
+    assert all(np.array_equal(arguments[name], apart[name]) for name in apart)
+
+
+def test_adam_update_refuses_an_iterator_of_betas_as_the_optimizers_do():
+    assert_update_refused({**adam_update_arguments(), "betas": iter((0.9, 0.99))}, TypeError, "^betas must be a pair")
 
 
 def test_amsgrad_and_its_state_come_together():

@@ -446,6 +446,15 @@ def test_a_parameter_that_cannot_be_written_is_not_swapped():
         pass
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_averages_never_become_subnormal(dtype):
+    a = np.full(3, np.finfo(dtype).tiny * dtype(1.5))
+    opt = fastadam.SGD(a, lr=0.0, ema_decay=0.5)
+    a[:] = [0.0, -0.0, 1.0]
+    opt.step(np.zeros(3, dtype))
+    assert_same_bits(opt.ema[0], np.array([0.0, 0.0, 0.5], dtype))
+
+
 def test_the_average_may_rest():
     a = np.zeros(2)
     opt = fastadam.SGD(a, lr=1.0, ema_decay=0.5)

@@ -151,7 +151,7 @@ def test_openblas_threads_are_borrowed_while_products_keep_them_awake(run_progra
     """tests/awake.c: imagined programs on imagined clocks."""
     result = run_program("awake.c")
     assert result.returncode == 0, result.stdout
-    assert len(result.stdout.splitlines()) == 12
+    assert len(result.stdout.splitlines()) == 13
 
 
 def test_the_choice_of_threads_finds_what_is_best_and_follows_changes(run_program):
