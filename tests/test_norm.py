@@ -42,6 +42,16 @@ def test_the_norm_has_the_bits_of_the_twin(isa, dtype, threads):
     assert opt.grad_norm == pytest.approx(exact, rel=1e-14)
 
 
+def test_the_order_of_the_norms_additions_is_that_of_the_twin(isa):
+    """A hundred norms, because the root hides half of the last bits in which sums in another order differ."""
+    rng = np.random.default_rng(0)
+    for n in range(16, 1616, 16):
+        grads = [rng.standard_normal(n), rng.standard_normal(5)]
+        opt = fastadam.SGD([np.zeros(n), np.zeros(5)], max_norm=1.0, threads=1)
+        opt.step(grads)
+        assert opt.grad_norm == reference.grad_norm(grads, 1.0), n
+
+
 @pytest.mark.parametrize("max_norm", [1e-3, 3.0, 1e9])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_clipping_multiplies_the_gradients_by_torchs_factor(max_norm, decay):
