@@ -143,16 +143,27 @@ int fa_blas_team(int team, int exactly, double now)
     return team < most ? team : most;
 }
 
-void fa_run_on_blas(fa_job run, void *data, int team)
+int fa_blas_room(int team)
 {
-    if (team > most_lent()) {
-        fa_team_run(run, data, team);
-        return;
-    }
+    if (!is_ordered())
+        return 0;
+    return !lender.run ? fa_team_make(team, 0) : team <= most_lent() ? team : 0;
+}
+
+int fa_team_for_jobs(int count)
+{
+    return count <= most_lent() ? count : fa_team_make(count, 1);
+}
+
+int fa_run_on_blas(fa_job run, void *data, int team, int all)
+{
+    if (team > most_lent())
+        return fa_team_run(run, data, team, all);
     job jobs[FA_MOST_LENT];
     for (int part = 0; part < team; part++)
         jobs[part] = (job){run, data, part, team};
     lender.run(team, run_job, jobs, sizeof *jobs);
+    return team;
 }
 
 void fa_blas_forget(void)

@@ -70,7 +70,7 @@ static void run_jobs(int sync, fa_blas_job run, int count, size_t size, void *da
     fa_begin_writing(); /* a fork waits for it, as for a step */
     pthread_mutex_lock(&turn);
     all.last = last_number(run, count);
-    fa_run_on_blas(run_job, &all, count);
+    fa_run_on_blas(run_job, &all, count, 1);
     pthread_mutex_unlock(&turn);
     fa_end_writing();
 }
@@ -78,6 +78,14 @@ static void run_jobs(int sync, fa_blas_job run, int count, size_t size, void *da
 void fa_callback_before_fork(void)
 {
     forks++;
+}
+
+int fa_callback_room(int count)
+{
+    fa_begin_writing();
+    int there = fa_team_for_jobs(count);
+    fa_end_writing();
+    return there;
 }
 
 void fa_share_with_blas(fa_blas_setter set, int share)

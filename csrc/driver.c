@@ -85,6 +85,13 @@ static void run_part(int part, int parts, void *data)
     run_share(s->tasks, s->count, s->lines, part, parts);
 }
 
+static int between_one_and(int64_t most, int64_t threads)
+{
+    if (threads > most)
+        threads = most;
+    return threads < 1 ? 1 : (int)threads;
+}
+
 static int ran_on_blas;
 
 int fa_ran_on_blas(void)
@@ -94,28 +101,41 @@ int fa_ran_on_blas(void)
 
 static int run_team(step *s, int team, int lent)
 {
+    if (lent && team > 1)
+        return fa_run_on_blas(run_part, s, team, 0);
+    fa_caller *caller = team > 1 ? fa_caller_here() : 0;
+    if (team > 1)
+        team = fa_room(caller, between_one_and(omp_get_thread_limit(), team));
     if (team == 1) {
         run_part(0, 1, s);
         return 1;
     }
-    if (lent) {
-        fa_run_on_blas(run_part, s, team);
-        return team;
-    }
 #pragma omp parallel num_threads(team)
     {
+        if (omp_get_thread_num() > 0)
+            fa_works_for(caller);
 #pragma omp single nowait
         team = omp_get_num_threads(); /* the runtime may give fewer than asked for */
         run_part(omp_get_thread_num(), omp_get_num_threads(), s);
     }
+    fa_had_team(caller, team);
     return team;
 }
 
-static int between_one_and(int64_t most, int64_t threads)
+int fa_order(int threads)
 {
-    if (threads > most)
-        threads = most;
-    return threads < 1 ? 1 : (int)threads;
+    if (threads <= 1 || fa_orphaned() || omp_in_parallel())
+        return threads; /* there is no team anyway */
+    fa_fp_state saved;
+    fa_fp_default(&saved);
+    fa_caller *caller = fa_caller_here();
+    int team = between_one_and(omp_get_thread_limit(), threads), there = fa_blas_room(team);
+    if (there == 0)
+        there = fa_room(caller, team);
+    if (there == team)
+        fa_promise(caller, threads);
+    fa_fp_restore(&saved);
+    return there < team ? there : threads;
 }
 
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
@@ -163,6 +183,11 @@ int fa_max_threads(void)
 int fa_ran_on_blas(void)
 {
     return 0;
+}
+
+int fa_order(int threads)
+{
+    return threads;
 }
 
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)

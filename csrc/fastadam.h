@@ -7,7 +7,8 @@
  *   - kernel and factors belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
  * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and OpenBLAS,
- * and threads. (Where the system has no more threads to give, OpenMP's runtimes and ours end the process.)
+ * and threads. (Where the system has no threads to give, steps take those that there are. Only a BLAS call that has been
+ * put on our threads ends the process, if they are gone since: after a fork.)
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -157,12 +158,13 @@ int fa_tuner_next(fa_tuner *tuner, int64_t lines, int start, int most, double no
 void fa_tuner_done(fa_tuner *tuner, double now);
 
 /* Run all tasks, in one parallel region, and return the number of threads it was given.
- * threads > 0 is an order: exactly min(threads, cache lines). threads == 0: at most bound, and no more than have enough
+ * threads > 0 is an order: exactly min(threads, cache lines), as far as the system has them. threads == 0: at most bound, and no more than have enough
  * to do; what is best within that is learned by the tuners, if there are any: the first for OpenMP's threads, the second
  * for the team that OpenBLAS computes on. Inside a parallel region, and in an orphaned child, it is always 1. Between
  * fa_begin_writing and fa_end_writing only. */
 enum { FA_TUNERS = 2 };
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners);
+int fa_order(int threads); /* how many there are for such an order; fa_has_room asks without a call of the system */
 int fa_ran_on_blas(void); /* did the last step that could take several threads run on OpenBLAS's team? */
 
 /* Update elements [begin, end) of one task with its kernel (staging.c). */
@@ -170,6 +172,19 @@ void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
 
 int fa_has_openmp(void);
 int fa_max_threads(void);       /* what the OpenMP runtime would give the calling thread; 1 without OpenMP */
+
+/* ---- room for OpenMP's threads (room.c) ------------------------------------------------------------------ */
+
+typedef struct fa_caller fa_caller; /* what is known of a Python thread's team */
+fa_caller *fa_caller_here(void);
+int fa_room(fa_caller *caller, int team); /* threads that there are, of so many, for its next region */
+void fa_works_for(fa_caller *caller);     /* said by each worker of a region */
+void fa_had_team(fa_caller *caller, int team);
+int fa_has_room(int team);                /* is it known that there are so many? */
+void fa_promise(fa_caller *caller, int team); /* yes, from now on */
+int fa_known_room(void);                  /* threads that there were, if fewer than were asked for; else many */
+void fa_watch_threads(void);              /* call once */
+void fa_room_forget(void);                /* in a forked child */
 
 /* ---- forks (forks.c) ------------------------------------------------------------------------------------ */
 
@@ -204,7 +219,10 @@ void fa_borrow_from(fa_lender lender, int only_if_ordered);
 void fa_order_from_blas(int yes);                   /* steps take no other team, ours if nobody lends */
 /* How many threads of OpenBLAS's team should a step of so many, or exactly so many, take that begins now? 0: none. */
 int fa_blas_team(int team, int exactly, double now);
-void fa_run_on_blas(fa_job job, void *data, int team); /* all parts at the same time */
+int fa_blas_room(int team); /* how many that team has, made if need be, for a step that orders so many; 0: takes others */
+/* All parts at the same time, in as many as there are threads, or exactly so many. Returns their number. */
+int fa_run_on_blas(fa_job job, void *data, int team, int exactly);
+int fa_team_for_jobs(int count); /* as fa_blas_room, for a BLAS call */
 void fa_blas_forget(void);                          /* in a forked child */
 
 /* OpenBLAS's threads callback: run job(n, data + i * size, extra) for i = 0 .. count - 1, all at the same time, with a
@@ -217,11 +235,13 @@ typedef void (*fa_blas_setter)(fa_blas_callback callback);
  * take as many numbers as FA_BLAS_NUMBERS (NumPy's and SciPy's wheels do), and have FA_MOST_CALLBACK threads at most. */
 enum { FA_BLAS_NUMBERS = 64, FA_MOST_CALLBACK = FA_BLAS_NUMBERS / 2 };
 void fa_share_with_blas(fa_blas_setter set, int share);
+int fa_callback_room(int count);                    /* make threads for so many jobs; how many are there? */
 void fa_callback_before_fork(void);                 /* when no job runs */
 
 /* Our own team. */
 enum { FA_MOST_WORKERS = 1024 };
-void fa_team_run(fa_job job, void *data, int parts);
+int fa_team_run(fa_job job, void *data, int parts, int exactly);
+int fa_team_make(int parts, int waits);             /* how many there are; 0: it is busy */
 int fa_team_is_free(void);                          /* nobody is in fa_team_run */
 double fa_now(void);                                /* seconds since some moment */
 void fa_team_forget(void);                          /* in a forked child */

@@ -104,6 +104,7 @@ static void in_child(void)
 {
     make_lock();
     fa_blas_forget();
+    fa_room_forget();
     mark_child();
 }
 
@@ -111,6 +112,7 @@ void fa_watch_forks(void)
 {
     make_lock();
     find_runtime();
+    fa_watch_threads();
     pthread_atfork(before_fork, in_parent, in_child);
 }
 

@@ -19,7 +19,7 @@
 #include <omp.h>
 #endif
 
-static const double LOOK_FOR = 0.02; /* seconds */
+static const double LOOK_FOR = 0.02, ASK_AGAIN = 0.1; /* seconds */
 enum { LOOKS_A_CLOCK = 64 };
 
 typedef struct {
@@ -96,7 +96,8 @@ static void give(worker *w, const call *c)
     }
 }
 
-/* What OpenMP's runtimes do, too: a BLAS call has no other way. */
+/* A BLAS call has no other way: its jobs wait for each other. The threads were made when it was ordered to run here, so
+ * this can be only after a fork, or if somebody has raised OpenBLAS's threads since. */
 static void give_up(void)
 {
     fputs("fastadam: a BLAS call needs more threads than the system, or fastadam, has to give\n", stderr);
@@ -132,36 +133,50 @@ static void unbind(pthread_attr_t *attributes)
 
 #endif
 
-static void start(int wanted)
+static double refused; /* when the system last had no thread for a step; 0: it had */
+
+static void start(int wanted, int must)
 {
     pthread_attr_t detached;
-    if (wanted <= started)
+    if (wanted <= started || (!must && refused > 0 && fa_now() - refused < ASK_AGAIN))
         return;
     if (wanted > FA_MOST_WORKERS)
         give_up();
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
     unbind(&detached);
-    for (; started < wanted; started++) {
+    refused = 0;
+    for (int tries = 0; started < wanted && !(refused > 0); tries++) {
         pthread_t thread;
         worker *w = &workers[started];
         w->given = 0;
         w->sleeps = 0;
         pthread_cond_init(&w->wake, 0);
-        for (int tries = 0; pthread_create(&thread, &detached, work, w) != 0; tries++) {
-            if (tries == 5000)
-                give_up();
+        if (pthread_create(&thread, &detached, work, w) == 0) {
+            started++;
+            tries = 0;
+        } else if (!must) {
+            refused = fa_now();
+        } else if (tries == 5000) {
+            give_up();
+        } else {
             usleep(1000);
         }
     }
     pthread_attr_destroy(&detached);
 }
 
-void fa_team_run(fa_job run, void *data, int parts)
+static int threads_for(int parts)
 {
-    const call this_one = {run, data, parts};
+    return started < parts - 1 ? started + 1 : parts;
+}
+
+int fa_team_run(fa_job run, void *data, int parts, int must)
+{
     pthread_mutex_lock(&turn);
-    start(parts - 1);
+    start(parts - 1, must);
+    parts = threads_for(parts);
+    const call this_one = {run, data, parts};
     for (int i = 0; i < parts - 1; i++)
         give(&workers[i], &this_one);
     run(0, parts, data);
@@ -169,6 +184,20 @@ void fa_team_run(fa_job run, void *data, int parts)
         while (given_to(&workers[i]))
             sched_yield();
     pthread_mutex_unlock(&turn);
+    return parts;
+}
+
+int fa_team_make(int parts, int waits)
+{
+    if (pthread_mutex_trylock(&turn) != 0) {
+        if (!waits)
+            return 0;
+        pthread_mutex_lock(&turn);
+    }
+    start(parts - 1, 0);
+    parts = threads_for(parts);
+    pthread_mutex_unlock(&turn);
+    return parts;
 }
 
 int fa_team_is_free(void)
@@ -183,5 +212,6 @@ int fa_team_is_free(void)
 void fa_team_forget(void)
 {
     started = 0;
+    refused = 0;
     pthread_mutex_init(&sleeping, 0);
 }

@@ -28,6 +28,11 @@ cdef bint overlaps(Array *a, Array *b) noexcept nogil:
     return a0 < b0 + nbytes_of(b) and b0 < a0 + nbytes_of(a) and nbytes_of(a) > 0 and nbytes_of(b) > 0
 
 
+cdef inline int64_t lines_of(Py_ssize_t size) noexcept nogil:
+    """Cache lines of so many bytes: what the driver shares out (csrc/driver.c)."""
+    return (size + 63) // 64
+
+
 cdef void bounds_of(Array *array, char **low, char **high) noexcept nogil:
     """Where its elements begin and end, in whatever order and with whatever gaps."""
     cdef int i

@@ -74,6 +74,9 @@ cdef extern from "fastadam.h" nogil:
         FA_TUNERS
 
     int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
+    int fa_order(int threads)
+    int fa_has_room(int team)
+    int fa_known_room()
     int fa_ran_on_blas()
     int fa_has_openmp()
     int fa_max_threads()
@@ -93,6 +96,7 @@ cdef extern from "fastadam.h" nogil:
     enum:
         FA_BLAS_NUMBERS
         FA_MOST_CALLBACK
+    int fa_callback_room(int count)
     void fa_share_with_blas(fa_blas_setter set, int share)
 
     ctypedef struct fa_fp_state:

@@ -66,7 +66,7 @@ cdef extern from "Python.h":
     void PyMem_Free(void *)
 
 UPDATE_NAMES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")     # adam_update's arguments, in a task's order
-MAX_THREADS = 1024      # OpenMP runtimes end the process when the system has no more threads to give
+MAX_THREADS = 1024
 
 
 class PerformanceWarning(UserWarning):
@@ -147,8 +147,8 @@ def get_num_threads():
     """The most threads that a step started here and now would take.
 
     The smallest of `set_num_threads`, what the OpenMP runtime grants the calling thread (``OMP_NUM_THREADS``,
-    threadpoolctl), the CPUs that the process may run on and the CPU quota of its cgroup when fastadam was imported.
-    Steps with little work take fewer.
+    threadpoolctl), the CPUs that the process may run on, the CPU quota of its cgroup when fastadam was imported, and
+    what the system had to give if a step in this Python thread asked for more. Steps with little work take fewer.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def get_num_threads():
     >>> fastadam.get_num_threads() >= 1
     True
     """
-    return min(fa_max_threads(), bound_of_threads())
+    return min(fa_max_threads(), bound_of_threads(), fa_known_room())
 
 
 cdef int bound_of_threads():
@@ -191,9 +191,32 @@ def share_with_blas(size_t setter, bint share):
         fa_share_with_blas(<fa_blas_setter>setter, share)
 
 
+def blas_threads_for(int count):
+    """How many of the threads for so many jobs of a BLAS call there are; those that are missing are made."""
+    cdef int there
+    with nogil:
+        there = fa_callback_room(count)
+    return there
+
+
 def ran_on_blas():
     """Was the last step that could take several threads given those of the team that OpenBLAS computes on?"""
     return bool(fa_ran_on_blas())
+
+
+cdef bint has_fewer_threads(int order, int64_t lines, bint warn, int stacklevel) except -1:
+    """Ask the system for the threads of an order; warn if it has fewer. The step then takes those that there are."""
+    cdef int wanted = <int>min(<int64_t>order, lines), there
+    with nogil:
+        fa_begin_writing()      # a fork waits
+        there = fa_order(wanted)
+        fa_end_writing()
+    if there < wanted and warn:
+        warnings.warn(
+            f"threads={order} asks for {wanted} threads, and the system has {there} for this step, which takes those; "
+            f"raise its limit on threads (ulimit -u, ulimit -v, the pids limit of a container), or set threads={there}",
+            RuntimeWarning, stacklevel=stacklevel)
+    return there < wanted
 
 
 include "_values.pxi"
@@ -254,7 +277,8 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     grad_scale : float, default 1, finite
         Multiplies the gradient.
     threads : int, 1 to 1024, or None
-        An order for exactly that many threads (at most one per cache line); None chooses.
+        An order for exactly that many threads (at most one per cache line); None chooses. Where the system has fewer
+        to give, a `RuntimeWarning` says so before the step takes those.
 
     Raises
     ------
@@ -281,7 +305,7 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     cdef fa_factors factors
     cdef fa_task task
     cdef Array *array[4]
-    cdef bint good
+    cdef bint good, asked = False
     cdef int64_t t
     cdef int i, j, count = 3, order = as_threads(threads), bound = bound_of_threads()
     cdef double scale = as_grad_scale(grad_scale)
@@ -322,7 +346,12 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
                 check_like(<object><PyObject *>array[i], UPDATE_NAMES[i], param, "param")
             raise ValueError("an array changed during the call")
         if is_plain(<Array *>grad) and is_ready(<Array *>grad, array[0]):
-            break
+            if asked or order <= 1 or fa_has_room(order):
+                break
+            asked = True
+            if lines_of(nbytes_of(array[0])) > 1:
+                has_fewer_threads(order, lines_of(nbytes_of(array[0])), True, 1)
+            continue
         grad = as_gradient(grad, param, "grad", "param")
         if not is_ready(<Array *>grad, array[0]):
             for i in range(count):

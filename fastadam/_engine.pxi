@@ -240,6 +240,7 @@ cdef class Engine:
     cdef double *sums                   # of the squares, one for each block
     cdef fa_tuner tuners[FA_TUNERS]
     cdef readonly int threads_used      # by the last step; 0 before the first
+    cdef int denied                     # an order of threads that it was said of that the system has fewer
     cdef double norm                    # of the last step's gradients, if
     cdef bint norm_known                # it was asked for
     cdef public int64_t skipped         # steps that were not taken, because of NaN or infinity
@@ -688,6 +689,8 @@ cdef class Engine:
         measured = s.nonfinite != PROPAGATE or (s.max_norm < INFINITY and steps)
         if measured:
             self.make_room_for_sums()
+        if s.threads > 1 and not fa_has_room(s.threads):
+            self.ask_for_threads(s.threads)
         self.prepare()
         while self.fill(grads, staged):
             self.convert(grads)
@@ -744,6 +747,16 @@ cdef class Engine:
             raise ValueError("ema_decay was None when the optimizer was made, so there are no averages; make a new one")
         if s.accumulate > 1 and not self.extras & SUM_BIT:
             raise ValueError("accumulate was 1 when the optimizer was made, so there is no sum; make a new one")
+        return 0
+
+    cdef int ask_for_threads(self, int order) except -1:
+        cdef Py_ssize_t i
+        cdef int64_t lines = 0
+        for i in range(self.first, self.last):
+            if self.slots[i].active:
+                lines += lines_of(bytes_of(&self.slots[i]))
+        if lines > 1 and has_fewer_threads(order, lines, order != self.denied, 2):
+            self.denied = order
         return 0
 
     cdef bint plan(self, list grads):
@@ -1051,6 +1064,8 @@ cdef class Engine:
             if self.tasks[i].before != NULL or not self.slots[i].steps:     # the mean, not clipped, or the sum
                 task.before = fa_kernel_of(chosen_isa, FA_GRADIENT + (FA_SUMMED if self.slots[i].summed else 0), real)
             blocks += blocks_of(task.n)
+        if blocks < threads:    # a smaller team than the step's would end some of its threads (libgomp)
+            threads = 1
         fa_begin_writing()      # only so that a fork waits
         fa_run(&self.squares[self.first], self.last - self.first, threads, threads, NULL)
         fa_end_writing()

@@ -43,7 +43,10 @@ class SharedThreads:
         for blas in blas_libraries():
             offer = offer_of(blas)
             lends = blas.filepath == lender
-            shared = lends or bool(offer.takes)
+            why = "" if lends else offer.why or ("" if offer.takes else too_late())
+            if not lends and not why:
+                why = why_no_threads(threads_of(blas))
+            shared = not why
             if shared:
                 self._shared[blas.filepath] = 0 if lends else offer.takes
             if shared and not lends:
@@ -57,7 +60,7 @@ class SharedThreads:
                     "shared": shared,
                     "threads": shared_team() if shared else "",
                     "callback": shared and not lends,
-                    "why": "" if shared else offer.why or too_late(),
+                    "why": why,
                 }
             )
         self.__enter__()
@@ -198,6 +201,18 @@ def why_no_callback(blas: Any, setter: int) -> str:
     return ""
 
 
+def why_no_threads(wanted: int) -> str:
+    """Empty if there are so many for its jobs, which wait for each other: fewer cannot run them."""
+    there = _core.blas_threads_for(wanted)
+    if there >= wanted:
+        return ""
+    return (
+        f"sharing needs {wanted} threads for it, and the system has {there}: raise its limit on threads (ulimit -u, "
+        f"ulimit -v, the pids limit of a container), or set OPENBLAS_NUM_THREADS={there} in the environment before "
+        "Python starts"
+    )
+
+
 def version_of(blas: Any) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", blas.version or "")[:3])
 
@@ -276,7 +291,8 @@ def share_threads_with_blas() -> SharedThreads:
     RuntimeWarning
         If there is no BLAS to share threads with, with the reason; nothing has changed then. MKL, BLIS and Accelerate
         cannot, nor can an OpenBLAS that does not lend its threads and is older than 0.3.29, was built for fewer than
-        64 threads or has more than 32.
+        64 threads or has more than 32; nor if the system has no threads for it. (A product in a forked child makes
+        them anew, and ends the process if the system has none any more.)
 
     Examples
     --------

@@ -1,0 +1,240 @@
+/* Has the system threads for a team of OpenMP's?
+ *
+ * libgomp and LLVM's runtime end the process if it has not (RLIMIT_NPROC, a container's pids limit, RLIMIT_AS). So before
+ * a region that needs threads which its caller does not have yet, as many are made here, all alive at the same time, and
+ * one more, for what the runtime needs itself. They end at once. If some cannot be made, the team is smaller.
+ *
+ * Every Python thread that steps has a team of its own. libgomp ends the threads that a smaller region leaves over, ours or
+ * somebody else's, and all of them before a fork; LLVM's runtime may give them to another caller. So workers are counted:
+ * one says whose it is when it works, and its end is noticed. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "fastadam.h"
+
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
+
+static const double BELIEVED = 0.1; /* seconds: what was found is not asked again so soon */
+enum { MOST = 1024 /* threads of a team */, CALLERS = 256 /* who have a record; others ask each time */ };
+
+struct fa_caller {
+    int taken;    /* by a thread that is alive */
+    int workers;  /* that are alive and worked for it last */
+    int last;     /* the size of its last team */
+    int found;    /* the threads that there were, when it asked last */
+    int all;      /* it had asked for more */
+    double asked; /* when that was */
+    int promised; /* orders of so many threads need not ask */
+};
+
+static fa_caller callers[CALLERS];
+static pthread_key_t of_caller, of_worker; /* a thread's own record; its caller's */
+static int have_keys;
+
+static void end_caller(void *record)
+{
+    __atomic_store_n(&((fa_caller *)record)->taken, 0, __ATOMIC_SEQ_CST);
+}
+
+static void end_worker(void *record)
+{
+    __atomic_sub_fetch(&((fa_caller *)record)->workers, 1, __ATOMIC_SEQ_CST);
+}
+
+static void begin(fa_caller *c)
+{
+    __atomic_store_n(&c->workers, 0, __ATOMIC_SEQ_CST);
+    c->last = c->found = c->all = c->promised = 0;
+    c->asked = -1;
+}
+
+/* NULL if there is no record left. */
+fa_caller *fa_caller_here(void)
+{
+    fa_caller *mine = have_keys ? pthread_getspecific(of_caller) : 0;
+    for (fa_caller *c = callers; have_keys && !mine && c < callers + CALLERS; c++) {
+        int no = 0;
+        if (__atomic_load_n(&c->workers, __ATOMIC_SEQ_CST) == 0 && /* all workers of who had it before have ended */
+            __atomic_compare_exchange_n(&c->taken, &no, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+            begin(c);
+            mine = pthread_setspecific(of_caller, c) ? 0 : c;
+            if (!mine)
+                end_caller(c);
+            break;
+        }
+    }
+    return mine;
+}
+
+void fa_works_for(fa_caller *caller)
+{
+    fa_caller *before = have_keys ? pthread_getspecific(of_worker) : caller;
+    if (before == caller || pthread_setspecific(of_worker, caller))
+        return;
+    if (before)
+        end_worker(before);
+    if (caller)
+        __atomic_add_fetch(&caller->workers, 1, __ATOMIC_SEQ_CST);
+}
+
+void fa_had_team(fa_caller *caller, int team)
+{
+    if (caller)
+        caller->last = team;
+}
+
+/* With itself. Threads that its last region had left over may be about to end. */
+static int threads_of(const fa_caller *c)
+{
+    int workers = c ? __atomic_load_n(&c->workers, __ATOMIC_SEQ_CST) : 0;
+    return workers < 1 || c->last <= 1 ? 1 : workers < c->last - 1 ? workers + 1 : c->last;
+}
+
+/* ---- threads that only show that they can be made */
+
+static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER; /* one caller at a time; of the rest */
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;   /* closed until all are there */
+static pthread_t made[MOST];
+static long ids[MOST];
+
+static void *show(void *id)
+{
+#ifdef __linux__
+    *(long *)id = syscall(SYS_gettid);
+#else
+    (void)id;
+#endif
+    pthread_mutex_lock(&gate);
+    pthread_mutex_unlock(&gate);
+    return 0;
+}
+
+/* Limits count a thread for some microseconds after it could be joined. */
+static void wait_until_gone(long id)
+{
+#ifdef __linux__
+    for (int tries = 0; tries < 1000 && syscall(SYS_tgkill, getpid(), id, 0) == 0; tries++)
+        if (tries < 100)
+            sched_yield();
+        else
+            usleep(100);
+#else
+    (void)id;
+#endif
+}
+
+#ifdef __ELF__
+extern size_t kmp_get_stacksize_s(void) __attribute__((weak)); /* LLVM's and Intel's runtimes have it */
+#endif
+
+static size_t stack_size; /* of the runtime's threads; 0: it leaves that to the system */
+
+static size_t read_size(const char *text)
+{
+    static const char units[] = "bBkKmMgG";
+    char *end;
+    unsigned long long size = strtoull(text, &end, 10);
+    while (*end == ' ' || *end == '\t')
+        end++;
+    const char *unit = strchr(units, *end ? *end : 'k');
+    int shift = unit ? 10 * (int)((unit - units) / 2) : 0;
+    return unit && size < (size_t)-1 >> shift ? (size_t)size << shift : 0;
+}
+
+static size_t read_stack_size(void)
+{
+#ifdef __ELF__
+    if (kmp_get_stacksize_s)
+        return kmp_get_stacksize_s();
+#endif
+    const char *size = getenv("OMP_STACKSIZE");
+    if (!size)
+        size = getenv("GOMP_STACKSIZE");
+    return size ? read_size(size) : 0;
+}
+
+static int make(int wanted)
+{
+    int count = 0;
+    pthread_attr_t like_theirs;
+    pthread_attr_init(&like_theirs);
+    if (stack_size)
+        pthread_attr_setstacksize(&like_theirs, stack_size); /* if refused, the runtime, too, takes the usual */
+    pthread_mutex_lock(&making);
+    pthread_mutex_lock(&gate);
+    while (count < wanted && pthread_create(&made[count], &like_theirs, show, &ids[count]) == 0)
+        count++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < count; i++)
+        pthread_join(made[i], 0);
+    for (int i = 0; i < count; i++)
+        wait_until_gone(ids[i]);
+    pthread_mutex_unlock(&making);
+    pthread_attr_destroy(&like_theirs);
+    return count;
+}
+
+/* ---- how many threads there are */
+
+int fa_room(fa_caller *caller, int team)
+{
+    int there = threads_of(caller);
+    if (team <= there)
+        return team;
+    double now = fa_now();
+    int known = caller && caller->asked >= 0 && now - caller->asked < BELIEVED;
+    if (known && (team <= caller->found || caller->all))
+        return team <= caller->found ? team : caller->found > there ? caller->found : there;
+    int more = make((team < MOST ? team : MOST) - there + 1) - 1;
+    int found = there + (more > 0 ? more : 0);
+    if (caller) {
+        caller->found = found;
+        caller->all = found < team;
+        caller->asked = now;
+        if (caller->all)
+            caller->promised = found;
+    }
+    return found < team ? found : team;
+}
+
+int fa_has_room(int team)
+{
+#ifndef _OPENMP
+    return 1;
+#endif
+    const fa_caller *caller = team > 1 ? fa_caller_here() : 0;
+    return team <= 1 || (caller && (team <= caller->promised || team <= threads_of(caller)));
+}
+
+void fa_promise(fa_caller *caller, int team)
+{
+    if (caller && team > caller->promised)
+        caller->promised = team;
+}
+
+int fa_known_room(void)
+{
+    const fa_caller *caller = fa_caller_here();
+    return caller && caller->all ? caller->found : MOST;
+}
+
+void fa_watch_threads(void)
+{
+    have_keys = !pthread_key_create(&of_caller, end_caller) && !pthread_key_create(&of_worker, end_worker);
+    stack_size = read_stack_size();
+}
+
+/* In a forked child, which has one thread. */
+void fa_room_forget(void)
+{
+    fa_caller *mine = have_keys ? pthread_getspecific(of_caller) : 0;
+    for (fa_caller *c = callers; c < callers + CALLERS; c++) {
+        c->taken = c == mine;
+        begin(c);
+    }
+}
