@@ -181,7 +181,7 @@ int fa_room(fa_caller *caller, int team); /* threads that there are, of so many,
 void fa_works_for(fa_caller *caller);     /* said by each worker of a region */
 void fa_had_team(fa_caller *caller, int team);
 int fa_has_room(int team);                /* is it known that there are so many? */
-void fa_promise(fa_caller *caller, int team); /* yes, from now on */
+void fa_promise(fa_caller *caller, int team); /* yes, until that region */
 int fa_known_room(void);                  /* threads that there were, if fewer than were asked for; else many */
 void fa_watch_threads(void);              /* call once */
 void fa_room_forget(void);                /* in a forked child */

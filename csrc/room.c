@@ -29,7 +29,7 @@ struct fa_caller {
     int found;    /* the threads that there were, when it asked last */
     int all;      /* it had asked for more */
     double asked; /* when that was */
-    int promised; /* orders of so many threads need not ask */
+    int promised; /* so many were found for an order, and it has had no team since */
 };
 
 static fa_caller callers[CALLERS];
@@ -84,8 +84,10 @@ void fa_works_for(fa_caller *caller)
 
 void fa_had_team(fa_caller *caller, int team)
 {
-    if (caller)
+    if (caller) {
         caller->last = team;
+        caller->promised = 0;
+    }
 }
 
 /* With itself. Threads that its last region had left over may be about to end. */
