@@ -116,7 +116,8 @@ typedef struct {
     void (*run)(const fa_task *task, int64_t begin, int64_t end); /* updates elements [begin, end) */
     int64_t line;                                                 /* elements in a cache line of parameters */
     int states;                                                   /* the state arrays that it needs: 1 M, 2 V, 4 W */
-    int64_t size, block;                                          /* bytes of an element; elements of a staged block */
+    int64_t size;                                                 /* bytes of an element */
+    int makes_gradient;                                           /* runs what stands before it by itself */
 } fa_kernel;
 
 typedef enum { FA_BASELINE, FA_AVX2, FA_AVX512, FA_ISAS } fa_isa;
@@ -135,7 +136,6 @@ struct fa_task {
     const void *factors; /* of FA_SUM_SQUARES: where its sums go; of loops around a rule: fa_around */
     const fa_kernel *before, *after; /* loops that run block by block with the rule, or NULL */
     const fa_around *around;
-    int64_t offset; /* of FA_SUM_SQUARES: elements before the first, in the whole array */
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 

@@ -57,21 +57,22 @@ static void fetch(const void *array, int64_t begin, int64_t end)
         __builtin_prefetch((const char *)array + at);
 }
 
-static void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *which, int count,
-                       char (*copies)[BLOCK], char *gradient)
+/* Of a small stack: blocks are half as long if there are more than four. */
+static __attribute__((noinline)) void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *which, int count)
 {
-    int64_t size = t->kernel->size, block = t->kernel->block;
+    _Alignas(64) char blocks[4 * BLOCK];
+    int64_t size = t->kernel->size, bytes = count + (t->before != NULL) <= 4 ? BLOCK : BLOCK / 2, block = bytes / size;
+    char *gradient = blocks + count * bytes;
     for (; begin < end; begin += block) {
         int64_t n = end - begin < block ? end - begin : block;
         int64_t next = (begin + n) * size, after_next = (end - begin < 2 * block ? end : begin + 2 * block) * size;
         fa_task staged = *t;
-        staged.offset = begin;
         for (int i = 0; i < FA_ARRAYS; i++)
             if (t->array[i])
                 staged.array[i] = (char *)t->array[i] + begin * size;
         for (int i = 0; i < count; i++) {
-            memcpy(copies[which[i]], staged.array[which[i]], (size_t)(n * size));
-            staged.array[which[i]] = copies[which[i]];
+            memcpy(blocks + i * bytes, staged.array[which[i]], (size_t)(n * size));
+            staged.array[which[i]] = blocks + i * bytes;
         }
         if (t->before) {
             fetch(t->array[FA_GRAD], next, after_next);
@@ -86,30 +87,15 @@ static void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *
         }
         for (int i = 0; i < count; i++)
             if (which[i] != FA_GRAD && which[i] != FA_SUM)
-                memcpy((char *)t->array[which[i]] + begin * size, copies[which[i]], (size_t)(n * size));
+                memcpy((char *)t->array[which[i]] + begin * size, blocks + i * bytes, (size_t)(n * size));
     }
-}
-
-/* Each with its buffers in its own frame, because the stacks of OpenMP's workers may be small. */
-static __attribute__((noinline)) void run_sums(const fa_task *t, int64_t begin, int64_t end)
-{
-    _Alignas(64) char gradient[FA_SQUARES * sizeof(double)];
-    run_blocks(t, begin, end, NULL, 0, NULL, gradient);
-}
-
-static __attribute__((noinline)) void run_rule(const fa_task *t, int64_t begin, int64_t end, const int *which, int count)
-{
-    _Alignas(64) char copies[FA_ARRAYS][BLOCK], gradient[BLOCK];
-    run_blocks(t, begin, end, which, count, copies, gradient);
 }
 
 void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
 {
     int which[FA_ARRAYS], count = trailing(t, which);
-    if (count == 0 && !t->before && !t->after)
+    if (t->kernel->makes_gradient || (count == 0 && !t->before && !t->after))
         t->kernel->run(t, begin, end);
-    else if (t->kernel->block * t->kernel->size > BLOCK)
-        run_sums(t, begin, end);
     else
-        run_rule(t, begin, end, which, count);
+        run_blocks(t, begin, end, which, count);
 }

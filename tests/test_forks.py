@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 WHOLE = LIBGOMP or LIBOMP  # else children step serially
 
 START = f"""
-import multiprocessing, os, threading, warnings
+import multiprocessing, os, signal, threading, warnings
 import concurrent.futures
 import numpy as np, fastadam
 warnings.simplefilter("ignore")     # newer Pythons warn of forks in processes with threads
@@ -39,6 +39,7 @@ def fork(work):
     if pid:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         return
+    signal.alarm(60)    # one that hangs ends
     try:
         work()
     except BaseException:
@@ -49,9 +50,19 @@ def fork(work):
 """
 
 
-def test_parent_children_and_grandchildren_go_on_with_whole_teams():
+@pytest.mark.parametrize("borrow", ["0", None])
+def test_parent_children_and_grandchildren_go_on_with_whole_teams(borrow):
+    """On OpenMP's threads, which would be missing in the child, and on those that OpenBLAS may lend."""
     run_python(
-        START + "fork(lambda: (check('child'), fork(lambda: check('grandchild')), check('child')))\ncheck('parent')"
+        START
+        + f"""
+def check_there(where):
+    check(where)
+    assert fastadam.config()["steps_on"] == "OpenMP" or {borrow is None}
+fork(lambda: (check_there("child"), fork(lambda: check_there("grandchild")), check_there("child")))
+check_there("parent")
+""",
+        FASTADAM_BORROW=borrow,
     )
 
 

@@ -200,6 +200,56 @@ def test_a_locked_optimizer_does_not_stop_another():
     assert first.state[0]["step"] == 1
 
 
+def test_steps_fit_on_a_small_stack():
+    """Every rule with everything around it, and gradients that are copied, on a Python thread of 32 KiB."""
+    run_python("""
+import itertools, threading, warnings
+import numpy as np, fastadam
+from fastadam import Adam, AdamW, SGD, RMSprop, Adagrad, NAdam, RAdam, Adamax, PerformanceWarning
+warnings.simplefilter("ignore", PerformanceWarning)
+rules = [
+    (Adam, {"amsgrad": True}), (AdamW, {}), (SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    (RMSprop, {"momentum": 0.9, "centered": True}), (Adagrad, {}), (NAdam, {}), (RAdam, {}), (Adamax, {}),
+]
+clips = [{}, {"max_norm": 1.0}, {"max_value": 0.1, "nonfinite": "skip"}]
+kinds = [lambda g: g, np.asfortranarray, lambda g: g.astype(np.float16), lambda g: g.astype(np.longdouble)]
+
+def apart_by(distance, dtype):
+    '''Two arrays large enough for huge pages, in a distance that the hardware does not like (csrc/staging.c).'''
+    memory = np.zeros(5 << 20, np.uint8)
+    start = -memory.ctypes.data % 64
+    return [memory[at : at + (1 << 20)].view(dtype).reshape(512, -1) for at in (start + distance, start + (3 << 20))]
+
+def steps(p, g, rule, options, threads, clip, ema_decay, accumulate):
+    opt = rule(p, threads=threads, ema_decay=ema_decay, accumulate=accumulate, **clip, **options)
+    for _ in range(3):
+        opt.step(g)
+    if ema_decay:
+        with opt.swap_ema():
+            pass
+
+def all_steps():
+    around = list(itertools.product((1, 2), clips, (None, 0.9), (1, 2)))
+    for dtype in np.float32, np.float64:
+        g = np.full((40, 50), 0.1, dtype)
+        for (rule, options), kind, others in itertools.product(rules, kinds, around):
+            steps(np.ones_like(g), kind(g), rule, options, *others)
+        for others in around:
+            p, g = apart_by(64, dtype)
+            steps(p, g, Adam, {}, *others)
+        p, g, m, v = np.zeros((4, 40, 50), dtype)
+        fastadam.adam_update(p, g.T.copy().T, m, v, 1, threads=2)
+    done.append(True)
+
+done = []
+threading.stack_size(32768)     # the least that Python takes
+thread = threading.Thread(target=all_steps)
+thread.start()
+thread.join()
+assert done
+""")
+
+
 def test_the_gil_is_released_during_the_update():
     """With a switch interval of an hour, this thread runs before the other one has ended only if a step lets it."""
     p = np.ones(1 << 20, np.float32)
