@@ -46,6 +46,10 @@ int main(int argc, char **argv)
                 fill(real, n);
                 if (task.kernel->run)
                     task.kernel->run(&task, 0, n);
+                task.before = fa_kernel_of(isas[i], FA_GRADIENT, real);
+                task.around = &around;
+                if (task.kernel->run_made)
+                    task.kernel->run_made(&task, 0, n);
             }
     return 0;
 }

@@ -104,7 +104,8 @@ def measure(cc, csrc):
                     row |= {f"avx512 loop {i}": figure for i, figure in enumerate(loops, 1)}
         for n in SIZES:
             for kernel, isa, count in executed(program, n, f"{folder}/profile"):
-                figures[kernel][f"{isa} x {n}"] = int(count) / n
+                column = f"{isa} x {n}"
+                figures[kernel][column] = max(int(count) / n, figures[kernel].get(column, 0))  # others call it for less
     needed = [*EXECUTED, "avx512 loop 1"]
     lost = [f"{kernel}, {column}" for kernel, row in figures.items() for column in needed if not row.get(column)]
     if lost or not figures:

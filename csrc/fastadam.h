@@ -117,7 +117,7 @@ typedef struct {
     int64_t line;                                                 /* elements in a cache line of parameters */
     int states;                                                   /* the state arrays that it needs: 1 M, 2 V, 4 W */
     int64_t size;                                                 /* bytes of an element */
-    int makes_gradient;                                           /* runs what stands before it by itself */
+    void (*run_made)(const fa_task *task, int64_t begin, int64_t end); /* run, after what stands before it; or NULL */
 } fa_kernel;
 
 typedef enum { FA_BASELINE, FA_AVX2, FA_AVX512, FA_ISAS } fa_isa;

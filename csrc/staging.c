@@ -94,7 +94,9 @@ static __attribute__((noinline)) void run_blocks(const fa_task *t, int64_t begin
 void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
 {
     int which[FA_ARRAYS], count = trailing(t, which);
-    if (t->kernel->makes_gradient || (count == 0 && !t->before && !t->after))
+    if (t->before && t->kernel->run_made)
+        t->kernel->run_made(t, begin, end);
+    else if (count == 0 && !t->before && !t->after)
         t->kernel->run(t, begin, end);
     else
         run_blocks(t, begin, end, which, count);

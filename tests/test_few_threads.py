@@ -1,7 +1,7 @@
 """A system that has no threads to give: steps take those that there are, and the process goes on.
 
-OpenMP's runtimes end the process where a thread of a team cannot be made. tests/few_threads.c, preloaded, is such a system;
-the slow tests meet real limits.
+OpenMP's runtimes end the process where a thread of a team cannot be made. tests/few_threads.c, preloaded, is such a
+system; the slow tests meet real limits.
 """
 
 import os
@@ -171,7 +171,8 @@ in_child(orders)
 
 
 def test_threads_that_a_smaller_team_has_ended_are_not_taken_for_granted(few):
-    few("""
+    few(
+        """
 pairs = [Pair(threads=n) for n in (4, 2)]
 pairs[0].step(4)
 pairs[1].step(2)
@@ -179,7 +180,8 @@ wait_for_threads(1) if LIBGOMP else None
 give(1)
 assert len(warns(pairs[0].step)) == LIBGOMP
 assert pairs[0].opt.threads_used == (2 if LIBGOMP else 4)
-""".replace("LIBGOMP", str(LIBGOMP)))
+""".replace("LIBGOMP", str(LIBGOMP))
+    )
 
 
 @pytest.mark.skipif(not LIBGOMP, reason="calls libgomp's own function")
