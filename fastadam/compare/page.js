@@ -340,8 +340,9 @@ function drawContour() {
     marker([starts[chosen.start]], { symbol: "circle-open", size: 12, color: "#1f2933", line: { width: 2.5 } }),
   ];
   Plotly.react("contour", traces, {
-    font: FONT, margin: { l: 52, r: 10, t: 30, b: 44 },
-    legend: { orientation: "h", x: 0.5, xanchor: "center", y: 1.01, yanchor: "bottom", ...(PHONE.matches ? SMALL : {}) },
+    // room for legend and colours: what plotly adds by itself depends on what was drawn before
+    font: FONT, margin: PHONE.matches ? { l: 52, r: 10, t: 84, b: 152 } : { l: 52, r: 108, t: 66, b: 44 },
+    legend: { orientation: "h", x: 0.5, xanchor: "center", y: 1.01, yanchor: "bottom", ...SMALL },
     xaxis: { ...GRID, title: { text: "x" }, range: view[0], zeroline: false },
     yaxis: { ...GRID, title: { text: "y" }, range: view[1], zeroline: false },
     annotations: exits(),
