@@ -128,12 +128,25 @@ for _ in range(50):
 @can_share
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_undone_openblas_computes_on_its_own_threads():
+    """Ours, which were made when sharing was ordered, fall asleep, and none is woken again."""
     run_python(f"""{start("fastadam")}
-before = threads()
+import time
+from pathlib import Path
+
+def wakings():
+    return {{task: [line for line in (task / "status").read_text().splitlines() if "ctxt_switches" in line]
+            for task in ours}}
+
+before = set(Path("/proc/self/task").iterdir())
 with fastadam.share_threads_with_blas():
-    pass
+    ours = set(Path("/proc/self/task").iterdir()) - before
+    check()
+assert ours
+asleep = None
+while asleep != (asleep := wakings()):
+    time.sleep(0.1)
 check()
-assert threads() == before      # none of ours was ever started
+assert wakings() == asleep
 """)
 
 

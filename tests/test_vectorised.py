@@ -23,6 +23,7 @@ RULES = [
     *("gradient" + name for name in ("", "_summed", "_clipped", "_summed_clipped", "_in_place")),
     "average",
 ]
+NORMS = ["squares", "squares_of_made"]
 PACKED = {  # (instruction set, element type): what a vectorised square root and division look like
     "x86_64": {
         ("baseline", "f32"): (r"\bsqrtps\s.*%xmm", r"\bdivps\s.*%xmm"),
@@ -83,13 +84,14 @@ def test_loop_is_vectorised_at_full_width(functions, rule, isa, real):
 
 
 @pytest.mark.parametrize(("isa", "real"), PACKED.get(platform.machine(), {}))
-def test_the_norm_is_vectorised_at_full_width_in_float64(functions, isa, real):
-    body = functions[f"squares_{real}_{isa}"]
+@pytest.mark.parametrize("loop", NORMS)
+def test_the_norm_is_vectorised_at_full_width_in_float64(functions, loop, isa, real):
+    body = functions[f"{loop}_{real}_{isa}"]
     assert re.search(PRODUCTS[platform.machine()][isa, "f64"], body) and not re.search(FUSED, body)
 
 
 def test_every_compiled_loop_is_looked_at(functions):
-    expected = {f"{rule}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for rule in (*RULES, "squares")}
+    expected = {f"{rule}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for rule in (*RULES, *NORMS)}
     found = {name for name in functions if re.search(r"_f(32|64)_(baseline|avx2|avx512)$", name)}
     assert found == expected
     assert {isa for isa, _ in PACKED[platform.machine()]} >= set(ISAS)
