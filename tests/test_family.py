@@ -356,6 +356,17 @@ def test_hyper_parameters_of_another_rule_are_refused():
         fastadam.SGD(np.ones(2)).load_state_dict(saved)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adagrads_sums_begin_at_the_initial_value(dtype):
+    p, grad = np.ones(3, dtype), np.array([3.0, 0.5, 0.0], dtype)
+    twin, total = p.copy(), np.full(3, 0.25, dtype)
+    opt = fastadam.Adagrad(p, lr=0.1, initial_accumulator_value=0.25)
+    assert_same_bits(opt.state[0]["sum"], total)
+    opt.step(grad)
+    reference.adagrad_update(twin, grad, total, 1, lr=0.1)
+    assert_same_bits(p, twin)
+
+
 def test_products_of_momenta_may_differ_at_equal_counters():
     """Of arrays in one group, whose first steps were taken with other betas."""
     rng = np.random.default_rng(0)

@@ -12,7 +12,18 @@ from helpers import DTYPES, ISAS, assert_same_bits, run_python, snapshot, wild
 import fastadam
 from fastadam import _core, reference
 
-SIZES = [0, 1, 15, 16, 17, 4095, 4096, 4097, 3 * 4096 + 5]
+SIZES = [
+    0,
+    1,
+    15,
+    16,
+    17,
+    4095,
+    4096,
+    4097,
+    3 * 4096 + 5,
+    9 * 4096 + 7,
+]  # from 4 whole blocks on in four places at once
 
 
 def gradients(dtype, seed=0):
