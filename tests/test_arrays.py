@@ -204,7 +204,7 @@ def test_gradient_in_memory_that_is_written_is_refused():
     opt = fastadam.Adam(params)
     moments = opt.state[1]["exp_avg"]
     places = [memory[start : start + N] for start in (1, N, N + 1, 2 * N - 1)]
-    for grad in [*places, moments, params[0][::-1], moments[::-1]]:
+    for grad in [*places, moments, *[place[::-1] for place in (*places, moments)]]:
         before = snapshot(opt)
         with pytest.raises(
             ValueError, match=r"gradient of parameter 1 and (parameter 0|exp_avg of parameter 1) overlap"
