@@ -90,11 +90,19 @@ void fa_had_team(fa_caller *caller, int team)
     }
 }
 
+#ifdef __ELF__
+extern size_t kmp_get_stacksize_s(void) __attribute__((weak)); /* LLVM's and Intel's runtimes have it */
+#endif
+
+static int keeps_threads; /* the runtime, those that a smaller region leaves over */
+
 /* With itself. Threads that its last region had left over may be about to end. */
 static int threads_of(const fa_caller *c)
 {
     int workers = c ? __atomic_load_n(&c->workers, __ATOMIC_SEQ_CST) : 0;
-    return workers < 1 || c->last <= 1 ? 1 : workers < c->last - 1 ? workers + 1 : c->last;
+    if (c && !keeps_threads && workers > c->last - 1)
+        workers = c->last - 1;
+    return workers < 1 ? 1 : workers + 1;
 }
 
 /* ---- threads that only show that they can be made */
@@ -130,10 +138,6 @@ static void wait_until_gone(long id)
 #endif
 }
 
-#ifdef __ELF__
-extern size_t kmp_get_stacksize_s(void) __attribute__((weak)); /* LLVM's and Intel's runtimes have it */
-#endif
-
 static size_t stack_size; /* of the runtime's threads; 0: it leaves that to the system */
 
 static size_t read_size(const char *text)
@@ -151,8 +155,9 @@ static size_t read_size(const char *text)
 static size_t read_stack_size(void)
 {
 #ifdef __ELF__
-    if (kmp_get_stacksize_s)
-        return kmp_get_stacksize_s();
+    keeps_threads = kmp_get_stacksize_s != 0;
+    if (keeps_threads) /* and some more for each number of a thread; glibc gives it ours, if those are large enough */
+        return kmp_get_stacksize_s() + ((size_t)1 << 18);
 #endif
     const char *size = getenv("OMP_STACKSIZE");
     if (!size)
