@@ -104,8 +104,9 @@ static int run_team(step *s, int team, int lent)
     if (lent && team > 1)
         return fa_run_on_blas(run_part, s, team, 0);
     fa_caller *caller = team > 1 ? fa_caller_here() : 0;
+    int held = 0;
     if (team > 1)
-        team = fa_room(caller, between_one_and(omp_get_thread_limit(), team));
+        team = fa_room_for_region(caller, between_one_and(omp_get_thread_limit(), team), &held);
     if (team == 1) {
         run_part(0, 1, s);
         return 1;
@@ -118,7 +119,7 @@ static int run_team(step *s, int team, int lent)
         team = omp_get_num_threads(); /* the runtime may give fewer than asked for */
         run_part(omp_get_thread_num(), omp_get_num_threads(), s);
     }
-    fa_had_team(caller, team);
+    fa_had_team(caller, team, held);
     return team;
 }
 

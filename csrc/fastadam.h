@@ -178,8 +178,9 @@ int fa_max_threads(void);       /* what the OpenMP runtime would give the callin
 typedef struct fa_caller fa_caller; /* what is known of a Python thread's team */
 fa_caller *fa_caller_here(void);
 int fa_room(fa_caller *caller, int team); /* threads that there are, of so many, for its next region */
+int fa_room_for_region(fa_caller *caller, int team, int *held); /* the same; held: until fa_had_team nobody makes others */
 void fa_works_for(fa_caller *caller);     /* said by each worker of a region */
-void fa_had_team(fa_caller *caller, int team);
+void fa_had_team(fa_caller *caller, int team, int held);
 int fa_has_room(int team);                /* is it known that there are so many? */
 void fa_promise(fa_caller *caller, int team); /* yes, until that region */
 int fa_known_room(void);                  /* threads that there were, if fewer than were asked for; else many */

@@ -29,6 +29,7 @@ struct fa_caller {
     int found;    /* the threads that there were, when it asked last */
     int all;      /* it had asked for more */
     double asked; /* when that was */
+    unsigned after; /* so many regions had made threads */
     int promised; /* so many were found for an order, and it has had no team since */
 };
 
@@ -59,8 +60,11 @@ fa_caller *fa_caller_here(void)
     fa_caller *mine = have_keys ? pthread_getspecific(of_caller) : 0;
     for (fa_caller *c = callers; have_keys && !mine && c < callers + CALLERS; c++) {
         int no = 0;
-        if (__atomic_load_n(&c->workers, __ATOMIC_SEQ_CST) == 0 && /* all workers of who had it before have ended */
-            __atomic_compare_exchange_n(&c->taken, &no, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+        if (!__atomic_compare_exchange_n(&c->taken, &no, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+            continue;
+        if (__atomic_load_n(&c->workers, __ATOMIC_SEQ_CST) != 0) { /* some of who had it before have not ended */
+            end_caller(c);
+        } else {
             begin(c);
             mine = pthread_setspecific(of_caller, c) ? 0 : c;
             if (!mine)
@@ -82,11 +86,19 @@ void fa_works_for(fa_caller *caller)
         __atomic_add_fetch(&caller->workers, 1, __ATOMIC_SEQ_CST);
 }
 
-void fa_had_team(fa_caller *caller, int team)
+/* Held by who makes threads, to show that they can be made or for a region, so that nobody else takes them in between. */
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+static unsigned regions; /* that have made threads */
+
+void fa_had_team(fa_caller *caller, int team, int held)
 {
     if (caller) {
         caller->last = team;
         caller->promised = 0;
+    }
+    if (held) {
+        regions++;
+        pthread_mutex_unlock(&turn);
     }
 }
 
@@ -107,8 +119,7 @@ static int threads_of(const fa_caller *c)
 
 /* ---- threads that only show that they can be made */
 
-static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER; /* one caller at a time; of the rest */
-static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;   /* closed until all are there */
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER; /* closed until all are there */
 static pthread_t made[MOST];
 static long ids[MOST];
 
@@ -172,7 +183,6 @@ static int make(int wanted)
     pthread_attr_init(&like_theirs);
     if (stack_size)
         pthread_attr_setstacksize(&like_theirs, stack_size); /* if refused, the runtime, too, takes the usual */
-    pthread_mutex_lock(&making);
     pthread_mutex_lock(&gate);
     while (count < wanted && pthread_create(&made[count], &like_theirs, show, &ids[count]) == 0)
         count++;
@@ -181,20 +191,17 @@ static int make(int wanted)
         pthread_join(made[i], 0);
     for (int i = 0; i < count; i++)
         wait_until_gone(ids[i]);
-    pthread_mutex_unlock(&making);
     pthread_attr_destroy(&like_theirs);
     return count;
 }
 
 /* ---- how many threads there are */
 
-int fa_room(fa_caller *caller, int team)
+static int room(fa_caller *caller, int team)
 {
     int there = threads_of(caller);
-    if (team <= there)
-        return team;
     double now = fa_now();
-    int known = caller && caller->asked >= 0 && now - caller->asked < BELIEVED;
+    int known = caller && caller->asked >= 0 && now - caller->asked < BELIEVED && caller->after == regions;
     if (known && (team <= caller->found || caller->all))
         return team <= caller->found ? team : caller->found > there ? caller->found : there;
     int more = make((team < MOST ? team : MOST) - there + 1) - 1;
@@ -203,10 +210,34 @@ int fa_room(fa_caller *caller, int team)
         caller->found = found;
         caller->all = found < team;
         caller->asked = now;
+        caller->after = regions;
         if (caller->all)
             caller->promised = found;
     }
     return found < team ? found : team;
+}
+
+int fa_room(fa_caller *caller, int team)
+{
+    if (team <= threads_of(caller))
+        return team;
+    pthread_mutex_lock(&turn);
+    team = room(caller, team);
+    pthread_mutex_unlock(&turn);
+    return team;
+}
+
+int fa_room_for_region(fa_caller *caller, int team, int *held)
+{
+    *held = 0;
+    if (team <= threads_of(caller))
+        return team;
+    pthread_mutex_lock(&turn);
+    team = room(caller, team);
+    *held = team > threads_of(caller);
+    if (!*held)
+        pthread_mutex_unlock(&turn);
+    return team;
 }
 
 int fa_has_room(int team)

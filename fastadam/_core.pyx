@@ -213,7 +213,7 @@ cdef bint has_fewer_threads(int order, int64_t lines, bint warn, int stacklevel)
         fa_end_writing()
     if there < wanted and warn:
         warnings.warn(
-            f"threads={order} asks for {wanted} threads, and the system has {there} for this step, which takes those; "
+            f"threads={order} asks for {wanted} threads, and the system has room for {there}: this step takes those; "
             f"raise its limit on threads (ulimit -u, ulimit -v, the pids limit of a container), or set threads={there}",
             RuntimeWarning, stacklevel=stacklevel)
     return there < wanted

@@ -147,7 +147,7 @@ def order(there, given):
         else:
             raise AssertionError("no warning")
         assert np.array_equal(pair.params[0], before) and pair.opt.state[0]["step"] == 0
-    assert f"threads=4 asks for 4 threads, and the system has {there} " in words and f"threads={there}" in words
+    assert f"threads=4 asks for 4 threads, and the system has room for {there}: " in words and f"threads={there}" in words
     assert warns(pair.step, there) == [words]
     assert fastadam.get_num_threads() <= there
     for _ in range(3): pair.step(there)         # and no more words
@@ -172,6 +172,32 @@ def orders():
 
 orders()
 in_child(orders)
+""")
+
+
+def test_two_python_threads_that_begin_together_do_not_count_on_the_same_room(few):
+    few("""
+warnings.simplefilter("ignore")
+def both():
+    together, used = threading.Barrier(2), []
+    def work():
+        opt = fastadam.SGD(np.ones(N, np.float32), threads=4)
+        together.wait()
+        opt.step(grad)
+        used.append(opt.threads_used)
+        together.wait()         # both have their teams
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    return used
+
+alive = count("alive")
+for _ in range(10):
+    give(2 + 5)                 # themselves, and a thread less than both ask for
+    used = both()
+    assert max(used) == 4 and 1 <= min(used) < 4, used
+    if not LIBGOMP: break       # which keeps the threads
+    wait_for_threads(alive)
 """)
 
 
@@ -241,7 +267,7 @@ with fastadam.share_threads_with_blas() as sharing:
     assert fastadam.config()["steps_on"] == "fastadam"
     pair = Pair(threads=4, max_norm=1.0)
     [words] = warns(pair.step, 2)
-    assert "asks for 4 threads, and the system has 2" in words
+    assert "asks for 4 threads, and the system has room for 2" in words
     for _ in range(3): pair.step(2)
 """,
         start=START + start("fastadam"),
