@@ -7,8 +7,8 @@
  *   - kernel and factors belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
  * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and OpenBLAS,
- * and threads. (Where the system has no threads to give, steps take those that there are. Only a BLAS call that has been
- * put on our threads ends the process, if they are gone since: after a fork.)
+ * and threads. Where the system has no threads to give, steps take those that there are. A BLAS call on our threads cannot
+ * do with fewer than it asked for: if they cannot be made, it ends the process (team.c).
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -158,9 +158,9 @@ int fa_tuner_next(fa_tuner *tuner, int64_t lines, int start, int most, double no
 void fa_tuner_done(fa_tuner *tuner, double now);
 
 /* Run all tasks, in one parallel region, and return the number of threads it was given.
- * threads > 0 is an order: exactly min(threads, cache lines), as far as the system has them. threads == 0: at most bound, and no more than have enough
- * to do; what is best within that is learned by the tuners, if there are any: the first for OpenMP's threads, the second
- * for the team that OpenBLAS computes on. Inside a parallel region, and in an orphaned child, it is always 1. Between
+ * threads > 0 is an order: exactly min(threads, cache lines), as far as the system has them. threads == 0: at most bound,
+ * and no more than have enough to do; what is best within that is learned by the tuners, if there are any: the first for
+ * OpenMP's threads, the second for the team that OpenBLAS computes on. Inside a parallel region, and in an orphaned child, it is always 1. Between
  * fa_begin_writing and fa_end_writing only. */
 enum { FA_TUNERS = 2 };
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners);

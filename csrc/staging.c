@@ -36,7 +36,8 @@ static int trailing(const fa_task *t, int *which)
         return 0; /* too small for huge pages */
     for (int read = 0; read < FA_ARRAYS; read++)
         for (int written = 0; written < FA_ARRAYS; written++)
-            if (written != FA_GRAD && written != FA_SUM && is_used(t, read) && is_used(t, written) && trails(t, read, written)) {
+            if (written != FA_GRAD && written != FA_SUM && is_used(t, read) && is_used(t, written)
+                && trails(t, read, written)) {
                 which[count++] = read;
                 break;
             }

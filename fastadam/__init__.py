@@ -8,6 +8,8 @@
 array([-0.1, -0.1], dtype=float32)
 """
 
+from typing import TYPE_CHECKING
+
 from fastadam import _load
 
 _wait_policy = _load.load()
@@ -49,7 +51,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    from fastadam._names import did_you_mean
+if not TYPE_CHECKING:  # for which names that are not there are errors
 
-    raise AttributeError(f"module 'fastadam' has no attribute {name!r}{did_you_mean(name, __all__)}")
+    def __getattr__(name: str) -> object:
+        from fastadam._names import did_you_mean
+
+        raise AttributeError(f"module 'fastadam' has no attribute {name!r}{did_you_mean(name, __all__)}")

@@ -94,10 +94,10 @@ cdef str array_of(object x, bint written):
 
 cdef str real_of_complex(object array):
     """How to get float32 or float64 of complex numbers, parts in turn, in the same memory where that can be."""
-    real = numpy.dtype(array.dtype.char.lower()) if array.dtype.char in "FD" else numpy.dtype(numpy.float64)
+    real = "float32" if array.dtype.char == "F" else "float64"
     view = f".view(np.{real})"
-    if array.dtype.char not in "FD":
-        return f"use .astype(np.complex128){view}{KEEP}"
+    if array.dtype.char not in "FD" or not array.dtype.isnative:
+        return f"use .astype(np.{'complex64' if array.dtype.char == 'F' else 'complex128'}){view}{KEEP}"
     if array.ndim == 0:
         return f"use .reshape(1){view}, which is the same memory"
     if array.flags.c_contiguous:
@@ -111,12 +111,18 @@ cdef bint holds_arrays(object array):
     return array.dtype == object and array.size > 0 and isinstance(array.flat[0], numpy.ndarray)
 
 
-cdef str real_by_cast(object array, object dtype):
+cdef str real_by_cast(object array, object dtype, str keep=""):
+    """How to get a real type of another, where there is a way."""
     if holds_arrays(array):
-        return "give the arrays that are in it: list(x.flat)"
+        return "; give the arrays that are in it: list(x.flat)"
     if array.dtype.fields:
-        return "give the array of each field: x[name]"
-    return f"use .astype(np.{dtype})"
+        return "; give the array of each field: x[name]"
+    try:
+        with numpy.errstate(all="ignore"):
+            array.astype(dtype)
+    except Exception:       # whatever it is of, these are no numbers
+        return ""
+    return f"; use .astype(np.{dtype}){keep}"
 
 
 cdef object as_array(object array, str name, bint written):
@@ -144,10 +150,10 @@ cdef check_writable(object param, str name):
     array = as_array(param, name, True)
     if array.dtype.type not in (numpy.float32, numpy.float64):
         if array.dtype.kind == "c":
-            how = real_of_complex(array)
+            how = "; " + real_of_complex(array)
         else:
-            how = real_by_cast(array, "float32") + ("" if holds_arrays(array) else KEEP)
-        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; {how}")
+            how = real_by_cast(array, "float32", KEEP)
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}{how}")
     if not array.dtype.isnative:
         raise ValueError(f"{name} must have native byte order, got {array.dtype.str}; "
                          f"use .astype({array.dtype.newbyteorder('=').str!r}){KEEP}")
@@ -181,10 +187,12 @@ cdef object as_gradient(object grad, object param, str name, str param_name):
     array = as_array(grad, name, False)
     if array.dtype.type not in (numpy.float16, numpy.float32, numpy.float64, numpy.longdouble):
         if array.dtype.kind == "c":
-            how = f"use .real, or .view(np.{like.dtype}) if the parameter is such a view of complex numbers"
+            how = f"; use .real, or .view(np.{like.dtype}) if the parameter is such a view of complex numbers"
+            if not array.dtype.isnative:
+                how += " (after .astype to native byte order)"
         else:
             how = real_by_cast(array, like.dtype)
-        raise TypeError(f"{name} must be float16, float32, float64 or longdouble, got {array.dtype}; {how}")
+        raise TypeError(f"{name} must be float16, float32, float64 or longdouble, got {array.dtype}{how}")
     if array.shape != like.shape:
         raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
     return array

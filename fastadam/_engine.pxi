@@ -812,8 +812,12 @@ cdef class Engine:
         for i in range(self.group_count):
             values = self.group_values(groups, i)
             self.check_group_keys(values, i)
-            read_plain(values, &options)
-            self.check_fixed(i, &options)
+            try:
+                read_plain(values, &options)
+                self.check_fixed(i, &options)
+            except Exception as error:
+                error.add_note(f"in param_groups[{i}]")
+                raise
 
     def check_state(self, Py_ssize_t i, dict values):
         """Raise unless the state that group i has is enough for these hyper-parameters."""
@@ -831,6 +835,8 @@ cdef class Engine:
         if self.states_for(options) & ~group.made:
             raise ValueError("momentum was 0 when the group was added, so there is no momentum_buffer; "
                              "make a new optimizer")
+        if options.nesterov and options.dampening != 0.0:
+            raise ValueError(f"nesterov=True needs dampening 0, got {options.dampening!r}")
         return 0
 
     cdef int read_groups(self, list groups) except -1:
@@ -861,10 +867,9 @@ cdef class Engine:
             name = None
             rule = fa_rule_of(self.family, &group.options)
             if (group.options.amsgrad != group.amsgrad or group.options.centered != group.centered
-                    or self.states_for(&group.options) & ~group.made):
+                    or self.states_for(&group.options) & ~group.made
+                    or (group.options.nesterov and group.options.dampening != 0.0)):
                 self.check_fixed(i, &group.options)
-            if group.options.nesterov and group.options.dampening != 0.0:
-                raise ValueError(f"nesterov=True needs dampening 0, got {group.options.dampening!r}")
         except Exception as error:
             self.check_group_keys(values, i)
             if name is not None and has_schedule(values[name]):

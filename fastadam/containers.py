@@ -4,8 +4,9 @@ A container is one array, an iterable, a mapping of names, or these nested. `Tre
 remembers its shape; `Tree.match` takes a container of gradients apart in the same order.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any
 
 import numpy as np
@@ -133,18 +134,18 @@ def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
 
 def split(keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Sequence[int]]]:
     """The groups that patterns make of keys: what matches none, then each distinct set of values with its places."""
-    patterns = list(overrides)
-    first = [next((i for i, p in enumerate(patterns) if fnmatchcase(str(key), p)), -1) for key in keys]
-    for pattern in patterns:
-        if not any(fnmatchcase(str(key), pattern) for key in keys):
+    left = set(range(len(keys)))
+    parts: list[tuple[Mapping[str, Any], list[int]]] = []
+    for pattern, values in overrides.items():
+        matches = re.compile(translate(pattern)).match  # what fnmatchcase does
+        found = {i for i, key in enumerate(keys) if matches(str(key))}
+        if not found:
             raise ValueError(f"overrides: the pattern {pattern!r} matches none of the keys {keys}")
-    parts: list[tuple[Mapping[str, Any], list[int]]] = [({}, [i for i, found in enumerate(first) if found < 0])]
-    for number, pattern in enumerate(patterns):
-        places = [i for i, found in enumerate(first) if found == number]
-        values = overrides[pattern]
-        same = next((part for part in parts[1:] if part[0] == values), None)
+        places = sorted(found & left)
+        left -= found
+        same = next((part for part in parts if part[0] == values), None)
         if same is None:
             parts.append((values, places))
         else:
             same[1].extend(places)
-    return [(values, sorted(places)) for values, places in parts if places]
+    return [(values, sorted(places)) for values, places in [({}, list(left)), *parts] if places]

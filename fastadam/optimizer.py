@@ -93,7 +93,6 @@ class Optimizer:
         hyper-parameters: AdamW may go on with Adam's state.) It is no checkpoint: if the machine goes down after a step
         that no `flush` has followed, the file is refused. Forked children can neither step nor copy such an optimizer,
         and keep its file locked while they live.
-
     overrides : dict of dict, or None, default None
         Other hyper-parameters for some arrays: {"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}. Patterns are
         those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern that
@@ -147,6 +146,24 @@ class Optimizer:
     accumulate: int
     ema_decay: float | None
     threads: int | None
+    if TYPE_CHECKING:  # properties of the rules that have them; see __init_subclass__
+        betas: Any
+        eps: Any
+        eps_root: Any
+        weight_decay: Any
+        momentum: Any
+        dampening: Any
+        alpha: Any
+        lr_decay: Any
+        momentum_decay: Any
+        initial_accumulator_value: Any
+        decoupled_weight_decay: bool
+        amsgrad: bool
+        centered: bool
+        nesterov: bool
+        maximize: bool
+        bias_correction: bool
+        eps_hat: bool
 
     def __init__(
         self,
@@ -415,27 +432,34 @@ class Optimizer:
         common = [p for p in all_options if p.name in Around.__annotations__]
         cls.__init__.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: Any) -> None:
         if name in SETTINGS and "_engine" in self.__dict__:
             self._engine.check_settings(tuple(value if name == each else getattr(self, each) for each in SETTINGS))
         elif name == "param_groups" and "_engine" in self.__dict__:
             if type(value) is not list:
                 raise TypeError(f"param_groups must be a list, got a {type(value).__name__}")
             self._engine.check_groups(value)
+        elif name in ("amsgrad", "centered") and name in self.__dict__.get("_defaults", ()):
+            raise AttributeError(f"{name} is chosen when a group is made, because it needs state: make a new optimizer")
         elif name != "lr" and name in self.__dict__.get("_defaults", ()):
             raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
         elif not (name.startswith("_") or self._declares(name)):
-            known = [each for each in (*dir(type(self)), *SETTINGS) if not each.startswith("_")]
-            why = f": {INSTEAD[name]}" if name in INSTEAD else did_you_mean(name, known)
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{why}")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{self._what_then(name)}")
         super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:  # for which names that are not declared are errors
+        __setattr__ = _set
+
+    def _what_then(self, name: str) -> str:
+        if name in INSTEAD:
+            return f": {INSTEAD[name]}"
+        hint = did_you_mean(name, [each for each in (*dir(type(self)), *SETTINGS) if not each.startswith("_")])
+        if type(self).__module__.startswith("fastadam."):
+            return hint
+        return f"{hint}; a class declares its own ({name} = None, or an annotation), or begins them with _"
 
     def _declares(self, name: str) -> bool:
         return any(name in vars(c) or name in getattr(c, "__annotations__", ()) for c in type(self).__mro__[:-1])
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...  # hyper-parameters
 
     @property
     def zero_grad(self) -> NoReturn:
@@ -722,7 +746,7 @@ class Optimizer:
         saved = attributes["_engine"]
         params = [array for group in attributes["param_groups"] for array in group["params"]]
         for key, array in zip(saved["keys"], params, strict=True):
-            if isinstance(array, np.memmap) and not array.flags.writeable:
+            if not array.flags.writeable and maps_of([array]):
                 raise ValueError(
                     f"parameter {key!r} comes as a read-only memory map; with joblib give max_nbytes=None or "
                     "mmap_mode='c' to Parallel, mmap_mode='c' to load"
@@ -749,14 +773,16 @@ class Optimizer:
 
     def __repr__(self) -> str:
         """A table of the groups with their values now, and what surrounds the rule."""
+        if "_engine" not in self.__dict__:
+            return f"<{type(self).__name__} that was not made>"
         numbers = [name for name, value in self._defaults.items() if not isinstance(value, bool | np.bool_)]
         flags = [name for name in self._defaults if name not in numbers]
         rows = [("group", "arrays", "elements", *numbers, "flags")]
-        for i, (group, last) in enumerate(zip(self.param_groups, self.last_values, strict=True)):
-            elements = sum(array.size for array in group["params"])
-            values = [shown(group[name], last.get(name)) for name in numbers]
-            on = ", ".join(name for name in flags if group[name])
-            rows.append((str(i), str(len(group["params"])), str(elements), *values, on or "none"))
+        for i, (group, last) in enumerate(zip(self.param_groups, self.last_values, strict=False)):
+            arrays = group.get("params", ())
+            values = [shown(group.get(name, "missing"), last.get(name)) for name in numbers]
+            on = ", ".join(name for name in flags if group.get(name))
+            rows.append((str(i), str(len(arrays)), str(sum(array.size for array in arrays)), *values, on or "none"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         clipping = f"max_norm={self.max_norm}, max_value={self.max_value}, nonfinite={self.nonfinite!r}"

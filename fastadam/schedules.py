@@ -346,10 +346,12 @@ class exponential(_Schedule):
         )
 
     def _at(self, t: int) -> float:
+        if self.value == 0.0:
+            return 0.0
         try:
             return self.value * self.rate ** (t / self.steps)
         except OverflowError:
-            return self.value * math.inf  # the optimizer says that it must be finite
+            return 0.0 if self.rate < 1.0 else math.inf  # the optimizer says that it must be finite
 
 
 @dataclass(frozen=True)

@@ -163,14 +163,16 @@ def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
     """Take out what this optimizer does not keep, if nothing is lost by it."""
     if "ema" in kept:
         raise ValueError(
-            f"{where} has an average of the parameter (ema), and this optimizer keeps none: make it with ema_decay, "
-            "or delete 'ema' from each entry of the state dict"
+            f"{where} has an average of the parameter (ema), and this optimizer keeps none: make it with ema_decay. "
+            "To go on without averages, delete 'ema' from each entry of the state_dict() of such an optimizer, and "
+            "load that"
         )
     waiting = as_counter(saved.get("grad_count", 0), f"{where}['grad_count']")
     if waiting:
         raise ValueError(
-            f"{where} has a sum of {waiting} gradients that wait for a step, and this optimizer keeps none: make it "
-            "with accumulate, or delete 'grad_count' and 'grad_sum' from each entry of the state dict to drop them"
+            f"{where} has a sum of gradients, {waiting} so far, that waits for a step, and this optimizer keeps none: "
+            "make it with accumulate. To drop the sum, delete 'grad_count' and 'grad_sum' from each entry of the "
+            "state_dict() of such an optimizer, and load that"
         )
     for name in kept:
         saved.pop(name, None)

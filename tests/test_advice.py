@@ -47,6 +47,25 @@ def test_complex_parameters_that_have_gaps_or_are_longer_are_copied():
     assert trained(z.astype(np.complex128).view(np.float64)).shape == (6,)
 
 
+@pytest.mark.parametrize("dtype", [">c8", ">c16"])
+def test_complex_numbers_of_the_other_byte_order_are_converted(dtype):
+    z = np.full(3, 1 + 2j, np.dtype(dtype))
+    native = z.dtype.newbyteorder("=")
+    refused(z, rf"use .astype\(np.{native}\).view\(np.float{4 * native.itemsize}\), and keep the new array")
+    trained(z.astype(native).view(f"f{native.itemsize // 2}"))
+    opt = fastadam.SGD(np.zeros(6), lr=1.0)
+    with pytest.raises(TypeError, match=r"use .real, or .view\(np.float64\) .*\(after .astype to native byte order\)"):
+        opt.step(z)
+
+
+@pytest.mark.parametrize("x", [np.zeros(2, "V4"), np.array(["a"]), np.array([b"a"]), np.array(["a", None], object)])
+def test_no_cast_is_advised_where_none_works(x):
+    with pytest.raises(TypeError, match=r"must be float32 or float64, got [^;]*$"):
+        fastadam.SGD(x)
+    with pytest.raises(TypeError, match=r"longdouble, got [^;]*$"):
+        fastadam.SGD(np.ones(x.shape)).step(x)
+
+
 def test_complex_gradients_are_given_as_their_parameters():
     z, g = np.ones(3, np.complex64), np.full(3, 1 + 2j, np.complex64)
     opt = fastadam.SGD(z.view(np.float32), lr=1.0)

@@ -56,7 +56,9 @@ def test_subclasses_declare_attributes_of_their_own():
     opt.noted, opt.label, opt.doubled, opt._anything = [1], "mine", 4.0, 5
     assert (opt.noted, opt.label, opt.lr, opt._anything) == ([1], "mine", 2.0, 5)
     opt.step = lambda grads: None  # as schedulers of other libraries wrap it
-    with pytest.raises(AttributeError, match=r"Mine has no attribute 'lable' \(did you mean label\?\)"):
+    with pytest.raises(
+        AttributeError, match=r"'lable' \(did you mean label\?\); a class declares its own \(lable = None"
+    ):
         opt.lable = 1
 
 
@@ -79,15 +81,16 @@ def test_hyper_parameters_are_read_as_lr_is():
         ("ema_decay", 0.9, "ema_decay was None when the optimizer was made"),
         ("accumulate", 2, "accumulate was 1 when the optimizer was made"),
         ("max_norm", -1.0, "^max_norm must be > 0"),
+        ("amsgrad", True, "amsgrad is chosen when a group is made, because it needs state: make a new optimizer"),
         ("param_groups", [], "param_groups grew or shrank; use add_param_group"),
         ("param_groups", (), "param_groups must be a list, got a tuple"),
         ("param_groups", [{"lr": 0.1}], r"param_groups\[0\] has lost its params"),
     ],
 )
 def test_what_cannot_be_changed_later_is_refused_when_it_is_set(name, value, match):
-    opt = fastadam.SGD(np.ones(2))
+    opt = fastadam.Adam(np.ones(2))
     before = getattr(opt, name)
-    with pytest.raises((ValueError, TypeError), match=match):
+    with pytest.raises((ValueError, TypeError, AttributeError), match=match):
         setattr(opt, name, value)
     assert getattr(opt, name) is before
     opt.step(np.ones(2))
@@ -172,6 +175,15 @@ def test_last_values_are_what_the_last_step_took():
     assert opt.last_values == [first, {**first, "lr": 1e-3, "betas": (0.5, 0.99)}]
     opt.step(ones)
     assert opt.last_values[0]["lr"] == 0.2 and opt.steps == 2
+
+
+def test_print_shows_what_is_wrong_with_groups():
+    opt = fastadam.SGD(np.ones(2), lr=0.5)
+    del opt.param_groups[0]["lr"]
+    assert "missing" in repr(opt)
+    opt.param_groups.append({})
+    assert "missing" in repr(opt)
+    assert repr(fastadam.SGD.__new__(fastadam.SGD)) == "<SGD that was not made>"
 
 
 def test_print_shows_a_table_of_groups_and_what_surrounds_the_rule():

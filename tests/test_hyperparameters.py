@@ -238,7 +238,7 @@ def test_keys_deleted_from_a_group_or_misspelt_are_named():
 
 def test_hyper_parameters_are_not_attributes():
     opt = fastadam.Adam(ones())
-    for name in ("weight_decay", "betas", "amsgrad"):
+    for name in ("weight_decay", "betas", "eps_hat"):
         with pytest.raises(AttributeError, match=rf"set opt.param_groups\[i\]\['{name}'\]"):
             setattr(opt, name, 1)
     opt.threads = 2

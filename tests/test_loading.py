@@ -102,6 +102,10 @@ def test_an_optimizer_is_unpickled_from_memory_maps_that_copy_on_write(tmp_path)
 
 def test_read_only_memory_maps_are_refused_with_what_joblib_needs(tmp_path):
     _, opt = trained()
+    state = opt.__getstate__()
+    plain = np.asarray(mapped(opt.param_groups[0]["params"][0], tmp_path, "r"))  # a view of a map is as read-only
+    with pytest.raises(ValueError, match="parameter 'a' comes as a read-only memory map"):
+        fastadam.Adam.__new__(fastadam.Adam).__setstate__({**state, "param_groups": [{"params": (plain, plain)}]})
     with pytest.raises(ValueError, match="parameter 'a' comes as a read-only .*max_nbytes=None or mmap_mode='c'"):
         as_maps(opt, tmp_path, "r")
 
@@ -161,7 +165,7 @@ def test_a_sum_that_waits_is_not_dropped_in_silence(tmp_path):
     path = checkpoint(opt, w, tmp_path / "c.npz")
     _, other = trained()
     before = snapshot(other)
-    match = "has a sum of 1 gradients that wait for a step.*make it with accumulate, or delete 'grad_count'"
+    match = "has a sum of gradients, 1 so far, that waits for a step.*make it with accumulate. .*delete 'grad_count'"
     with pytest.raises(ValueError, match=match):
         fastadam.load(path, optimizer=other)
     assert snapshot(other) == before
@@ -179,12 +183,13 @@ def test_averages_are_not_dropped_in_silence(tmp_path):
     _, other = trained()
     before = snapshot(other)
     with pytest.raises(
-        ValueError, match=r"an average of the parameter \(ema\).*make it with ema_decay, or delete 'ema'"
+        ValueError, match=r"an average of the parameter \(ema\).*make it with ema_decay. .*delete 'ema'"
     ):
         fastadam.load(path, optimizer=other)
     assert snapshot(other) == before
-    fastadam.load(path, optimizer=trained(ema_decay=1.0)[1])
-    saved = copy.deepcopy(opt.state_dict())
+    keeps = trained(ema_decay=1.0)[1]  # the way out, from a file
+    fastadam.load(path, optimizer=keeps)
+    saved = keeps.state_dict()
     for entry in saved["state"].values():
         del entry["ema"]
     other.load_state_dict(saved)
@@ -204,6 +209,17 @@ def test_a_bad_hyper_parameter_is_refused_before_a_gradient_joins_a_sum():
     for _ in range(2):
         opt.step({"a": np.ones(1), "b": np.ones(1)})
     assert calls == [0] and opt.steps == 1
+
+
+def test_hyper_parameters_that_do_not_go_together_are_refused_before_a_gradient_joins_a_sum():
+    groups = [{"params": np.ones(1)}, {"params": np.ones(1), "nesterov": True}]
+    opt = fastadam.SGD(groups, momentum=0.5, accumulate=2)
+    opt.param_groups[1]["dampening"] = 0.5
+    for use in lambda: opt.step([np.ones(1), np.ones(1)]), opt.state_dict:
+        with pytest.raises(ValueError, match="nesterov=True needs dampening 0") as caught:
+            use()
+        assert caught.value.__notes__ == ["in param_groups[1]"]
+    assert opt.state[0]["grad_count"] == 0
 
 
 def test_pickles_of_optimizers_that_keep_sums_and_averages_are_whole():

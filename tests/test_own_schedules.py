@@ -94,6 +94,10 @@ def test_constant_and_exponential(t):
     assert exponential(0.3, 0.9, 10)(t) == 0.3 * 0.9 ** (t / 10)
 
 
+def test_exponential_of_nothing_or_to_nothing_is_0():
+    assert exponential(0.0, 2.0)(5000) == exponential(1.0, 0.5)(10**400) == 0.0
+
+
 def test_exponential_grows_out_of_range_without_an_error_of_its_own():
     opt = fastadam.Adam(np.ones(3), lr=exponential(0.1, 2.0))
     assert exponential(0.1, 2.0)(10**6) == math.inf

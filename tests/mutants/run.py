@@ -83,7 +83,7 @@ class Copy:
 
     def judge(self, mutant):
         applied = subprocess.run(
-            ["git", "apply", "-C0", "--recount", mutant], cwd=self.tree, capture_output=True, check=False
+            ["git", "apply", "-C1", "--recount", mutant], cwd=self.tree, capture_output=True, check=False
         )
         if applied.returncode != 0:
             return "does not apply"
