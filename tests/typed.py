@@ -1,4 +1,4 @@
-"""What a type checker must find wrong. CI runs mypy on this file, which complains about a comment that is not needed."""
+"""What a type checker must find wrong. CI runs mypy here, which complains about a comment that is not needed."""
 
 import numpy as np
 
