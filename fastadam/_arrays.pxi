@@ -86,6 +86,10 @@ cdef str array_of(object x, bint written):
         return ""
     if isinstance(x, MaskedArray):
         return "; use .data" if written else "; use .filled(0)"
+    if isinstance(x, (int, float, numpy.generic)):
+        return f"; make one array of the numbers that belong together: np.array(x){KEEP if written else ''}"
+    if callable(x):
+        return "; call it"
     if hasattr(kind, "detach") and hasattr(kind, "numpy"):      # torch's: the same memory
         return "; use .detach().numpy()"
     how = ".toarray()" if hasattr(kind, "toarray") else "np.array(x)" if written else "np.asarray(x)"

@@ -12,6 +12,8 @@ ELSEWHERE = {
     "global_clipnorm": "max_norm",
     "max_grad_norm": "max_norm",
     "clipvalue": "max_value",
+    "grad_clip": "max_norm",
+    "wd": "weight_decay",
     "ema_momentum": "ema_decay",
     "num_threads": "threads",
 }

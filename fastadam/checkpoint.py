@@ -307,6 +307,11 @@ def fitting(
             if saved["class"] != ours:
                 raise ValueError(f"{file!r} has the state of {saved['class']}, not of {ours}")
             keys = [str(key) for key in optimizer.state]
+            if saved["keys"] != keys and sorted(saved["keys"]) == sorted(keys):
+                raise ValueError(
+                    f"{file!r} has the same parameters in other groups: {saved['keys']}, the optimizer {keys}; make it "
+                    "with the groups, or the overrides, of the one that was saved"
+                )
             if saved["keys"] != keys:
                 raise ValueError(f"{file!r} has the parameters {saved['keys']}, the optimizer {keys}")
             counts = [group["count"] for group in saved["groups"]]

@@ -252,6 +252,8 @@ class Optimizer:
         for name in values:
             if name not in self._defaults:
                 hint = did_you_mean(name, self._defaults)
+                if name in Around.__annotations__:
+                    hint = " (it is an argument of the optimizer, for all groups)"
                 raise ValueError(f"unknown hyper-parameter {name!r} in {where}{hint}; known are {list(self._defaults)}")
 
     def _add(self, group: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> None:
@@ -373,7 +375,7 @@ class Optimizer:
             raise TypeError("grad must not be None: leave the call out")
         try:
             i = self._engine.index_of(key)
-        except KeyError:
+        except (KeyError, TypeError):  # or no key at all
             raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
         self._engine.step_one(i, grad, self.param_groups, grad_scale, self._settings)
 
@@ -427,7 +429,8 @@ class Optimizer:
             return
         for parameter in own:
             if parameter.name not in ("self", "params") and not hasattr(cls, parameter.name):
-                setattr(cls, parameter.name, property(partial(Optimizer._shared, name=parameter.name)))
+                text = f"{parameter.name} of all groups. ValueError if they differ; it is set in `param_groups`."
+                setattr(cls, parameter.name, property(partial(Optimizer._shared, name=parameter.name), doc=text))
         all_options = inspect.signature(Optimizer.__init__).parameters.values()
         common = [p for p in all_options if p.name in Around.__annotations__]
         cls.__init__.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
@@ -787,7 +790,7 @@ class Optimizer:
         table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         clipping = f"max_norm={self.max_norm}, max_value={self.max_value}, nonfinite={self.nonfinite!r}"
         averages = f"ema_decay={self.ema_decay}, accumulate={self.accumulate}"
-        threads = f"threads={self.threads}, last step {self.threads_used}"
+        threads = f"threads={self.threads}, {self.threads_used} used by the last step"
         return "\n".join([type(self).__name__, *table, f"{clipping}; {averages}; steps={self.steps}; {threads}"])
 
 

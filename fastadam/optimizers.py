@@ -37,7 +37,7 @@ class Adam(Optimizer):
     eps_hat : bool, default False
         Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
         lr * sqrt(1 - beta2**t), and v is not corrected.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -113,7 +113,7 @@ class AdamW(Adam):
     ----------
     params, lr, betas, eps, amsgrad, maximize, bias_correction, eps_root, eps_hat
         As for `Adam`.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
         What surrounds the rule, as for every optimizer: see `Optimizer`.
     weight_decay : float or callable, default 1e-2, finite, >= 0
         Decay of the parameters per step, in units of lr.
@@ -202,7 +202,7 @@ class NAdam(Optimizer):
         p *= 1 - lr * weight_decay instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -282,7 +282,7 @@ class RAdam(Optimizer):
         p *= 1 - lr * weight_decay instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -357,7 +357,7 @@ class Adamax(Optimizer):
         L2 penalty: g += weight_decay * p.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -431,7 +431,7 @@ class SGD(Optimizer):
         Look ahead; needs dampening 0, and momentum > 0 at first.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -523,7 +523,7 @@ class RMSprop(Optimizer):
         Divide by the standard deviation of the gradient instead.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises
@@ -602,7 +602,7 @@ class Adagrad(Optimizer):
         Added to the root.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file
+    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
         What surrounds the rule, as for every optimizer: see `Optimizer`.
 
     Raises

@@ -17,7 +17,7 @@ class State(Mapping[Any, Mapping[str, Any]]):
     def __getitem__(self, key: Any) -> Mapping[str, Any]:
         try:
             i = self._engine.index_of(key)
-        except KeyError:
+        except (KeyError, TypeError):  # or no key at all
             raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
         return Entry(self._engine.entry(i))
 

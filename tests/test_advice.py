@@ -113,6 +113,17 @@ def test_gradients_of_other_libraries_are_converted():
     assert np.array_equal(p, np.full(3, 0.25))
 
 
+def test_what_stands_for_arrays_and_is_none_is_explained():
+    w = {"W": np.ones(2)}
+    refused(w.values, "got a builtin_function_or_method; call it$")
+    trained(*w.values())
+    refused({"W": [1.0, 2.0]}, r"'W.0' must be .*, got a float; make one array of the numbers that belong together")
+    opt = fastadam.SGD(w)
+    for missing in lambda: opt.step_one(w["W"], np.ones(2)), lambda: opt.state[w["W"]]:
+        with pytest.raises(KeyError, match="no parameter array.*there are"):
+            missing()
+
+
 def test_arrays_in_an_object_array_are_given_as_a_list():
     a, b = np.ones(2), np.ones((3, 1))
     x = np.empty(2, object)

@@ -131,6 +131,7 @@ def test_signatures_show_every_option_with_its_type(cls):
     }
     text = pydoc.plain(pydoc.render_doc(cls))
     assert "max_norm: float | None = None" in text and "**" not in text.splitlines()[2]
+    assert "partial(" not in text and "state_file, overrides" in text
 
 
 def test_signature_of_adam_update_is_that_of_its_twin():

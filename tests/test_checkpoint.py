@@ -172,7 +172,7 @@ def test_what_does_not_match_is_said_and_changes_nothing(path):
     refused(ValueError, "amsgrad=False, the optimizer True", make=lambda p: fastadam.Adam(p, amsgrad=True))
     fewer = model()
     del fewer["empty"]
-    with pytest.raises(ValueError, match="has the parameters"):
+    with pytest.raises(ValueError, match="has the (same )?parameters"):
         fastadam.Adam(fewer).load(path)
 
 
@@ -1002,7 +1002,7 @@ def test_counts_and_orders_that_lie_are_refused(tmp_path):
         assert snapshot(opt) == before
 
     attempt(lambda text: text["optimizer"]["groups"][0].update(count=10**12), "has groups of")
-    attempt(lambda text: text["optimizer"]["keys"].reverse(), "has the parameters")
+    attempt(lambda text: text["optimizer"]["keys"].reverse(), "has the (same )?parameters")
     attempt(lambda text: text.update(format=0), "format 0")
 
 
