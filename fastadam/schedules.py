@@ -140,8 +140,8 @@ class _Warmup(_Schedule):
             return self.end
         return self._down((t - self.warmup_steps) / (self.total_steps - self.warmup_steps))
 
-    def _down(self, share: float) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _down(self, share: float) -> float: ...
 
 
 @dataclass(frozen=True)
