@@ -4,7 +4,7 @@
  *   - array[FA_PARAM] and the state arrays hold n elements of the kernel's type, aligned, and overlap nothing
  *     but themselves, or are NULL where there is none; array[FA_GRAD] holds n elements, is only read, and overlaps
  *     nothing that is written;
- *   - kernel and factors belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
+ *   - kernel and coefficients belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
  * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and OpenBLAS,
  * and threads. Where the system has no threads to give, steps take those that there are. A BLAS call on our threads cannot
@@ -61,11 +61,11 @@ enum { FA_SQUARES = 4096 };
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
 
-/* The order of a task's arrays. M, V and W are state: what each holds is said by the family (factors.c). EMA is the
+/* The order of a task's arrays. M, V and W are state: what each holds is said by the family (coefficients.c). EMA is the
  * moving average of the parameters, SUM that of gradients that wait for a step. */
 enum { FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_ARRAYS, FA_STATE = FA_M, FA_STATES = 5 };
 
-/* ---- families of rules (factors.c) ---------------------------------------------------------------------- */
+/* ---- families of rules (coefficients.c) ---------------------------------------------------------------------- */
 
 /* What the user chose: every hyper-parameter of every family. */
 typedef struct {
@@ -84,13 +84,29 @@ typedef struct {
     double eps_root, eps;
     double grad_size;            /* NAdam: what the gradient itself contributes */
     double product;              /* NAdam: of all momenta up to and with this step */
-} fa_factors;
+} fa_coefficients;
 
-/* What the loops around a rule read. */
+/* What the loops before and after a rule read. */
 typedef struct {
     double s, mean, limit;       /* gradient: (SUM + s*g) * mean, clipped to [-limit, limit] */
     double decay, rest;          /* average: EMA = decay*EMA + rest*p, rest is 1 - decay */
-} fa_around;
+} fa_wrap;
+
+/* What each hyper-parameter may be, and where it is in fa_options. */
+typedef enum {
+    FA_MAGNITUDE, /* a number, finite, >= 0 */
+    FA_BETA,      /* a number in [0, 1) */
+    FA_BETAS,     /* a pair of these */
+    FA_FLAG,
+    FA_FIXED_FLAG, /* decided when the group is made, because it needs state */
+    FA_INITIAL     /* a magnitude that only the first state depends on, so no schedule */
+} fa_kind;
+typedef struct {
+    const char *name;
+    fa_kind kind;
+    size_t offset;
+} fa_hyper;
+extern const fa_hyper fa_hypers[]; /* the last has no name */
 
 /* An optimizer: its loop, its coefficients, its state. */
 typedef struct {
@@ -98,15 +114,15 @@ typedef struct {
     const char *state[3];                                         /* names of M, V, W, or NULL */
     fa_rule loop;
     int (*flags)(const fa_options *options);                      /* those of the loop that decay does not decide */
-    void (*coefficients)(int64_t step, const fa_options *options, fa_factors *f);
+    void (*coefficients)(int64_t step, const fa_options *options, fa_coefficients *f);
 } fa_family;
 
 const fa_family *fa_family_named(const char *name);               /* or NULL */
 fa_rule fa_rule_of(const fa_family *family, const fa_options *options);
 
 /* `product` is the one after the step before, 1 at the start. */
-void fa_factors_at(const fa_family *family, int64_t step, const fa_options *options, double grad_scale, double product,
-                   fa_factors *out);
+void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *options, double grad_scale, double product,
+                   fa_coefficients *out);
 
 /* ---- kernels and instruction sets (kernels.c, cpu.c) ---------------------------------------------------- */
 
@@ -133,9 +149,9 @@ struct fa_task {
     const fa_kernel *kernel;
     void *array[FA_ARRAYS];
     int64_t n;
-    const void *factors; /* of FA_SUM_SQUARES: where its sums go; of loops around a rule: fa_around */
+    const void *coefficients; /* of FA_SUM_SQUARES: where its sums go; of loops before and after a rule: fa_wrap */
     const fa_kernel *before, *after; /* loops that run block by block with the rule, or NULL */
-    const fa_around *around;
+    const fa_wrap *wrap;
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 
@@ -167,11 +183,97 @@ int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tune
 int fa_order(int threads); /* how many there are for such an order; fa_has_room asks without a call of the system */
 int fa_ran_on_blas(void); /* did the last step that could take several threads run on OpenBLAS's team? */
 
-/* Update elements [begin, end) of one task with its kernel (staging.c). */
+/* Update elements [begin, end) of one task with its kernel (blocks.c). */
 void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
 
 int fa_has_openmp(void);
 int fa_max_threads(void);       /* what the OpenMP runtime would give the calling thread; 1 without OpenMP */
+
+/* ---- a step of many parameters (step.c, norm.c) ----------------------------------------------------------- */
+
+/* The counters of a parameter, in memory or in a state file. */
+typedef struct {
+    int64_t step;
+    double product;  /* NAdam's */
+    int64_t pending; /* gradients in its sum, which wait for a step */
+} fa_record;
+_Static_assert(sizeof(fa_record) == 24, "state files have it so");
+
+/* What an optimizer does before and after its rule. */
+typedef struct {
+    int threads;                /* 0: chosen by measuring */
+    double max_norm, max_value; /* infinity: no clipping */
+    int nonfinite;
+    int64_t accumulate;
+    int average;
+    double ema_decay;
+} fa_settings;
+
+/* Parameters with the same hyper-parameters. */
+typedef struct {
+    fa_options options, taken;         /* now; those of its last step, if */
+    int stepped;                       /* it has taken one */
+    const fa_kernel *kernel[FA_REALS]; /* for each element type */
+    int64_t count;                     /* its largest step counter */
+    int64_t call;                      /* the last one that it took part in */
+    fa_coefficients *coefficients;     /* the last made then, for this counter and product: */
+    int64_t step;
+    double product;
+} fa_group;
+
+/* A parameter. */
+typedef struct {
+    void *place; /* where it was when last looked at */
+    int64_t n;
+    fa_real real;
+    fa_group *group;
+    fa_record *record;
+    int active; /* has a gradient in this call */
+    int steps;  /* which completes its sum, so it takes a step */
+} fa_slot;
+
+/* A call of step: of all parameters, or of one. */
+typedef struct {
+    const fa_family *family;
+    fa_isa isa;
+    fa_settings settings;
+    double scale;   /* grad_scale */
+    int blockwise;  /* sums of gradients, or clipping by value: block by block, before the rule */
+    int64_t number; /* of such calls */
+    fa_slot *slots; /* the parameters that it is about */
+    fa_task *tasks; /* one for each, of no length while it has nothing to do */
+    int64_t count;
+    fa_wrap *wraps;                /* room for as many */
+    fa_coefficients *coefficients; /* as above */
+    fa_task *squares;              /* the same gradients, to be summed before */
+    double *sums;                  /* of the squares, one for each block */
+} fa_call;
+
+void fa_build_task(const fa_call *call, int64_t i);
+void fa_build_wraps(fa_call *call); /* one for each number of gradients that have been summed */
+void fa_advance_counters(fa_call *call, double scale); /* and make coefficients for each group, counter and product */
+
+/* The norm is made in two: sums of squares for each block, and their total in a fixed order, so that threads do not
+ * matter. */
+int64_t fa_blocks_of_call(const fa_call *call);
+void fa_sum_squares(fa_call *call, int threads);
+double fa_add_squares(const fa_call *call);
+
+/* After fa_sum_squares: the first parameter with NaN or infinity in its gradient, or in what is made of it. If the norm is
+ * infinite and counts, it is the largest gradient where there is no other. */
+typedef enum { FA_FINITE, FA_NONFINITE, FA_OVERFLOWS, FA_NORM_OVERFLOWS } fa_anomaly;
+fa_anomaly fa_find_anomaly(const fa_call *call, int norm_counts, double scale, int64_t *which);
+
+/* ---- memory that is written (ranges.c) -------------------------------------------------------------------- */
+
+typedef struct {
+    uintptr_t begin, end;
+    int64_t slot;
+    int array;
+} fa_range;
+
+const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count); /* the first that overlaps the one behind it, or NULL */
+const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end); /* that touches it */
 
 /* ---- room for OpenMP's threads (room.c) ------------------------------------------------------------------ */
 

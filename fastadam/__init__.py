@@ -20,7 +20,7 @@ from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set
 from fastadam.blas import share_threads_with_blas
 from fastadam.checkpoint import inspect, load, save
 from fastadam.optimizer import Optimizer
-from fastadam.optimizers import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
+from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 from fastadam.tracing import Trace, trace
 
 __all__ = [

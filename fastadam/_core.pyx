@@ -6,50 +6,34 @@ memory it writes. The last thing either does before the C call is one pass that 
 """
 cimport cython
 cimport numpy as np
-from cpython.dict cimport PyDict_Update
-from cpython.number cimport PyNumber_Index
-from cpython.object cimport PyObject, PyObject_TypeCheck, PyTypeObject
-from libc.float cimport DBL_MAX, FLT_MAX
+from cpython.dict cimport PyDict_Next, PyDict_Update
+from cpython.object cimport PyObject
 from libc.math cimport INFINITY, fabs, isfinite, sqrt
-from libc.stdint cimport INT64_MAX, int64_t
-from libc.stdlib cimport qsort
+from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
+
+from fastadam._arrays cimport (
+    ALIGNED, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, flags_of, is_native, is_plain, is_ready, is_usable,
+    lines_of, nbytes_of, ndim_of, overlaps, real_of, same_layout, shape_of, size_of, type_of)
+from fastadam._csrc cimport *
+from fastadam._values cimport as_beta, as_flag, as_grad_scale, as_magnitude, as_pair, as_threads
 
 import inspect
 import os
 import warnings
-from threading import RLock
+from _thread import RLock
 from weakref import finalize
 
 import numpy
-from numpy.ma import MaskedArray
 
+from fastadam import _layout, _numbers
+from fastadam._checks import as_gradient, check_like, check_writable, copied_at_every_step, overlap_error
 from fastadam._cpus import cgroup_cpus
 from fastadam._forks import watch
 from fastadam._names import did_you_mean
 
 np.import_array()
-
-cdef extern from "numpy/arrayobject.h" nogil:
-    # NumPy's macros on borrowed pointers: no reference counting in the loop over the arrays.
-    ctypedef struct Array "PyArrayObject":
-        pass
-    int CONTIGUOUS "(NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS)"
-    int USABLE "(NPY_ARRAY_ALIGNED | NPY_ARRAY_WRITEABLE)"
-    int NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE
-    int flags_of "PyArray_FLAGS" (Array *)
-    int type_of "PyArray_TYPE" (Array *)
-    int ndim_of "PyArray_NDIM" (Array *)
-    np.npy_intp *shape_of "PyArray_DIMS" (Array *)
-    np.npy_intp *strides_of "PyArray_STRIDES" (Array *)
-    np.npy_intp itemsize_of "PyArray_ITEMSIZE" (Array *)
-    np.npy_intp size_of "PyArray_SIZE" (Array *)
-    np.npy_intp nbytes_of "PyArray_NBYTES" (Array *)
-    char *data_of "PyArray_BYTES" (Array *)
-    bint is_native "PyArray_ISNOTSWAPPED" (Array *)
-    bint is_array "PyArray_Check" (Array *)
-    bint is_exactly_array "PyArray_CheckExact" (Array *)
 
 cdef extern from *:
     void prefetch "__builtin_prefetch" (const void *) noexcept nogil
@@ -66,7 +50,6 @@ cdef extern from "Python.h":
     void PyMem_Free(void *)
 
 UPDATE_NAMES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")     # adam_update's arguments, in a task's order
-MAX_THREADS = 1024
 
 
 class PerformanceWarning(UserWarning):
@@ -78,7 +61,7 @@ class PerformanceWarning(UserWarning):
 cdef fa_isa chosen_isa = FA_BASELINE
 cdef object thread_bound = None
 cdef const fa_family *ADAM = fa_family_named("Adam")
-cdef int cpu_quota = cgroup_cpus() or MAX_THREADS
+cdef int cpu_quota = cgroup_cpus() or _numbers.MAX_THREADS
 
 
 def isas_available():
@@ -108,16 +91,6 @@ def has_openmp():
     return bool(fa_has_openmp())
 
 
-cpdef int as_threads(object threads, str name="threads") except -1:
-    """A number of threads for the driver: 0 stands for None, the automatic choice."""
-    if threads is None:
-        return 0
-    n = as_integer(threads, name, "an int or None")
-    if not 1 <= n <= MAX_THREADS:
-        raise ValueError(f"{name} must be from 1 to {MAX_THREADS}, got {n}; None lets fastadam choose")
-    return n
-
-
 def set_num_threads(n):
     """Bound the threads of every step that does not order its own with ``threads=``.
 
@@ -140,7 +113,7 @@ def set_num_threads(n):
     >>> fastadam.set_num_threads(None)
     """
     global thread_bound
-    thread_bound = as_threads(n, "n") or None
+    thread_bound = _numbers.as_threads(n, "n") or None
 
 
 def get_num_threads():
@@ -219,8 +192,24 @@ cdef bint has_fewer_threads(int order, int64_t lines, bint warn, int stacklevel)
     return there < wanted
 
 
-include "_values.pxi"
-include "_arrays.pxi"
+cdef object converted(object grad, object param, str name, bint warn, int stacklevel):
+    """The gradient rounded to the parameter's type, in the parameter's memory order."""
+    cdef fenv_t env
+    cdef fa_fp_state saved
+    like = numpy.asarray(param)
+    if warn:
+        warnings.warn(copied_at_every_step(grad, like, name), PerformanceWarning, stacklevel=stacklevel)
+    copy = numpy.empty_like(like)
+    with numpy.errstate(all="ignore"):      # what overflows becomes Inf, as IEEE rounding has it
+        fegetenv(&env)                      # long double is rounded by the x87 unit, which has a state of its own
+        fesetenv(FE_DFL_ENV)
+        fa_fp_default(&saved)
+        try:
+            numpy.copyto(copy, grad, casting="same_kind")
+        finally:
+            fa_fp_restore(&saved)
+            fesetenv(&env)
+    return copy
 
 
 # ---- the stateless step; the stateful one is in _engine.pxi ---------------------------------------------------
@@ -302,10 +291,11 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015. The placement of eps is torch's.
     """
     cdef fa_options options
-    cdef fa_factors factors
+    cdef fa_coefficients coefficients
     cdef fa_task task
     cdef Array *array[4]
     cdef bint good, asked = False
+    cdef list plain = None
     cdef int64_t t
     cdef int i, j, count = 3, order = as_threads(threads), bound = bound_of_threads()
     cdef double scale = as_grad_scale(grad_scale)
@@ -327,7 +317,10 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     options.eps_hat = as_flag(eps_hat, "eps_hat")
     if options.amsgrad != (max_exp_avg_sq is not None):
         raise ValueError("amsgrad=True needs max_exp_avg_sq, and max_exp_avg_sq needs amsgrad=True")
-    t = as_step(step)
+    step = _numbers.as_integer(step, "step", "an integer")
+    if not 1 <= step < 2**63:
+        raise ValueError(f"step counts from 1 and is less than 2**63, got {step}")
+    t = step
 
     array[0], array[1], array[2] = <Array *>param, <Array *>exp_avg, <Array *>exp_avg_sq
     if options.amsgrad:
@@ -336,16 +329,22 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
 
     while True:
         # A pass over everything that runs no Python code, unless it fails; only after one is there a C call.
-        good = is_plain(array[0]) and is_usable(array[0]) and same_layout(array[0], array[0])
-        for i in range(1, count):
+        good = True
+        for i in range(count):
             good = (good and is_plain(array[i]) and is_usable(array[i]) and type_of(array[i]) == type_of(array[0])
                     and same_layout(array[i], array[0]))
         if not good:
             check_writable(param, "param")
             for i in range(1, count):
                 check_like(<object><PyObject *>array[i], UPDATE_NAMES[i], param, "param")
-            raise ValueError("an array changed during the call")
-        if is_plain(<Array *>grad) and is_ready(<Array *>grad, array[0]):
+            if plain:
+                raise ValueError("an array changed during the call")
+            plain = [numpy.asarray(<object><PyObject *>array[i]) for i in range(count)]     # without their subclasses
+            for i in range(count):
+                array[i] = <Array *>plain[i]
+            param = plain[0]
+            continue
+        if is_ready(<Array *>grad, array[0]):
             if asked or order <= 1 or fa_has_room(order):
                 break
             asked = True
@@ -366,14 +365,14 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
             if overlaps(array[i], array[j]):
                 raise overlap_error(UPDATE_NAMES[j], UPDATE_NAMES[i])
 
-    fa_factors_at(ADAM, t, &options, scale, 1.0, &factors)
+    fa_coefficients_at(ADAM, t, &options, scale, 1.0, &coefficients)
     memset(&task, 0, sizeof(task))
     task.kernel = fa_kernel_of(chosen_isa, fa_rule_of(ADAM, &options), real_of(array[0]))
     task.array[FA_PARAM], task.array[FA_GRAD] = data_of(array[0]), data_of(<Array *>grad)
     for i in range(1, count):
         task.array[FA_STATE + i - 1] = data_of(array[i])
     task.n = size_of(array[0])
-    task.factors = &factors
+    task.coefficients = &coefficients
     with nogil:
         fa_begin_writing()
         fa_run(&task, 1, order, bound, NULL)
@@ -401,9 +400,14 @@ cdef wrong_arguments(function, tuple required, dict unknown):
 adam_update.__signature__ = signature_of(adam_update, 5)
 
 
+include "_copies.pxi"
+include "_groups.pxi"
+include "_parameters.pxi"
 include "_engine.pxi"
 
 
 assert ARRAYS == FA_ARRAYS and STATES == FA_STATES
+assert (_layout.RECORD.itemsize, _layout.HEADER.itemsize) == (sizeof(fa_record), sizeof(Header))
+assert (_layout.FLUSHED, _layout.WRITTEN, _layout.TORN) == (IS_FLUSHED, IS_WRITTEN, IS_TORN)
 select_isa(os.environ.get("FASTADAM_ISA"))
 fa_watch_forks()

@@ -64,8 +64,8 @@ def refuse_subinterpreters() -> None:
 
 def import_core() -> None:
     try:
-        # The compiled part imports these two. Freezers such as PyInstaller look for imports in .py files only.
-        from fastadam import _cpus, _forks  # noqa: F401
+        # The compiled part imports these. Freezers such as PyInstaller look for imports in .py files only.
+        from fastadam import _checks, _cpus, _forks, _layout, _names, _numbers  # noqa: F401
 
         importlib.import_module("fastadam._core")
     except ImportError as error:

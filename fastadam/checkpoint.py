@@ -28,14 +28,15 @@ from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from fastadam import _core
+from fastadam import _core, _numbers
 from fastadam.atomic import as_path, write_aside
 from fastadam.containers import Tree, as_groups
-from fastadam.state import as_counter
+from fastadam.statedict import as_counter
 from fastadam.strict_json import as_metadata, parse
 
 if TYPE_CHECKING:
-    from fastadam.optimizer import Container, Optimizer
+    from fastadam.optimizer import Optimizer
+    from fastadam.options import Container
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -233,7 +234,7 @@ def load(
             _core.copy_arrays(pairs)
         else:
             with optimizer._engine:
-                optimizer._engine.load(*optimizer._match(state, pairs))
+                optimizer._engine.load(optimizer._plan_load(state, pairs))
     return text["metadata"]
 
 
@@ -320,7 +321,7 @@ def fitting(
                 raise ValueError(f"{file!r} has groups of {counts} parameters, the optimizer of {expected}")
             state = state_dict_of(saved, arrays)
             used |= {value for entry in saved["state"] for value in entry.values() if isinstance(value, str)}
-            optimizer._match(state, pairs)
+            optimizer._plan_load(state, pairs)
     return pairs, state, used
 
 
@@ -440,7 +441,7 @@ def plain(value: Any) -> Any:
         return bool(value)
     if isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim == 1):
         return [plain(x) for x in value]
-    return _core.as_number(value, "a hyper-parameter")
+    return _numbers.as_number(value, "a hyper-parameter")
 
 
 def section(text: dict[str, Any], name: str, path: Any) -> Any:

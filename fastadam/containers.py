@@ -110,6 +110,30 @@ class Tree:
         return f" at {self.path!r}" if self.path is not None else ""
 
 
+class Structure:
+    """What `step` takes: one container or, if grouped, a list of them; and in which order the engine has the arrays."""
+
+    def __init__(self, trees: Sequence[Tree], order: list[int] | None, grouped: bool) -> None:
+        self.trees, self.order, self.began_grouped = trees, order, grouped
+        is_grouped = grouped or len(trees) != 1
+        self.whole = Tree(None, None, trees, "one for each group of the optimizer") if is_grouped else trees[0]
+
+    def read(self, container: Any) -> tuple[Tree, list[tuple[Any, Any]]]:
+        """The shape of one more container, and (key, array) for each array in it."""
+        return Tree.read(container, start=sum(tree.items for tree in self.trees))
+
+    def joined_by(self, tree: Tree, places: list[int], start: int) -> "Structure":
+        """With one more container, whose arrays the engine has in this order, after `start` others."""
+        order = [*(self.order or range(start)), *(start + place for place in places)]
+        return Structure([*self.trees, tree], None if order == [*range(len(order))] else order, self.began_grouped)
+
+    def flatten(self, grads: Any) -> list[Any]:
+        """The gradients in the engine's order; raises if their container is another than that of the parameters."""
+        flat: list[Any] = []
+        self.whole.match(grads, flat)
+        return flat if self.order is None else [flat[place] for place in self.order]
+
+
 def join(path, name):
     """The key of a part: its name or index alone at the top, else joined to the path by a dot."""
     return name if path is None else f"{path}.{name}"

@@ -1,55 +1,26 @@
 """What all optimizers have in common: groups, state, steps. No arithmetic on arrays here: `_core.Engine` does it."""
 
 import copy
-import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, TypedDict, Unpack
+from typing import Any, NoReturn
 
 import numpy as np
 
-from fastadam import _core, checkpoint
+from fastadam import _core, checkpoint, statedict
+from fastadam._checks import maps_of
 from fastadam._names import did_you_mean
-from fastadam.containers import Tree, as_groups, split
-from fastadam.state import State, as_torch, match_groups, match_state, with_own_betas
-from fastadam.state_file import StateFile, maps_of
-
-Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
-Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
-Number: TypeAlias = float | Callable[[int], Any]
-Betas: TypeAlias = Sequence[Number] | Callable[[int], Any]
-
-
-class Around(TypedDict, total=False):
-    """What every optimizer can do around its rule; `Optimizer` documents it."""
-
-    max_norm: float | None
-    max_value: float | None
-    nonfinite: Literal["propagate", "raise", "skip"]
-    accumulate: int
-    ema_decay: float | None
-    threads: int | None
-    state_file: str | os.PathLike[str] | None
-    overrides: Mapping[str, Mapping[str, Any]] | None
-
-
-SETTINGS = "threads", "max_norm", "max_value", "nonfinite", "accumulate", "ema_decay"  # in the engine's order
-
-# What programs for other libraries ask for, and what to do instead.
-INSTEAD = {
-    "params": "the arrays are in opt.param_groups[i]['params']",
-    "state_file": "it is chosen when an optimizer is made",
-    "overrides": "the groups that came of it are in opt.param_groups",
-}
+from fastadam.containers import Structure, as_groups, split
+from fastadam.options import CommonOptions, Container, Gradients, Options
+from fastadam.state_file import StateFile
+from fastadam.statedict import LoadPlan, State, with_own_betas
 
 # What happens inside a `with` that holds a lock is a call: in loops there, CPython 3.12 and 3.13 have places at which
 # Ctrl-C leaves without the end of the `with` (a jump back that its exception table does not have).
 
 
-class Optimizer:
+class Optimizer(Options):
     """What all optimizers have in common. Use one of its subclasses.
 
     Parameters
@@ -138,33 +109,6 @@ class Optimizer:
     (array([4.9]), 10.0)
     """
 
-    _family: ClassVar[str]
-    param_groups: list[dict[str, Any]]
-    max_norm: float | None
-    max_value: float | None
-    nonfinite: str
-    accumulate: int
-    ema_decay: float | None
-    threads: int | None
-    if TYPE_CHECKING:  # properties of the rules that have them; see __init_subclass__
-        betas: Any
-        eps: Any
-        eps_root: Any
-        weight_decay: Any
-        momentum: Any
-        dampening: Any
-        alpha: Any
-        lr_decay: Any
-        momentum_decay: Any
-        initial_accumulator_value: Any
-        decoupled_weight_decay: bool
-        amsgrad: bool
-        centered: bool
-        nesterov: bool
-        maximize: bool
-        bias_correction: bool
-        eps_hat: bool
-
     def __init__(
         self,
         params: Container,
@@ -181,42 +125,31 @@ class Optimizer:
         **unknown: Any,
     ) -> None:
         if unknown:
-            known = ["params", *defaults, *Around.__annotations__]
+            known = ["params", *defaults, *CommonOptions.__annotations__]
             hint = did_you_mean(next(iter(unknown)), known)
             raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}{hint}; it has {', '.join(known)}")
-        self.max_norm, self.max_value, self.nonfinite = max_norm, max_value, nonfinite
-        self.accumulate, self.ema_decay, self.threads = accumulate, ema_decay, threads
-        extras = _core.arrays_for(self._settings)
+        settings = {"threads": threads, "max_norm": max_norm, "max_value": max_value, "nonfinite": nonfinite}
+        settings |= {"accumulate": accumulate, "ema_decay": ema_decay}
+        self._engine = _core.Engine(self._family, list(defaults), settings)
         self._check_group(defaults)
         self._defaults = defaults
-        self.param_groups = []
-        self._trees: list[Tree] = []
-        self._order: list[int] | None = None  # for each of the engine's parameters its place in step's container
-        groups, self._began_grouped = as_groups(params, self._defaults)
-        if overrides is not None and self._began_grouped:
+        groups, grouped = as_groups(params, defaults)
+        if overrides is not None and grouped:
             raise ValueError("overrides go with params in one container; with groups, put the values into the groups")
+        self.param_groups = []
         store = None if state_file is None else StateFile(state_file)
         try:
-            self._engine = _core.Engine(self._family, list(defaults), extras, store)
-            if overrides is None:
+            if store is not None:
+                self._engine.keep_in(store)
+            with self._engine:
                 for group in groups:
-                    self.add_param_group(group)
-            else:
-                with self._engine:
-                    self._add(groups[0], overrides)
+                    self._add(group, overrides, grouped)
             if not self._engine.keys:
                 raise ValueError("params holds no arrays; there is nothing to optimize")
         except BaseException:
             if store is not None:
                 store.abandon()
             raise
-
-    _settings = property(attrgetter(*SETTINGS))
-
-    @staticmethod
-    def _check_group(group: dict[str, Any]) -> None:
-        """Raise if a hyper-parameter is out of range."""
-        _core.check_group(group)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters, with fresh state, and hyper-parameters of their own.
@@ -240,40 +173,30 @@ class Optimizer:
         >>> opt.add_param_group({"params": {"b": np.ones(2)}, "weight_decay": 0.0})
         >>> opt.step([{"W": np.ones((2, 2))}, {"b": np.ones(2)}])
         """
+        with self._engine:
+            self._add(group, None, self._engine.structure.began_grouped)
+
+    def _add(self, group: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]] | None, grouped: bool) -> None:
         if not isinstance(group, Mapping):
             raise TypeError(f"a parameter group must be a dict, got a {type(group).__name__}")
         if "params" not in group:
             raise ValueError("a parameter group needs the key 'params'")
-        self._check_names({name: value for name, value in group.items() if name != "params"}, "a group")
-        with self._engine:
-            self._add(group, {})
-
-    def _check_names(self, values: Mapping[str, Any], where: str) -> None:
-        for name in values:
-            if name not in self._defaults:
-                hint = did_you_mean(name, self._defaults)
-                if name in Around.__annotations__:
-                    hint = " (it is an argument of the optimizer, for all groups)"
-                raise ValueError(f"unknown hyper-parameter {name!r} in {where}{hint}; known are {list(self._defaults)}")
-
-    def _add(self, group: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> None:
-        tree, leaves = Tree.read(group["params"], start=sum(tree.items for tree in self._trees))
+        own = {name: value for name, value in group.items() if name != "params"}
+        self._check_names(own, "a group")
+        before = self._engine.structure or Structure([], None, grouped)
+        tree, leaves = before.read(group["params"])
         taken = set(self._engine.keys)
         for key, _ in leaves:
             if key in taken:
                 raise ValueError(f"two parameters have the key {key!r}; rename one")
             taken.add(key)
-        common = {**self._defaults, **{k: v for k, v in group.items() if k != "params"}}
-        parts = self._parts([key for key, _ in leaves], overrides)
-        places = [place for _, part in parts for place in part]
-        start = len(self._engine.keys)
-        order = [*(self._order or range(start)), *(start + place for place in places)]
-        changed = {"_trees": [*self._trees, tree], "_order": None if order == [*range(len(order))] else order}
+        parts = self._parts([key for key, _ in leaves], {} if overrides is None else overrides)
+        structure = before.joined_by(tree, [i for _, part in parts for i in part], len(self._engine.keys))
         for values, part in parts:
             keys, params = [leaves[i][0] for i in part], tuple(leaves[i][1] for i in part)
-            full = {"params": params, **common, **values}
+            full = {"params": params, **self._defaults, **own, **values}
             self._check_group(full)
-            self._engine.add_group(keys, params, with_own_betas(full), self.param_groups, self.__dict__, changed)
+            self._engine.add_group(keys, params, with_own_betas(full), self.param_groups, structure)
 
     def _parts(
         self, keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]
@@ -331,13 +254,8 @@ class Optimizer:
                 "step needs the gradients, in the container of the parameters: opt.step(grads); to leave one array "
                 "alone, put None in its place there"
             )
-        is_grouped = self._began_grouped or len(self._trees) > 1
-        tree = Tree(None, None, self._trees, "one for each group of the optimizer") if is_grouped else self._trees[0]
-        flat: list[Any] = []
-        tree.match(grads, flat)
-        if self._order is not None:
-            flat = [flat[place] for place in self._order]
-        self._engine.step(flat, self.param_groups, grad_scale, self._settings)
+        engine = self._engine
+        engine.step(engine.structure.flatten(grads), self.param_groups, grad_scale)
 
     def step_one(self, key: Any, grad: np.ndarray | np.floating, *, grad_scale: float = 1.0) -> None:
         """Update one parameter as soon as its gradient is there, so that the gradient's memory can be used again.
@@ -377,7 +295,7 @@ class Optimizer:
             i = self._engine.index_of(key)
         except (KeyError, TypeError):  # or no key at all
             raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
-        self._engine.step_one(i, grad, self.param_groups, grad_scale, self._settings)
+        self._engine.step_one(i, grad, self.param_groups, grad_scale)
 
     @property
     def ema(self) -> dict[Any, np.ndarray]:
@@ -417,120 +335,6 @@ class Optimizer:
         _ = self.ema
         return _core.Swapped(self._engine)
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Hyper-parameters are read as `lr` is, and signatures show the options that are taken as ``**`` one by one.
-
-        (By properties: with a `__getattr__` every step would take a fifth more instructions.)
-        """
-        super().__init_subclass__(**options)
-        signature = inspect.signature(cls.__init__)
-        own = [p for p in signature.parameters.values() if p.annotation != Unpack[Around]]
-        if len(own) == len(signature.parameters):
-            return
-        for parameter in own:
-            if parameter.name not in ("self", "params") and not hasattr(cls, parameter.name):
-                text = f"{parameter.name} of all groups. ValueError if they differ; it is set in `param_groups`."
-                setattr(cls, parameter.name, property(partial(Optimizer._shared, name=parameter.name), doc=text))
-        all_options = inspect.signature(Optimizer.__init__).parameters.values()
-        common = [p for p in all_options if p.name in Around.__annotations__]
-        cls.__init__.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
-
-    def _set(self, name: str, value: Any) -> None:
-        if name in SETTINGS and "_engine" in self.__dict__:
-            self._engine.check_settings(tuple(value if name == each else getattr(self, each) for each in SETTINGS))
-        elif name == "param_groups" and "_engine" in self.__dict__:
-            if type(value) is not list:
-                raise TypeError(f"param_groups must be a list, got a {type(value).__name__}")
-            self._engine.check_groups(value)
-        elif name in ("amsgrad", "centered") and name in self.__dict__.get("_defaults", ()):
-            raise AttributeError(f"{name} is chosen when a group is made, because it needs state: make a new optimizer")
-        elif name != "lr" and name in self.__dict__.get("_defaults", ()):
-            raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
-        elif not (name.startswith("_") or self._declares(name)):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{self._what_then(name)}")
-        super().__setattr__(name, value)
-
-    if not TYPE_CHECKING:  # for which names that are not declared are errors
-        __setattr__ = _set
-
-    def _what_then(self, name: str) -> str:
-        if name in INSTEAD:
-            return f": {INSTEAD[name]}"
-        hint = did_you_mean(name, [each for each in (*dir(type(self)), *SETTINGS) if not each.startswith("_")])
-        if type(self).__module__.startswith("fastadam."):
-            return hint
-        return f"{hint}; a class declares its own ({name} = None, or an annotation), or begins them with _"
-
-    def _declares(self, name: str) -> bool:
-        return any(name in vars(c) or name in getattr(c, "__annotations__", ()) for c in type(self).__mro__[:-1])
-
-    @property
-    def zero_grad(self) -> NoReturn:
-        """Not there: gradients are given to `step`, which only reads them."""
-        raise AttributeError("there is no zero_grad: gradients are yours, and only read; leave the call out")
-
-    def _shared(self, name: str) -> Any:
-        first = self.param_groups[0][name]
-        if any(group[name] != first for group in self.param_groups):
-            raise ValueError(f"the groups differ in {name}; read opt.param_groups[i][{name!r}]")
-        return first
-
-    @property
-    def lr(self) -> Any:
-        """The learning rate (or schedule) of all groups; setting it sets all groups.
-
-        Raises ValueError when groups differ: read `param_groups` then. Other hyper-parameters are read in the same way
-        (``opt.weight_decay``), and set in `param_groups`.
-        """
-        return self._shared("lr")
-
-    @lr.setter
-    def lr(self, value: Number) -> None:
-        self._check_group({**self._defaults, "lr": value})
-        for group in self.param_groups:
-            group["lr"] = value
-
-    @property
-    def steps(self) -> int:
-        """The largest step counter of all parameters."""
-        return max(self._engine.steps())
-
-    @property
-    def last_values(self) -> list[dict[str, Any]]:
-        """For each group, the numbers that its last step took for the hyper-parameters; what schedules gave, for one.
-
-        {} before its first step. A gradient that was left out, or only joined a sum, changes nothing.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam
-        >>> x = np.array([5.0])
-        >>> opt = fastadam.Adagrad(x, lr=lambda count: 0.5 / (count + 1))
-        >>> for _ in range(2):
-        ...     opt.step(2 * x)
-        >>> opt.last_values[0]["lr"]
-        0.25
-        """
-        return self._engine.last_values()
-
-    @property
-    def threads_used(self) -> int:
-        """The threads that the last step took; 0 before the first."""
-        return self._engine.threads_used
-
-    @property
-    def grad_norm(self) -> float | None:
-        """The global norm of the last step's gradients, grad_scale included, before clipping.
-
-        None before the first step, and where neither `max_norm` nor `nonfinite` has asked for it.
-        """
-        return self._engine.grad_norm
-
-    @property
-    def skipped_steps(self) -> int:
-        """The calls that ``nonfinite="skip"`` has left out."""
-        return self._engine.skipped
-
     @property
     def state(self) -> Mapping[Any, Mapping[str, Any]]:
         """For each key {"step": int, and the state of the rule by torch's names, "exp_avg": ndarray for example}.
@@ -554,20 +358,7 @@ class Optimizer:
         {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
         """
         with _core.Locked(self._engine):
-            return self._state_dict()
-
-    def _state_dict(self) -> dict[str, Any]:
-        self._engine.check_readable()
-        self._engine.check_groups(self.param_groups)
-        state = {i: dict(entry) for i, entry in enumerate(self.state.values())}
-        groups: list[dict[str, Any]] = []
-        start = 0
-        for group in self.param_groups:
-            stop = start + len(group["params"])
-            plain = {k: v for k, v in group.items() if k != "params" and not _core.has_schedule(v)}
-            groups.append({**plain, "params": list(range(start, stop)), "param_names": self._engine.keys[start:stop]})
-            start = stop
-        return {"state": state, "param_groups": groups}
+            return statedict.state_dict(self._engine, self.param_groups)
 
     def torch_state_dict(self) -> dict[str, Any]:
         """The state for ``load_state_dict`` of torch's optimizer of the same name (`load_state_dict` takes torch's).
@@ -589,13 +380,7 @@ class Optimizer:
         ...
         ValueError: param_groups[0] has the schedule lr, which torch does not take; set a number first
         """
-        for i, group in enumerate(self.param_groups):
-            for name, value in group.items():
-                if name != "params" and _core.has_schedule(value):
-                    raise ValueError(
-                        f"param_groups[{i}] has the schedule {name}, which torch does not take; set a number first"
-                    )
-        return as_torch(self.state_dict(), self._family)
+        return statedict.as_torch(self.state_dict(), self.param_groups, self._family)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Copy state and hyper-parameters in, from a fastadam or torch (CPU) state_dict of the same groups.
@@ -623,21 +408,12 @@ class Optimizer:
         1
         """
         with self._engine:
-            self._engine.load(*self._match(state_dict))
+            self._engine.load(self._plan_load(state_dict))
 
-    def _match(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """What the engine is to load, with pairs of (target, source) beside, if all of it fits."""
-        self._engine.check_groups(self.param_groups)
-        groups, indices = match_groups(state_dict, self.param_groups, self._engine.keys)
-        initial = []
-        for i, (ours, change) in enumerate(zip(self.param_groups, groups, strict=True)):
-            merged = {**ours, **change}
-            self._engine.check_state(i, merged)
-            initial += [merged.get("initial_accumulator_value", 0.0)] * len(ours["params"])
-        sources = {id(target): source for target, source in others}  # averages begin with what the parameters will be
-        params = [sources.get(id(arrays[0]), arrays[0]) for arrays in self._engine.arrays]
-        state = match_state(state_dict, indices, self.state, params, initial)
-        return self.param_groups, groups, *state, list(others)
+    def _plan_load(
+        self, state_dict: Mapping[str, Any], others: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+    ) -> LoadPlan:
+        return statedict.plan_load(self._engine, self.param_groups, state_dict, others)
 
     @checkpoint.by_name(
         "opt.save(path, metadata=..., progress=...), or fastadam.save(path, params=..., optimizer=opt), to save both"
@@ -730,18 +506,18 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
         with _core.Locked(self._engine):
-            self._engine.check_readable()
-            self._engine.check_groups(self.param_groups)
             engine = self._engine
+            engine.check_readable()
+            engine.check_groups(self.param_groups)
             saved = {
                 "keys": list(engine.keys),
-                "made": engine.made(),
+                "masks": [group.mask for group in engine.groups],
                 "arrays": [arrays[1:] for arrays in engine.arrays],
-                "steps": engine.steps(),
-                "products": engine.products(),
-                "summed": engine.summed(),
+                "records": engine.records(),
+                "settings": dict(engine.settings),
                 "skipped": engine.skipped,
-                "extras": engine.extras,
+                "structure": engine.structure,
+                "wrap_mask": engine.wrap_mask,
             }
             return {**self.__dict__, "_engine": saved}
 
@@ -755,14 +531,14 @@ class Optimizer:
                     "mmap_mode='c' to Parallel, mmap_mode='c' to load"
                 )
         self.__dict__.update(attributes)
-        self._engine = _core.Engine(self._family, list(self._defaults), saved["extras"])
-        self._engine.skipped = saved["skipped"]
+        engine = self._engine = _core.Engine(self._family, list(self._defaults), saved["settings"], saved["wrap_mask"])
+        engine.skipped = saved["skipped"]
         remaining = iter(saved["keys"])
-        with self._engine:
-            for group, made in zip(self.param_groups, saved["made"], strict=True):
-                params = group["params"]
-                self._engine.add_group([next(remaining) for _ in params], params, group, [], {}, {}, made)
-            self._engine.load([], [], saved["arrays"], saved["steps"], saved["products"], saved["summed"], [])
+        with engine:
+            for group, mask in zip(self.param_groups, saved["masks"], strict=True):
+                keys = [next(remaining) for _ in group["params"]]
+                engine.add_group(keys, group["params"], group, [], saved["structure"], mask)
+            engine.load(LoadPlan([], [], saved["arrays"], saved["records"]))
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")
@@ -773,29 +549,3 @@ class Optimizer:
             memo[id(self)] = copied
             copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return copied
-
-    def __repr__(self) -> str:
-        """A table of the groups with their values now, and what surrounds the rule."""
-        if "_engine" not in self.__dict__:
-            return f"<{type(self).__name__} that was not made>"
-        numbers = [name for name, value in self._defaults.items() if not isinstance(value, bool | np.bool_)]
-        flags = [name for name in self._defaults if name not in numbers]
-        rows = [("group", "arrays", "elements", *numbers, "flags")]
-        for i, (group, last) in enumerate(zip(self.param_groups, self.last_values, strict=False)):
-            arrays = group.get("params", ())
-            values = [shown(group.get(name, "missing"), last.get(name)) for name in numbers]
-            on = ", ".join(name for name in flags if group.get(name))
-            rows.append((str(i), str(len(arrays)), str(sum(array.size for array in arrays)), *values, on or "none"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        clipping = f"max_norm={self.max_norm}, max_value={self.max_value}, nonfinite={self.nonfinite!r}"
-        averages = f"ema_decay={self.ema_decay}, accumulate={self.accumulate}"
-        threads = f"threads={self.threads}, {self.threads_used} used by the last step"
-        return "\n".join([type(self).__name__, *table, f"{clipping}; {averages}; steps={self.steps}; {threads}"])
-
-
-def shown(value: Any, last: Any) -> str:
-    """A hyper-parameter in a table; of a schedule, what it gave last."""
-    if not _core.has_schedule(value):
-        return str(value)
-    return "schedule" if last is None else f"schedule, last {last}"

@@ -15,13 +15,12 @@ Pickle and `copy.deepcopy` take them, alone or inside an optimizer. To change on
 """
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from fastadam._core import as_number
+from fastadam._numbers import as_count, as_number
 
 __all__ = ["constant", "exponential", "one_cycle", "piecewise", "warmup_cosine", "warmup_linear"]
 
@@ -40,18 +39,6 @@ def _positive(value: Any, name: str) -> float:
     return x
 
 
-def _count(value: Any, name: str, least: int) -> int:
-    try:
-        n = operator.index(value) if not isinstance(value, bool) else None
-    except TypeError:
-        n = None
-    if n is None:
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if n < least:
-        raise ValueError(f"{name} must be >= {least}, got {n}")
-    return n
-
-
 def _cosine(begin: float, end: float, share: float) -> float:
     """From `begin` at 0 to `end` at 1 in half a wave, level at both."""
     return end + (begin - end) * (1.0 + math.cos(math.pi * share)) / 2.0
@@ -61,7 +48,7 @@ class _Schedule(ABC):
     """What all of them have: t is checked in one place."""
 
     def __call__(self, t: int) -> float:
-        return self._at(_count(t, "t", 0))
+        return self._at(as_count(t, "t", 0))
 
     @abstractmethod
     def _at(self, t: int) -> float: ...
@@ -122,8 +109,8 @@ class _Warmup(_Schedule):
     def __post_init__(self) -> None:
         self._keep(
             peak=_magnitude(self.peak, "peak"),
-            warmup_steps=_count(self.warmup_steps, "warmup_steps", 0),
-            total_steps=_count(self.total_steps, "total_steps", 1),
+            warmup_steps=as_count(self.warmup_steps, "warmup_steps", 0),
+            total_steps=as_count(self.total_steps, "total_steps", 1),
             start=_magnitude(self.start, "start"),
             end=_magnitude(self.end, "end"),
         )
@@ -286,7 +273,7 @@ class one_cycle(_Schedule):
     def __post_init__(self) -> None:
         self._keep(
             peak=_magnitude(self.peak, "peak"),
-            total_steps=_count(self.total_steps, "total_steps", 1),
+            total_steps=as_count(self.total_steps, "total_steps", 1),
             pct_start=as_number(self.pct_start, "pct_start"),
             div_factor=_positive(self.div_factor, "div_factor"),
             final_div_factor=_positive(self.final_div_factor, "final_div_factor"),
@@ -342,7 +329,7 @@ class exponential(_Schedule):
         self._keep(
             value=_magnitude(self.value, "value"),
             rate=_magnitude(self.rate, "rate"),
-            steps=_count(self.steps, "steps", 1),
+            steps=as_count(self.steps, "steps", 1),
         )
 
     def _at(self, t: int) -> float:
@@ -392,7 +379,7 @@ class piecewise(_Schedule):
         if not isinstance(self.boundaries, Mapping):
             raise TypeError(f"boundaries must be a mapping of steps to values, got {self.boundaries!r}")
         pairs = [
-            (_count(t, "a key of boundaries", 0), _magnitude(value, f"boundaries[{t!r}]"))
+            (as_count(t, "a key of boundaries", 0), _magnitude(value, f"boundaries[{t!r}]"))
             for t, value in self.boundaries.items()
         ]
         self._keep(value=_magnitude(self.value, "value"), boundaries=dict(sorted(pairs)))

@@ -16,7 +16,7 @@ import fcntl
 import json
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from fastadam._checks import maps_of
+from fastadam._layout import FLUSHED, HEAD, HEADER, RECORD, TORN, WRITTEN
 from fastadam.atomic import as_path, folder_of
 
-FLUSHED, WRITTEN, TORN = 1, 2, 4  # more than a flipped bit apart; the engine writes the last two
-VERSION = 1
+VERSION = 2
 PAGE = 4096
-CODE = 65537  # the number of groups is stored times this, which no flipped bit leaves divisible
 LONGEST = 1 << 26  # bytes: what may describe a group
-HEADER = np.dtype([("magic", "S8"), ("version", "i8"), ("condition", "i8"), ("groups", "i8"), ("boot", "S64")])
-HEAD = np.dtype([("nbytes", "i8"), ("text_nbytes", "i8")])  # of a group, before its text
-RECORD = np.dtype([("step", "i8"), ("product", "f8"), ("summed", "i8")])  # of an array; the engine's struct Record
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -106,14 +103,16 @@ class StateFile:
         return os.fstat(self.file.fileno()).st_size
 
     def groups(self) -> int:
-        return int(self.header["groups"]) // CODE
+        return int(self.header["groups"])
 
     def check_condition(self) -> None:
         magic, version, condition, groups, boot = self.header.item()
-        if magic != b"fastadam" or groups < 0 or groups % CODE or condition not in (FLUSHED, WRITTEN, TORN):
+        if magic != b"fastadam" or groups < 0 or condition not in (FLUSHED, WRITTEN, TORN):
             raise ValueError(f"state_file {self.path!r} holds no state of fastadam; take another path")
         if version != VERSION:
-            raise ValueError(f"{self.path!r} has the version {version}; this fastadam reads {VERSION}: use a newer one")
+            raise ValueError(
+                f"{self.path!r} has the version {version}; this fastadam reads {VERSION}: use the one that wrote it"
+            )
         if condition == TORN:
             why = "was left in the middle of a step (or while it was loaded, or in swap_ema): some of it is of the step"
         elif condition == WRITTEN and (boot != this_boot() or not boot):
@@ -226,11 +225,18 @@ class StateFile:
 
     def check_records(self, records: np.ndarray, sums: bool) -> None:
         fine = (records["step"] >= 0) & (records["product"] >= 0) & (records["product"] <= 1)
-        fine &= (records["summed"] >= 0) & (records["summed"] < (2**31 if sums else 1))
+        fine &= (records["pending"] >= 0) & (records["pending"] < (2**31 if sums else 1))
         if not fine.all():
             raise ValueError(
                 f"state_file {self.path!r} is damaged: it has impossible counters; delete it, and load a checkpoint "
                 "into a new one"
+            )
+
+    def check_groups(self) -> None:
+        if len(self.maps) < self.groups():
+            raise ValueError(
+                f"state_file {self.path!r} has the state of {self.groups()} groups, the optimizer has "
+                f"{len(self.maps)}: add the others with add_param_group first"
             )
 
     def check_owner(self) -> None:
@@ -264,11 +270,7 @@ class StateFile:
         """Put everything on the disk: the parameters that are mapped from files, the state, and that it is whole."""
         self.check_owner()
         self.check_broken()
-        if len(self.maps) < self.groups():
-            raise ValueError(
-                f"state_file {self.path!r} has the state of {self.groups()} groups, the optimizer has "
-                f"{len(self.maps)}: add the others with add_param_group first"
-            )
+        self.check_groups()
         try:
             for params in self.params:
                 for mapped_params in params:
@@ -321,18 +323,6 @@ def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
         if there != here:
             return f"array {there} there, {here} here"
     return ""
-
-
-def maps_of(arrays: Iterable[np.ndarray]) -> list[mmap.mmap]:
-    """What arrays are mapped from, those that are."""
-    maps = {}
-    for array in arrays:
-        base: Any = array
-        while base is not None and not isinstance(base, mmap.mmap):
-            base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-        if base is not None:
-            maps[id(base)] = base
-    return list(maps.values())
 
 
 def this_boot() -> bytes:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import index
 from typing import Any, SupportsIndex
 
 import numpy as np
 
-from fastadam import _core
+from fastadam._numbers import as_count, as_number
 from fastadam.optimizer import Optimizer
-from fastadam.optimizers import Adam
+from fastadam.rules import Adam
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +116,7 @@ def trace(
             hint = "; give what makes one, such as functools.partial(fastadam.Adam, lr=0.1)" if name != "f" else ""
             raise TypeError(f"{name} must be callable, got a {type(value).__name__}{hint}")
     x = as_start(x0)
-    count = as_count(steps)
+    count = as_count(steps, "steps", 1)
     stepper = optimizer(x)
     check_is_over(stepper, x)
 
@@ -172,16 +171,6 @@ def as_start(x0: Any) -> np.ndarray:
     return x
 
 
-def as_count(steps: SupportsIndex) -> int:
-    try:
-        count = index(steps)
-    except TypeError:
-        raise TypeError(f"steps must be an integer, got {steps!r}") from None
-    if count < 1:
-        raise ValueError(f"steps must be >= 1, got {count}")
-    return count
-
-
 def check_is_over(stepper: Optimizer, x: np.ndarray) -> None:
     if not isinstance(stepper, Optimizer):
         raise TypeError(f"optimizer must return one of fastadam's optimizers, got a {type(stepper).__name__}")
@@ -200,4 +189,4 @@ def as_value_and_gradient(pair: Any, x: np.ndarray) -> tuple[float, np.ndarray]:
         raise TypeError(f"f must return a gradient of real numbers, got {gradient.dtype}")
     if gradient.shape != x.shape:
         raise ValueError(f"f must return a gradient of the shape of x0, {x.shape}, got {gradient.shape}")
-    return _core.as_number(value, "the value that f returns"), gradient
+    return as_number(value, "the value that f returns"), gradient

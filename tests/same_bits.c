@@ -52,7 +52,7 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads, int surround
     size_t size = real == FA_FLOAT64 ? sizeof(double) : sizeof(float);
     const char *families[] = {"Adam", "SGD", "RMSprop", "NAdam", "Adamax"};
     const fa_family *family = rule < FA_RULES ? fa_family_named(families[rule / 16]) : NULL;
-    fa_around around = {.s = 0.7, .mean = 1.0 / 3, .limit = 0.5, .decay = 0.9, .rest = 1.0 - 0.9};
+    fa_wrap wrap = {.s = 0.7, .mean = 1.0 / 3, .limit = 0.5, .decay = 0.9, .rest = 1.0 - 0.9};
     double sums[100000 / FA_SQUARES + 1] = {0};
     fa_options options = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .eps_root = 1e-12,
                           .bias_correction = 1, .momentum = 0.8, .alpha = 0.99, .momentum_decay = 4e-3};
@@ -61,7 +61,7 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads, int surround
     if (surrounded) {
         task.before = fa_kernel_of(FA_BASELINE, FA_GRADIENT + FA_SUMMED + FA_CLIPPED, real);
         task.after = rule < FA_RULES ? fa_kernel_of(FA_BASELINE, FA_AVERAGE, real) : NULL;
-        task.around = &around;
+        task.wrap = &wrap;
     }
     for (int a = 0; a < FA_ARRAYS; a++)
         task.array[a] = malloc((size_t)n * size + 1);
@@ -77,12 +77,12 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads, int surround
         }
     }
     for (int64_t step = 1; step < 4; step++) {
-        fa_factors factors;
+        fa_coefficients factors;
         fesetround(FE_UPWARD);
         if (family)
-            fa_factors_at(family, step, &options, 0.7, product, &factors);
+            fa_coefficients_at(family, step, &options, 0.7, product, &factors);
         product = family ? factors.product : product;
-        task.factors = family ? (void *)&factors : rule == FA_SUM_SQUARES ? (void *)sums : (void *)&around;
+        task.coefficients = family ? (void *)&factors : rule == FA_SUM_SQUARES ? (void *)sums : (void *)&wrap;
         fa_run(&task, 1, threads, threads, 0);
         if (fegetround() != FE_UPWARD)
             exit(1);

@@ -190,7 +190,7 @@ def test_flags_that_change_the_process_are_taken_back(flags, tmp_path):
 @pytest.mark.parametrize("flag", ["-ffast-math", "-ffinite-math-only", "-fsingle-precision-constant", "-mfpmath=387"])
 def test_other_arithmetic_does_not_compile(flag):
     """Where the flags of setup.py are not used, or do not take it back."""
-    compile_ = ["cc", "-std=c11", "-fsyntax-only", "-c", str(ROOT / "csrc" / "factors.c")]
+    compile_ = ["cc", "-std=c11", "-fsyntax-only", "-c", str(ROOT / "csrc" / "coefficients.c")]
     subprocess.run(compile_, check=True)
     version = subprocess.run(["cc", "-v"], capture_output=True, text=True, check=True).stderr
     if flag in ("-fsingle-precision-constant", "-mfpmath=387") and not (

@@ -170,7 +170,7 @@ def test_damaged_files_are_refused(path):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="holds no state of fastadam|is damaged|cut off"):
             fastadam.Adam(w, state_file=path)
-    used = [*range(HEADER.itemsize + 1), *range(4096, whole.index(b"]]}") + 3)]
+    used = [*range(HEADER.fields["condition"][1]), *range(4096, whole.index(b"]]}") + 3)]
     for bit in (8 * byte + i for byte in used for i in range(8)):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -285,7 +285,7 @@ def test_path_that_is_gone_does_not_hide_what_went_wrong(path, monkeypatch):
         path.unlink()
         raise ValueError("what went wrong")
 
-    monkeypatch.setattr(fastadam.Adam, "add_param_group", gone)
+    monkeypatch.setattr(fastadam.Adam, "_add", gone)
     with pytest.raises(ValueError, match="what went wrong"):
         fastadam.Adam(np.ones(3), state_file=path)
 

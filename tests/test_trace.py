@@ -128,7 +128,7 @@ BAD = [
     ({"f": lambda x: (x, x)}, TypeError, "the value that f returns must be a number"),
     ({"x0": ["a", "b"]}, TypeError, "x0 must be an array of float32, float64 or integers, got <U1"),
     ({"x0": np.ones(2, np.float16)}, TypeError, "got float16"),
-    ({"steps": 1.5}, TypeError, "steps must be an integer, got 1.5"),
+    ({"steps": 1.5}, TypeError, "steps must be an int, got 1.5"),
     ({"steps": 0}, ValueError, "steps must be >= 1, got 0"),
 ]
 

@@ -1,11 +1,12 @@
 """The state of an optimizer as users see it, and what a state dict must be before any of it is loaded."""
 
-from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastadam import _core
+from fastadam import _core, _numbers
+from fastadam._layout import new_records
 
 
 class State(Mapping[Any, Mapping[str, Any]]):
@@ -41,6 +42,50 @@ class Entry(dict[str, Any]):
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         return dict, (dict(self),)
+
+
+class LoadPlan(NamedTuple):
+    """What an engine is to load, after it was checked."""
+
+    param_groups: list[dict[str, Any]]
+    changes: list[dict[str, Any]]  # for each of these
+    arrays: Sequence[Sequence[np.ndarray]]  # state, for each parameter
+    records: np.ndarray  # its counters
+    others: Sequence[tuple[np.ndarray, np.ndarray]] = ()  # (target, source): parameters, for one
+
+
+def state_dict(engine: _core.Engine, param_groups: list[dict[str, Any]]) -> dict[str, Any]:
+    engine.check_readable()
+    engine.check_groups(param_groups)
+    state = {i: dict(entry) for i, entry in enumerate(State(engine).values())}
+    groups: list[dict[str, Any]] = []
+    start = 0
+    for group in param_groups:
+        stop = start + len(group["params"])
+        plain = {k: v for k, v in group.items() if k != "params" and not _core.has_schedule(v)}
+        groups.append({**plain, "params": list(range(start, stop)), "param_names": engine.keys[start:stop]})
+        start = stop
+    return {"state": state, "param_groups": groups}
+
+
+def plan_load(
+    engine: _core.Engine,
+    param_groups: list[dict[str, Any]],
+    state_dict: Mapping[str, Any],
+    others: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+) -> LoadPlan:
+    """What a state dict changes, if all of it fits; with `others` beside."""
+    engine.check_groups(param_groups)
+    changes, indices = match_groups(state_dict, param_groups, engine.keys)
+    initial = []
+    for group, ours, change in zip(engine.groups, param_groups, changes, strict=True):
+        merged = {**ours, **change}
+        group.check(merged, False)
+        initial += [merged.get("initial_accumulator_value", 0.0)] * len(ours["params"])
+    sources = {id(target): source for target, source in others}  # averages begin with what the parameters will be
+    params = [sources.get(id(arrays[0]), arrays[0]) for arrays in engine.arrays]
+    arrays, records = match_state(state_dict, indices, State(engine), params, initial)
+    return LoadPlan(param_groups, changes, arrays, records, others)
 
 
 def match_groups(
@@ -104,15 +149,15 @@ def match_state(
     state: Mapping[Any, Mapping[str, Any]],
     params: list[np.ndarray],
     initial: list[float],
-) -> tuple[list[list[np.ndarray]], list[int], list[float], list[int]]:
-    """For each of our parameters: arrays, counter, NAdam's product, and how many gradients are in its sum."""
+) -> tuple[list[list[np.ndarray]], np.ndarray]:
+    """For each of our parameters: arrays, and counters."""
     check_kind(state_dict["state"], Mapping, "state_dict['state']")
     saved_state = dict(state_dict["state"])
     unknown = saved_state.keys() - set(indices)
     if unknown:
         raise ValueError(f"state_dict['state'] has entries {list(unknown)} that no group lists in its 'params'")
-    arrays, steps, products, counts = [], [], [], []
-    for index, (key, entry), param, start in zip(indices, state.items(), params, initial, strict=True):
+    arrays, records = [], new_records(len(params))
+    for index, (key, entry), param, start, record in zip(indices, state.items(), params, initial, records, strict=True):
         where = f"state_dict['state'][{index!r}] (parameter {key!r})"
         saved = saved_state.get(index, {})
         check_kind(saved, Mapping, where)
@@ -145,18 +190,19 @@ def match_state(
                 "of the one that was saved (ema_decay, accumulate, amsgrad, momentum, ...)"
             )
         arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
-        steps.append(as_counter(saved["step"], f"{where}['step']"))
-        counts.append(as_counter(saved.get("grad_count", 0), f"{where}['grad_count']"))
-        if counts[-1] >= 2**31:
-            raise ValueError(f"{where}['grad_count'] must be less than 2**31, got {counts[-1]}")
-        products.append(as_product(saved.get("mu_product", 1.0), f"{where}['mu_product']"))
+        step = as_counter(saved["step"], f"{where}['step']")
+        count = as_counter(saved.get("grad_count", 0), f"{where}['grad_count']")
+        if count >= 2**31:
+            raise ValueError(f"{where}['grad_count'] must be less than 2**31, got {count}")
+        record["step"], record["pending"] = step, count
+        record["product"] = as_product(saved.get("mu_product", 1.0), f"{where}['mu_product']")
         is_own = any(np.shares_memory(a, entry[name]) for a, name in zip(arrays[-1], names, strict=True))
-        if is_own and (steps[-1], counts[-1]) != (entry["step"], entry.get("grad_count", 0)):
+        if is_own and (step, count) != (entry["step"], entry.get("grad_count", 0)):
             raise ValueError(
-                f"{where} says step {steps[-1]}, but its arrays are this optimizer's own, which went on to step "
+                f"{where} says step {step}, but its arrays are this optimizer's own, which went on to step "
                 f"{entry['step']}; state_dict() does not copy: keep copy.deepcopy(opt.state_dict())"
             )
-    return arrays, steps, products, counts
+    return arrays, records
 
 
 def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
@@ -203,7 +249,7 @@ def check_kind(x: Any, kind: Any, where: str) -> None:
 
 def as_counter(step: Any, where: str) -> int:
     """A step counter, which torch keeps as a float tensor."""
-    number = int(step) if type(step) is int or isinstance(step, np.integer) else _core.as_number(step, where)
+    number = int(step) if type(step) is int or isinstance(step, np.integer) else _numbers.as_number(step, where)
     if not (0 <= number < 2**63 and number == int(number)):
         raise ValueError(f"{where} must be an integer >= 0 and less than 2**63, got {step!r}")
     return int(number)
@@ -211,14 +257,20 @@ def as_counter(step: Any, where: str) -> int:
 
 def as_product(value: Any, where: str) -> float:
     """NAdam's product of momenta, which torch keeps as a float tensor."""
-    product = _core.as_number(value, where)
+    product = _numbers.as_number(value, where)
     if not 0 <= product <= 1:
         raise ValueError(f"{where} must be from 0 to 1, got {value!r}")
     return product
 
 
-def as_torch(state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+def as_torch(state_dict: dict[str, Any], param_groups: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A state_dict of ours as torch's optimizer of that name has it: with copies, as tensors."""
+    for i, group in enumerate(param_groups):
+        for option, value in group.items():
+            if option != "params" and _core.has_schedule(value):
+                raise ValueError(
+                    f"param_groups[{i}] has the schedule {option}, which torch does not take; set a number first"
+                )
     import torch
 
     groups = []

@@ -1,8 +1,32 @@
 /* From what the user chose to what the loops read: float64, once for each group and step.
- * `pow` is what Python's float ** calls, so reference.py finds the same factors. */
+ * `pow` is what Python's float ** calls, so reference.py finds the same coefficients. */
 #include <math.h>
 #include <string.h>
 #include "fastadam.h"
+
+#define HYPER(name, kind) {#name, kind, offsetof(fa_options, name)}
+const fa_hyper fa_hypers[] = {
+    HYPER(lr, FA_MAGNITUDE),
+    {"betas", FA_BETAS, offsetof(fa_options, beta1)},
+    HYPER(eps, FA_MAGNITUDE),
+    HYPER(eps_root, FA_MAGNITUDE),
+    HYPER(weight_decay, FA_MAGNITUDE),
+    HYPER(decoupled_weight_decay, FA_FLAG),
+    HYPER(amsgrad, FA_FIXED_FLAG),
+    HYPER(maximize, FA_FLAG),
+    HYPER(bias_correction, FA_FLAG),
+    HYPER(eps_hat, FA_FLAG),
+    HYPER(momentum, FA_MAGNITUDE),
+    HYPER(dampening, FA_MAGNITUDE),
+    HYPER(nesterov, FA_FLAG),
+    HYPER(alpha, FA_BETA),
+    HYPER(centered, FA_FIXED_FLAG),
+    HYPER(lr_decay, FA_MAGNITUDE),
+    HYPER(initial_accumulator_value, FA_INITIAL),
+    HYPER(momentum_decay, FA_MAGNITUDE),
+    {0},
+};
+_Static_assert(offsetof(fa_options, beta2) == offsetof(fa_options, beta1) + sizeof(double), "a pair is read as one");
 
 static double bias_correction(double beta, int64_t step, const fa_options *o)
 {
@@ -20,7 +44,7 @@ static int adam_flags(const fa_options *o)
     return o->amsgrad ? FA_AMSGRAD : 0;
 }
 
-static void adam(int64_t step, const fa_options *o, fa_factors *f)
+static void adam(int64_t step, const fa_options *o, fa_coefficients *f)
 {
     double bc1 = bias_correction(o->beta1, step, o), bc2 = bias_correction(o->beta2, step, o);
     f->step_size = o->eps_hat ? o->lr * sqrt(bc2) / bc1 : o->lr / bc1;
@@ -33,7 +57,7 @@ static int sgd_flags(const fa_options *o)
     return o->momentum == 0.0 ? 0 : o->nesterov ? FA_NESTEROV : FA_MOMENTUM;
 }
 
-static void sgd(int64_t step, const fa_options *o, fa_factors *f)
+static void sgd(int64_t step, const fa_options *o, fa_coefficients *f)
 {
     f->b1 = o->momentum;
     f->c1 = step == 1 ? 1.0 : 1.0 - o->dampening; /* the first gradient is the buffer */
@@ -45,7 +69,7 @@ static int rmsprop_flags(const fa_options *o)
     return (o->momentum == 0.0 ? 0 : FA_MOMENTUM) | (o->centered ? FA_CENTERED : 0);
 }
 
-static void rmsprop(int64_t step, const fa_options *o, fa_factors *f)
+static void rmsprop(int64_t step, const fa_options *o, fa_coefficients *f)
 {
     (void)step;
     f->b1 = o->momentum;
@@ -55,13 +79,13 @@ static void rmsprop(int64_t step, const fa_options *o, fa_factors *f)
 }
 
 /* RMSprop's loop with a sum in place of the average. */
-static void adagrad(int64_t step, const fa_options *o, fa_factors *f)
+static void adagrad(int64_t step, const fa_options *o, fa_coefficients *f)
 {
     f->b2 = f->c2 = 1.0;
     f->step_size = o->lr / (1.0 + (double)(step - 1) * o->lr_decay);
 }
 
-static void nadam(int64_t step, const fa_options *o, fa_factors *f)
+static void nadam(int64_t step, const fa_options *o, fa_coefficients *f)
 {
     double t = (double)step;
     double mu = o->beta1 * (1.0 - 0.5 * pow(0.96, t * o->momentum_decay));
@@ -73,7 +97,7 @@ static void nadam(int64_t step, const fa_options *o, fa_factors *f)
 }
 
 /* Adam's loop. While the variance of the adaptive rate is infinite, the denominator is made 1. */
-static void radam(int64_t step, const fa_options *o, fa_factors *f)
+static void radam(int64_t step, const fa_options *o, fa_coefficients *f)
 {
     double t = (double)step, power = pow(o->beta2, t);
     double bc1 = 1.0 - pow(o->beta1, t), bc2 = 1.0 - power;
@@ -89,7 +113,7 @@ static void radam(int64_t step, const fa_options *o, fa_factors *f)
     }
 }
 
-static void adamax(int64_t step, const fa_options *o, fa_factors *f)
+static void adamax(int64_t step, const fa_options *o, fa_coefficients *f)
 {
     f->step_size = o->lr / (1.0 - pow(o->beta1, (double)step));
 }
@@ -118,12 +142,12 @@ fa_rule fa_rule_of(const fa_family *family, const fa_options *o)
     return family->loop | decay | family->flags(o);
 }
 
-void fa_factors_at(const fa_family *family, int64_t step, const fa_options *o, double grad_scale, double product,
-                   fa_factors *out)
+void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *o, double grad_scale, double product,
+                   fa_coefficients *out)
 {
     fa_fp_state saved;
     fa_fp_default(&saved);
-    *out = (fa_factors){
+    *out = (fa_coefficients){
         .s = o->maximize ? -grad_scale : grad_scale,
         .wd = o->weight_decay,
         .d = 1.0 - o->lr * o->weight_decay,

@@ -48,7 +48,7 @@ static void run_loop(const fa_kernel *kernel, const fa_task *staged, void *writt
 {
     fa_task loop = *staged;
     loop.array[FA_PARAM] = written;
-    loop.factors = staged->around;
+    loop.coefficients = staged->wrap;
     kernel->run(&loop, 0, n);
 }
 

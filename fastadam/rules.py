@@ -2,7 +2,8 @@
 
 from typing import Any, Unpack
 
-from fastadam.optimizer import Around, Betas, Container, Number, Optimizer
+from fastadam.optimizer import Optimizer
+from fastadam.options import Betas, CommonOptions, Container, Number
 
 
 class Adam(Optimizer):
@@ -87,7 +88,7 @@ class Adam(Optimizer):
         bias_correction: bool = True,
         eps_root: Number = 0.0,
         eps_hat: bool = False,
-        **around: Unpack[Around],
+        **common: Unpack[CommonOptions],
     ) -> None:
         hyper = {
             "lr": lr,
@@ -101,7 +102,7 @@ class Adam(Optimizer):
             "eps_root": eps_root,
             "eps_hat": eps_hat,
         }
-        super().__init__(params, hyper, **around)
+        super().__init__(params, hyper, **common)
 
 
 class AdamW(Adam):
@@ -156,7 +157,7 @@ class AdamW(Adam):
         bias_correction: bool = True,
         eps_root: Number = 0.0,
         eps_hat: bool = False,
-        **around: Unpack[Around],
+        **common: Unpack[CommonOptions],
     ) -> None:
         super().__init__(
             params,
@@ -170,7 +171,7 @@ class AdamW(Adam):
             bias_correction=bias_correction,
             eps_root=eps_root,
             eps_hat=eps_hat,
-            **around,
+            **common,
         )
 
 
@@ -242,7 +243,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
-        **around: Unpack[Around],
+        **common: Unpack[CommonOptions],
     ) -> None:
         hyper = {
             "lr": lr,
@@ -253,7 +254,7 @@ class NAdam(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, hyper, **around)
+        super().__init__(params, hyper, **common)
 
 
 class RAdam(Optimizer):
@@ -323,7 +324,7 @@ class RAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
-        **around: Unpack[Around],
+        **common: Unpack[CommonOptions],
     ) -> None:
         hyper = {
             "lr": lr,
@@ -333,7 +334,7 @@ class RAdam(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, hyper, **around)
+        super().__init__(params, hyper, **common)
 
 
 class Adamax(Optimizer):
@@ -396,7 +397,7 @@ class Adamax(Optimizer):
         weight_decay: Number = 0.0,
         *,
         maximize: bool = False,
-        **around: Unpack[Around],
+        **common: Unpack[CommonOptions],
     ) -> None:
         hyper = {
             "lr": lr,
@@ -405,7 +406,7 @@ class Adamax(Optimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, hyper, **around)
+        super().__init__(params, hyper, **common)
 
 
 class SGD(Optimizer):
@@ -474,7 +475,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        **around: Unpack[Around],
+        **common: Unpack[CommonOptions],
     ) -> None:
         hyper = {
             "lr": lr,
@@ -484,7 +485,7 @@ class SGD(Optimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(params, hyper, **around)
+        super().__init__(params, hyper, **common)
 
     @staticmethod
     def _check_group(group: dict[str, Any]) -> None:
@@ -566,7 +567,7 @@ class RMSprop(Optimizer):
         centered: bool = False,
         *,
         maximize: bool = False,
-        **around: Unpack[Around],
+        **common: Unpack[CommonOptions],
     ) -> None:
         hyper = {
             "lr": lr,
@@ -577,7 +578,7 @@ class RMSprop(Optimizer):
             "centered": centered,
             "maximize": maximize,
         }
-        super().__init__(params, hyper, **around)
+        super().__init__(params, hyper, **common)
 
 
 class Adagrad(Optimizer):
@@ -644,7 +645,7 @@ class Adagrad(Optimizer):
         eps: Number = 1e-10,
         *,
         maximize: bool = False,
-        **around: Unpack[Around],
+        **common: Unpack[CommonOptions],
     ) -> None:
         hyper = {
             "lr": lr,
@@ -654,4 +655,4 @@ class Adagrad(Optimizer):
             "eps": eps,
             "maximize": maximize,
         }
-        super().__init__(params, hyper, **around)
+        super().__init__(params, hyper, **common)

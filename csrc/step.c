@@ -1,0 +1,85 @@
+/* One call of an optimizer's step: what each parameter's task is, and how it is counted. */
+#include <math.h>
+#include "fastadam.h"
+
+void fa_build_task(const fa_call *c, int64_t i)
+{
+    const fa_slot *slot = &c->slots[i];
+    fa_task *task = &c->tasks[i];
+    int summed = slot->record->pending ? FA_SUMMED : 0;
+    task->n = slot->n;
+    task->before = task->after = NULL;
+    if (!slot->steps) { /* the gradient only joins the sum */
+        task->array[FA_PARAM] = task->array[FA_SUM];
+        task->kernel = fa_kernel_of(c->isa, FA_GRADIENT + summed + (summed ? FA_IN_PLACE : 0), slot->real);
+        return;
+    }
+    task->array[FA_PARAM] = slot->place;
+    task->kernel = slot->group->kernel[slot->real];
+    if (c->blockwise)
+        task->before = fa_kernel_of(c->isa, FA_GRADIENT + summed + (c->settings.max_value < INFINITY ? FA_CLIPPED : 0),
+                                    slot->real);
+    if (c->settings.average)
+        task->after = fa_kernel_of(c->isa, FA_AVERAGE, slot->real);
+}
+
+void fa_build_wraps(fa_call *c)
+{
+    int64_t made = 0;
+    double mean = 0.0;
+    fa_fp_state saved;
+    fa_fp_default(&saved);
+    for (int64_t i = 0; i < c->count; i++) {
+        double its_mean = c->slots[i].steps ? 1.0 / (double)(c->slots[i].record->pending + 1) : 1.0;
+        if (made == 0 || its_mean != mean) {
+            mean = its_mean;
+            c->wraps[made++] = (fa_wrap){
+                .s = c->scale,
+                .mean = mean,
+                .limit = c->settings.max_value,
+                .decay = c->settings.ema_decay,
+                .rest = 1.0 - c->settings.ema_decay,
+            };
+        }
+        c->tasks[i].wrap = &c->wraps[made - 1];
+    }
+    fa_fp_restore(&saved);
+}
+
+/* Before the arrays are updated, which pushes the counters out of the cache: nothing in between can fail, and a state file
+ * says that a step is going on. */
+void fa_advance_counters(fa_call *c, double scale)
+{
+    int64_t made = 0;
+    c->number++;
+    for (int64_t i = 0; i < c->count; i++) {
+        fa_slot *slot = &c->slots[i];
+        fa_group *group = slot->group;
+        fa_record *record = slot->record;
+        if (!slot->active)
+            continue;
+        if (!slot->steps) {
+            c->tasks[i].coefficients = c->tasks[i].wrap;
+            record->pending++;
+            continue;
+        }
+        int is_first = group->call != c->number;
+        if (is_first) {
+            group->call = c->number;
+            group->taken = group->options;
+            group->stepped = 1;
+        }
+        if (is_first || group->step != record->step + 1 || group->product != record->product) {
+            group->step = record->step + 1;
+            group->product = record->product;
+            group->coefficients = &c->coefficients[made++];
+            fa_coefficients_at(c->family, group->step, &group->options, scale, record->product, group->coefficients);
+        }
+        c->tasks[i].coefficients = group->coefficients;
+        record->step++;
+        record->product = group->coefficients->product;
+        record->pending = 0;
+        if (group->count < record->step)
+            group->count = record->step;
+    }
+}

@@ -1,0 +1,173 @@
+"""Checks of arrays that say what is wrong, and what helps. They run where a quick test (_arrays.pxd) has failed."""
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import mmap
+
+KEEP = ", and keep the new array: it is the one that is updated"
+
+
+def is_masked(x: Any) -> bool:
+    masked = sys.modules.get("numpy.ma")  # slow to import, so not before somebody else does
+    return masked is not None and issubclass(type(x), masked.MaskedArray)
+
+
+def describe(x: Any) -> str:
+    if is_masked(x):
+        return "a masked array"
+    if isinstance(x, np.ndarray):
+        return f"an array of {x.dtype}, shape {x.shape}"
+    return f"a {type(x).__name__}"
+
+
+def array_of(x: Any, written: bool) -> str:
+    """How to get an ndarray of it."""
+    kind = type(x)
+    keep = KEEP if written else ""
+    if x is None or isinstance(x, str | bytes):
+        return ""
+    if is_masked(x):
+        return "; use .data" if written else "; use .filled(0)"
+    if isinstance(x, int | float | np.generic):
+        return f"; make one array of the numbers that belong together: np.array(x){keep}"
+    if callable(x):
+        return "; call it"
+    if hasattr(kind, "detach") and hasattr(kind, "numpy"):  # torch's: the same memory
+        return "; use .detach().numpy()"
+    how = ".toarray()" if hasattr(kind, "toarray") else "np.array(x)" if written else "np.asarray(x)"
+    return f"; use {how}{keep}"
+
+
+def real_of_complex(array: np.ndarray) -> str:
+    """How to get float32 or float64 of complex numbers, parts in turn, in the same memory where that can be."""
+    view = f".view(np.{'float32' if array.dtype.char == 'F' else 'float64'})"
+    if array.dtype.char not in "FD" or not array.dtype.isnative:
+        return f"use .astype(np.{'complex64' if array.dtype.char == 'F' else 'complex128'}){view}{KEEP}"
+    if array.ndim == 0:
+        return f"use .reshape(1){view}, which is the same memory"
+    if array.flags.c_contiguous:
+        return f"use {view}, which is the same memory"
+    if array.flags.f_contiguous:
+        return f"use .T{view}, which is the same memory"
+    return f"use np.ascontiguousarray(x){view}{KEEP}"
+
+
+def real_by_cast(array: np.ndarray, dtype: Any, keep: str = "") -> str:
+    """How to get a real type of another, where there is a way."""
+    if array.dtype == object and array.size > 0 and isinstance(array.flat[0], np.ndarray):
+        return "; give the arrays that are in it: list(x.flat)"
+    if array.dtype.fields:
+        return "; give the array of each field: x[name]"
+    try:
+        with np.errstate(all="ignore"):
+            array.astype(dtype)
+    except Exception:  # whatever it is of, these are no numbers
+        return ""
+    return f"; use .astype(np.{dtype}){keep}"
+
+
+def as_array(array: Any, name: str, written: bool) -> np.ndarray:
+    """The array without its subclass, whose attributes could be anything."""
+    if not issubclass(type(array), np.ndarray) or is_masked(array):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {describe(array)}{array_of(array, written)}")
+    return np.asarray(array)
+
+
+def maps_of(arrays: Iterable[np.ndarray]) -> "list[mmap.mmap]":
+    """The memory maps that arrays are in; empty if none is."""
+    import mmap
+
+    maps = {}
+    for array in arrays:
+        base: Any = array
+        while base is not None and not isinstance(base, mmap.mmap):
+            base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+        if base is not None:
+            maps[id(base)] = base
+    return list(maps.values())
+
+
+def writeable_by(array: np.ndarray) -> str:
+    if maps_of([array]):
+        return "open the memory map with mode='r+', or with 'c' to keep the changes in memory"
+    if not array.flags.owndata:
+        try:
+            array.view().flags.writeable = True
+        except ValueError:  # what owns its memory does not allow that
+            return f"use .copy(){KEEP}"
+    return "set .flags.writeable = True"
+
+
+def check_writable(param: Any, name: str) -> None:
+    """Raise unless the array may be updated in place."""
+    array = as_array(param, name, True)
+    if array.dtype.type not in (np.float32, np.float64):
+        complex_ = array.dtype.kind == "c"
+        how = f"; {real_of_complex(array)}" if complex_ else real_by_cast(array, "float32", KEEP)
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}{how}")
+    if not array.dtype.isnative:
+        raise ValueError(
+            f"{name} must have native byte order, got {array.dtype.str}; "
+            f"use .astype({array.dtype.newbyteorder('=').str!r}){KEEP}"
+        )
+    if not array.flags.aligned:
+        raise ValueError(f"{name} must be aligned in memory; use .copy(){KEEP}")
+    if not array.flags.writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array; {writeable_by(array)}")
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        raise ValueError(
+            f"{name} must be C- or F-contiguous, got strides {array.strides} for shape {array.shape}; "
+            f"use np.ascontiguousarray{KEEP}"
+        )
+
+
+def check_like(state: Any, name: str, param: Any, param_name: str) -> None:
+    """Raise unless a state array matches its parameter."""
+    check_writable(state, name)
+    array, like = np.asarray(state), as_array(param, param_name, True)
+    if array.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of {param_name}, {like.dtype}, got {array.dtype}")
+    if array.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
+    if not (
+        (array.flags.c_contiguous and like.flags.c_contiguous) or (array.flags.f_contiguous and like.flags.f_contiguous)
+    ):
+        raise ValueError(
+            f"{name} must have the memory order of {param_name}; use np.copy(..., order='K') or np.zeros_like"
+        )
+
+
+def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray:
+    """The gradient as an array that can be used, if need be after a conversion."""
+    like = as_array(param, param_name, True)
+    if isinstance(grad, np.floating) and like.ndim == 0:
+        grad = np.asarray(grad)
+    array = as_array(grad, name, False)
+    if array.dtype.type not in (np.float16, np.float32, np.float64, np.longdouble):
+        if array.dtype.kind == "c":
+            how = f"; use .real, or .view(np.{like.dtype}) if the parameter is such a view of complex numbers"
+            if not array.dtype.isnative:
+                how += " (after .astype to native byte order)"
+        else:
+            how = real_by_cast(array, like.dtype)
+        raise TypeError(f"{name} must be float16, float32, float64 or longdouble, got {array.dtype}{how}")
+    if array.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
+    return array
+
+
+def copied_at_every_step(grad: np.ndarray, like: np.ndarray, name: str) -> str:
+    """What a PerformanceWarning says."""
+    return (
+        f"{name} is copied at every step: it is {describe(grad)}, strides {grad.strides}, and its parameter is "
+        f"{describe(like)}, strides {like.strides}; make it with that dtype and order to save the copy"
+    )
+
+
+def overlap_error(name: str, other: str) -> ValueError:
+    return ValueError(f"{name} and {other} overlap in memory; give each its own memory with .copy()")

@@ -1,0 +1,175 @@
+# Mirrors csrc/fastadam.h, nothing else.
+from libc.stdint cimport int64_t, uintptr_t
+
+cdef extern from "fastadam.h" nogil:
+    ctypedef int fa_rule
+
+    enum:
+        FA_GRADIENT
+
+    ctypedef enum fa_real:
+        FA_FLOAT32
+        FA_FLOAT64
+        FA_REALS
+
+    enum:
+        FA_PARAM
+        FA_GRAD
+        FA_EMA
+        FA_SUM
+        FA_STATE
+        FA_STATES
+        FA_ARRAYS
+
+    ctypedef struct fa_options:     # those that Cython names; fa_hypers has all
+        double lr, beta1, beta2, eps, weight_decay, eps_root, dampening, initial_accumulator_value
+        int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered
+
+    ctypedef enum fa_kind:
+        FA_MAGNITUDE
+        FA_BETA
+        FA_BETAS
+        FA_FLAG
+        FA_FIXED_FLAG
+        FA_INITIAL
+
+    ctypedef struct fa_hyper:
+        const char *name
+        fa_kind kind
+        size_t offset
+
+    const fa_hyper *fa_hypers
+
+    ctypedef struct fa_coefficients:
+        pass
+
+    ctypedef struct fa_wrap:
+        pass
+
+    ctypedef struct fa_family:
+        const char *name
+        const char *state[3]
+
+    const fa_family *fa_family_named(const char *name)
+    fa_rule fa_rule_of(const fa_family *family, const fa_options *options)
+    void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *options, double grad_scale,
+                            double product, fa_coefficients *out)
+
+    ctypedef struct fa_kernel:
+        int states
+
+    ctypedef enum fa_isa:
+        FA_BASELINE
+        FA_ISAS
+
+    const fa_kernel *fa_kernel_of(fa_isa isa, fa_rule rule, fa_real real)
+    const char *fa_isa_name(fa_isa isa)
+    int fa_isa_available(fa_isa isa)
+
+    ctypedef struct fa_task:
+        const fa_kernel *kernel
+        void *array[FA_ARRAYS]
+        int64_t n
+        const void *coefficients
+
+    ctypedef struct fa_tuner:
+        pass
+
+    enum:
+        FA_TUNERS
+
+    int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
+    int fa_order(int threads)
+    int fa_has_room(int team)
+    int fa_known_room()
+    int fa_ran_on_blas()
+    int fa_has_openmp()
+    int fa_max_threads()
+    void fa_watch_forks()
+    void fa_begin_writing()
+    void fa_end_writing()
+    void fa_mark(int64_t *where, int64_t value)
+
+    ctypedef struct fa_lender:
+        void *run       # functions that only C calls
+        void *count
+
+    void fa_borrow_from(fa_lender lender, int only_if_ordered)
+    void fa_order_from_blas(int yes)
+
+    ctypedef void *fa_blas_setter   # as above
+    enum:
+        FA_BLAS_NUMBERS
+        FA_MOST_CALLBACK
+    int fa_callback_room(int count)
+    void fa_share_with_blas(fa_blas_setter set, int share)
+
+    ctypedef struct fa_record:
+        int64_t step
+        double product
+        int64_t pending
+
+    ctypedef struct fa_settings:
+        int threads
+        double max_norm, max_value
+        int nonfinite
+        int64_t accumulate
+        int average
+        double ema_decay
+
+    ctypedef struct fa_group:
+        fa_options options, taken
+        int stepped
+        const fa_kernel *kernel[2]    # FA_REALS
+        int64_t count
+
+    ctypedef struct fa_slot:
+        void *place
+        int64_t n
+        fa_real real
+        fa_group *group
+        fa_record *record
+        int active, steps
+
+    ctypedef struct fa_call:
+        const fa_family *family
+        fa_isa isa
+        fa_settings settings
+        double scale
+        int blockwise
+        fa_slot *slots
+        fa_task *tasks
+        int64_t count
+        fa_wrap *wraps
+        fa_coefficients *coefficients
+        fa_task *squares
+        double *sums
+
+    void fa_build_task(const fa_call *call, int64_t i)
+    void fa_build_wraps(fa_call *call)
+    void fa_advance_counters(fa_call *call, double scale)
+    int64_t fa_blocks_of_call(const fa_call *call)
+    void fa_sum_squares(fa_call *call, int threads)
+    double fa_add_squares(const fa_call *call)
+
+    ctypedef enum fa_anomaly:
+        FA_FINITE
+        FA_NONFINITE
+        FA_OVERFLOWS
+        FA_NORM_OVERFLOWS
+
+    fa_anomaly fa_find_anomaly(const fa_call *call, int norm_counts, double scale, int64_t *which)
+
+    ctypedef struct fa_range:
+        uintptr_t begin, end
+        int64_t slot
+        int array
+
+    const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count)
+    const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end)
+
+    ctypedef struct fa_fp_state:
+        pass
+
+    void fa_fp_default(fa_fp_state *saved)
+    void fa_fp_restore(const fa_fp_state *saved)

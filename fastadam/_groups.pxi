@@ -1,0 +1,210 @@
+# Groups: parameters with the same hyper-parameters, which are read from a dict before each step.
+
+cdef dict KINDS = {}        # of hyper-parameters: name -> (fa_kind, offset in fa_options)
+
+cdef int note_kinds() except -1:
+    cdef const fa_hyper *hyper = fa_hypers
+    while hyper.name != NULL:
+        KINDS[(<bytes>hyper.name).decode()] = <int>hyper.kind, hyper.offset
+        hyper += 1
+
+note_kinds()
+HYPER_PARAMETERS = frozenset(KINDS)     # of all optimizers
+
+cdef object UNKNOWN = object()
+cdef double NOT_ZERO = 0.5      # for what a schedule will say later
+
+
+cdef object at(object value, int64_t count):
+    """A schedule's value after `count` steps; anything else as it is."""
+    return value if type(value) is float or not callable(value) else value(count)
+
+
+cdef int read_value(object value, str name, int kind, int64_t count, char *target) except -1:
+    cdef double *number = <double *>target
+    if kind == FA_MAGNITUDE:
+        number[0] = as_magnitude(at(value, count), name)
+    elif kind == FA_FLAG or kind == FA_FIXED_FLAG:
+        (<int *>target)[0] = as_flag(value, name)
+    elif kind == FA_BETAS:
+        beta1, beta2 = as_pair(at(value, count))
+        number[0], number[1] = as_beta(at(beta1, count), "betas[0]"), as_beta(at(beta2, count), "betas[1]")
+    elif kind == FA_BETA:
+        number[0] = as_beta(at(value, count), name)
+    else:
+        number[0] = as_magnitude(value, name)
+    return 0
+
+
+def has_schedule(value):
+    """Is a hyper-parameter, or a part of it, a schedule?"""
+    return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))
+
+
+cdef object without_schedule(object value):
+    return NOT_ZERO if callable(value) else value
+
+
+cdef int read_plain(dict group, fa_options *o) except -1:
+    """A group's hyper-parameters, without calling its schedules: each step checks what they return."""
+    memset(o, 0, sizeof(fa_options))
+    for name, value in group.items():
+        if name == "params":
+            continue
+        kind, offset = KINDS[name]
+        if kind == FA_BETAS:
+            pair = (NOT_ZERO, NOT_ZERO) if callable(value) else as_pair(value)
+            value = without_schedule(pair[0]), without_schedule(pair[1])
+        elif kind == FA_MAGNITUDE or kind == FA_BETA:
+            value = without_schedule(value)
+        read_value(value, name, kind, 0, <char *>o + <Py_ssize_t>offset)
+    return 0
+
+
+def check_group(dict group):
+    """Raise if a value in the group is out of range."""
+    cdef fa_options options
+    read_plain(group, &options)
+
+
+cdef bint stays(object value):
+    """The same object will always mean the same number."""
+    kind = type(value)
+    if kind is tuple:
+        return all([stays(part) for part in <tuple>value])
+    return kind is float or kind is int or kind is bool
+
+
+@cython.final
+cdef class Group:
+    """What an engine knows of a group. The numbers are read again where the dict holds another object than before."""
+    cdef fa_group c
+    cdef const fa_family *family
+    cdef list names             # of the family's hyper-parameters
+    cdef tuple params
+    cdef readonly int mask      # of the state that each parameter has: 1 M, 2 V, 4 W, EMA_BIT, SUM_BIT
+    cdef bint amsgrad, centered     # when it was made
+    cdef str where
+    cdef list seen              # what the dict held at the last reading: name, value, ...; or None
+    cdef fa_isa isa             # of the kernels
+    cdef readonly object records    # counters of its parameters
+
+    cdef int states_for(self, const fa_options *options) noexcept:
+        return fa_kernel_of(FA_BASELINE, fa_rule_of(self.family, options), FA_FLOAT32).states
+
+    def last_values(self):
+        """The numbers among the hyper-parameters of its last step."""
+        cdef const double *number
+        values = {}
+        for name in self.names if self.c.stepped else ():
+            kind, offset = KINDS[name]
+            if kind != FA_FLAG and kind != FA_FIXED_FLAG:
+                number = <const double *>(<const char *>&self.c.taken + <Py_ssize_t>offset)
+                values[name] = number[0]
+                if kind == FA_BETAS:
+                    values[name] = number[0], number[1]
+        return values
+
+    cdef int check_keys(self, dict values) except -1:
+        expected = ["params", *self.names]
+        for name in values:
+            if name not in expected:
+                raise ValueError(f"{self.where} has the unknown key {name!r}{did_you_mean(name, expected)}; "
+                                 f"it must have {', '.join(expected)}") from None
+        for name in expected:
+            if name not in values:
+                raise ValueError(f"{self.where} has lost its {name}; it must have {', '.join(expected)}") from None
+        return 0
+
+    cdef int check_params(self, object values) except -1:
+        if type(values) is not dict:
+            raise TypeError(f"{self.where} must be a dict, got a {type(values).__name__}")
+        if len(<dict>values) != len(self.names) + 1 or (<dict>values).get("params") is not self.params:
+            self.check_keys(values)
+            raise ValueError(f"params was replaced in {self.where}; make a new optimizer or use add_param_group")
+        return 0
+
+    cdef int check_fixed(self, const fa_options *options) except -1:
+        """State is made with the group: what needs more of it comes too late."""
+        for name, now, then in (("amsgrad", options.amsgrad, self.amsgrad),
+                                ("centered", options.centered, self.centered)):
+            if now != then:
+                raise ValueError(f"{name} was {bool(then)} when the group was added; make a new optimizer")
+        if self.states_for(options) & ~self.mask:
+            raise ValueError("momentum was 0 when the group was added, so there is no momentum_buffer; "
+                             "make a new optimizer")
+        if options.nesterov and options.dampening != 0.0:
+            raise ValueError(f"nesterov=True needs dampening 0, got {options.dampening!r}")
+        return 0
+
+    def check(self, dict values, bint is_ours):
+        """Raise unless these could be the hyper-parameters of the next step; and if a dict of ours is not whole."""
+        cdef fa_options options
+        if is_ours:
+            self.check_params(values)
+            self.check_keys(values)
+        try:
+            read_plain(values, &options)
+            self.check_fixed(&options)
+        except Exception as error:
+            if is_ours:
+                error.add_note(f"in {self.where}")
+            raise
+
+    cdef bint is_as_before(self, object values) noexcept:
+        """Compares objects, so it runs no Python code and takes no time."""
+        cdef PyObject *name
+        cdef PyObject *value
+        cdef Py_ssize_t at = 0, k = 0
+        if self.seen is None or type(values) is not dict or 2 * len(<dict>values) != len(self.seen):
+            return False
+        while PyDict_Next(values, &at, &name, &value):
+            if name != <PyObject *>self.seen[k] or value != <PyObject *>self.seen[k + 1]:
+                return False
+            k += 2
+        return True
+
+    cdef int read(self, object values, int64_t count) except -1:
+        """The hyper-parameters for the next step; schedules are called with `count`."""
+        cdef fa_rule rule
+        cdef int k
+        if not self.is_as_before(values):
+            self.read_changed(values, count)
+        elif self.isa == chosen_isa:
+            return 0
+        rule = fa_rule_of(self.family, &self.c.options)
+        for k in range(FA_REALS):
+            self.c.kernel[k] = fa_kernel_of(chosen_isa, rule, <fa_real>k)
+        self.isa = chosen_isa
+        return 0
+
+    cdef int read_changed(self, object values, int64_t count) except -1:
+        cdef fa_options *options = &self.c.options
+        cdef Py_ssize_t k = 0
+        cdef list before = self.seen, now = []
+        cdef str name = None    # of the value that is being read
+        self.check_params(values)
+        self.seen = None
+        try:
+            for key, value in list((<dict>values).items()):     # a schedule may change the dict
+                same_key = before is not None and before[k] is key
+                if not same_key and key not in self.names and key != "params":
+                    raise KeyError(key)     # which is said below
+                if not (same_key and before[k + 1] is value) and key != "params":
+                    kind, offset = KINDS[key]
+                    name = key
+                    read_value(value, name, kind, count, <char *>options + <Py_ssize_t>offset)
+                    name = None
+                now += (key, value if key == "params" or stays(value) else UNKNOWN)
+                k += 2
+            if (options.amsgrad != self.amsgrad or options.centered != self.centered
+                    or self.states_for(options) & ~self.mask or (options.nesterov and options.dampening != 0.0)):
+                self.check_fixed(options)
+        except Exception as error:
+            self.check_keys(values)
+            if name is not None and has_schedule(values[name]):
+                error.add_note(f"in the schedule {name}, called with the number of steps taken, {count}")
+            error.add_note(f"in {self.where}")
+            raise
+        self.seen = now
+        return 0

@@ -1,0 +1,54 @@
+# Quick readings of numbers and flags; what is no plain Python value goes to _numbers.py, which also has the errors.
+from libc.math cimport isfinite
+
+
+cdef inline double as_number(object value, str name) except? -1.0:
+    if type(value) is float:
+        return value
+    from fastadam import _numbers
+    return _numbers.as_number(value, name)
+
+
+cdef inline double as_magnitude(object value, str name) except? -1.0:
+    cdef double x = as_number(value, name)
+    if not (isfinite(x) and x >= 0.0):
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    return x
+
+
+cdef inline double as_beta(object value, str name) except? -1.0:
+    cdef double x = as_number(value, name)
+    if not 0.0 <= x < 1.0:
+        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+    return x
+
+
+cdef inline double as_grad_scale(object value) except? -1.0:
+    cdef double x = as_number(value, "grad_scale")
+    if not isfinite(x):
+        raise ValueError(f"grad_scale must be finite, got {value!r}")
+    return x
+
+
+cdef inline bint as_flag(object value, str name) except? -1:
+    if value is True:
+        return True
+    if value is False:
+        return False
+    from fastadam import _numbers
+    return _numbers.as_flag(value, name)
+
+
+cdef inline int as_threads(object threads) except -1:
+    """A number of threads for the driver: 0 stands for None, the automatic choice."""
+    if threads is None:
+        return 0
+    from fastadam import _numbers
+    return _numbers.as_threads(threads, "threads")
+
+
+cdef inline object as_pair(object betas):
+    if type(betas) is tuple and len(<tuple>betas) == 2:
+        return betas
+    from fastadam import _numbers
+    return _numbers.as_pair(betas)
