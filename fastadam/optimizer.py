@@ -11,10 +11,10 @@ import numpy as np
 from fastadam import _core, checkpoint, statedict
 from fastadam._checks import maps_of
 from fastadam._names import did_you_mean
-from fastadam.containers import Structure, as_groups, split
-from fastadam.options import CommonOptions, Container, Gradients, Options
+from fastadam.containers import Structure, as_groups
+from fastadam.options import CommonOptions, Container, Gradients, Options, with_own_betas
 from fastadam.state_file import StateFile
-from fastadam.statedict import LoadPlan, State, with_own_betas
+from fastadam.statedict import LoadPlan, State
 
 # What happens inside a `with` that holds a lock is a call: in loops there, CPython 3.12 and 3.13 have places at which
 # Ctrl-C leaves without the end of the `with` (a jump back that its exception table does not have).
@@ -197,28 +197,6 @@ class Optimizer(Options):
             full = {"params": params, **self._defaults, **own, **values}
             self._check_group(full)
             self._engine.add_group(keys, params, with_own_betas(full), self.param_groups, structure)
-
-    def _parts(
-        self, keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]
-    ) -> list[tuple[Mapping[str, Any], Sequence[int]]]:
-        """The groups that overrides make of one container: hyper-parameters, and places of arrays."""
-        if not isinstance(overrides, Mapping):
-            raise TypeError(f"overrides must be a dict of patterns, got a {type(overrides).__name__}")
-        if not overrides:
-            return [({}, range(len(keys)))]
-        for pattern, values in overrides.items():
-            if not isinstance(pattern, str):
-                raise TypeError(f"overrides: a pattern must be a str, got {pattern!r}")
-            where = f"overrides[{pattern!r}]"
-            if not isinstance(values, Mapping):
-                raise TypeError(f"{where} must be a dict of hyper-parameters, got a {type(values).__name__}")
-            self._check_names(values, where)
-            try:
-                self._check_group({**self._defaults, **values})
-            except (TypeError, ValueError) as error:
-                error.add_note(f"in {where}")
-                raise
-        return split(keys, {pattern: with_own_betas(values) for pattern, values in overrides.items()})
 
     def step(self, grads: Gradients = None, *, grad_scale: float = 1.0) -> None:
         """Update the parameters in place.

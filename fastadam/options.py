@@ -10,6 +10,7 @@ import numpy as np
 
 from fastadam import _core
 from fastadam._names import did_you_mean
+from fastadam.containers import split
 
 Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
 Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
@@ -138,6 +139,28 @@ class Options:
                     hint = " (it is an argument of the optimizer, for all groups)"
                 raise ValueError(f"unknown hyper-parameter {name!r} in {where}{hint}; known are {list(self._defaults)}")
 
+    def _parts(
+        self, keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]
+    ) -> list[tuple[Mapping[str, Any], Sequence[int]]]:
+        """The groups that overrides make of one container: hyper-parameters, and places of arrays."""
+        if not isinstance(overrides, Mapping):
+            raise TypeError(f"overrides must be a dict of patterns, got a {type(overrides).__name__}")
+        if not overrides:
+            return [({}, range(len(keys)))]
+        for pattern, values in overrides.items():
+            if not isinstance(pattern, str):
+                raise TypeError(f"overrides: a pattern must be a str, got {pattern!r}")
+            where = f"overrides[{pattern!r}]"
+            if not isinstance(values, Mapping):
+                raise TypeError(f"{where} must be a dict of hyper-parameters, got a {type(values).__name__}")
+            self._check_names(values, where)
+            try:
+                self._check_group({**self._defaults, **values})
+            except (TypeError, ValueError) as error:
+                error.add_note(f"in {where}")
+                raise
+        return split(keys, {pattern: with_own_betas(values) for pattern, values in overrides.items()})
+
     @staticmethod
     def _check_group(group: dict[str, Any]) -> None:
         """Raise if a hyper-parameter is out of range."""
@@ -228,6 +251,12 @@ class Options:
         averages = f"ema_decay={self.ema_decay}, accumulate={self.accumulate}"
         threads = f"threads={self.threads}, {self.threads_used} used by the last step"
         return "\n".join([type(self).__name__, *table, f"{clipping}; {averages}; steps={self.steps}; {threads}"])
+
+
+def with_own_betas(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters that were checked, with a pair of betas that is nobody else's list."""
+    betas = values.get("betas", ())
+    return {**values, "betas": tuple(betas)} if "betas" in values and not callable(betas) else dict(values)
 
 
 def shown(value: Any, last: Any) -> str:

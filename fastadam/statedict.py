@@ -7,6 +7,7 @@ import numpy as np
 
 from fastadam import _core, _numbers
 from fastadam._layout import new_records
+from fastadam.options import with_own_betas
 
 
 class State(Mapping[Any, Mapping[str, Any]]):
@@ -135,12 +136,6 @@ def match_groups(
     if len(set(indices)) != len(indices):
         raise ValueError(f"state_dict['param_groups'] lists a parameter twice: {indices}")
     return changes, indices
-
-
-def with_own_betas(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters that were checked, with a pair of betas that is nobody else's list."""
-    betas = values.get("betas", ())
-    return {**values, "betas": tuple(betas)} if "betas" in values and not callable(betas) else dict(values)
 
 
 def match_state(
