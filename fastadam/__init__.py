@@ -18,7 +18,6 @@ from fastadam import reference, schedules
 from fastadam._config import __version__, config, show_config
 from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
 from fastadam.blas import share_threads_with_blas
-from fastadam.checkpoint import inspect, load, save
 from fastadam.optimizer import Optimizer
 from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 from fastadam.tracing import Trace, trace
@@ -51,9 +50,19 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # for which names that are not there are errors
+if TYPE_CHECKING:  # for which names that are not there are errors
+    from fastadam.persist.checkpoint import inspect, load, save
+else:
 
     def __getattr__(name: str) -> object:
+        if name in ("inspect", "load", "save"):  # what they need is loaded when one of them is first used
+            from fastadam.persist import checkpoint
+
+            globals().update(inspect=checkpoint.inspect, load=checkpoint.load, save=checkpoint.save)
+            return globals()[name]
         from fastadam._names import did_you_mean
 
         raise AttributeError(f"module 'fastadam' has no attribute {name!r}{did_you_mean(name, __all__)}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

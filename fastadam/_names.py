@@ -1,7 +1,13 @@
-"""What somebody may have meant by a name that is not there."""
+"""What somebody may have meant by a name that is not there, and what to write instead."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Other libraries' names for the same, where the spelling does not tell.
 ELSEWHERE = {
@@ -25,3 +31,23 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     meant = ELSEWHERE.get(str(name), "")
     found = [meant] if meant in folded else get_close_matches(str(name).casefold(), folded, 1)
     return f" (did you mean {folded[found[0]]}?)" if found else ""
+
+
+def by_name(write: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """If arguments are given without their names, or under others, the error says what to write."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = list(signature(function).parameters)
+        unnamed = known.index("path") + 1
+
+        @wraps(function)
+        def call(*arguments: P.args, **named: P.kwargs) -> R:
+            unknown = [name for name in named if name not in known]
+            if unknown or len(arguments) > unnamed:
+                problem = f"has no {', '.join(unknown)}" if unknown else "takes only path without a name"
+                raise TypeError(f"{function.__qualname__} {problem}; write {write}")
+            return function(*arguments, **named)
+
+        return call
+
+    return decorate

@@ -7,9 +7,11 @@ remembers its shape; `Tree.match` takes a container of gradients apart in the sa
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import translate
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+
+Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
 
 
 def is_container(x):

@@ -8,12 +8,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastadam import _core, checkpoint, statedict
+from fastadam import _core, statedict
 from fastadam._checks import maps_of
-from fastadam._names import did_you_mean
-from fastadam.containers import Structure, as_groups
-from fastadam.options import CommonOptions, Container, Gradients, Options, with_own_betas
-from fastadam.state_file import StateFile
+from fastadam._names import by_name, did_you_mean
+from fastadam.containers import Container, Structure, as_groups
+from fastadam.options import CommonOptions, Gradients, Options, with_own_betas
 from fastadam.statedict import LoadPlan, State
 
 # What happens inside a `with` that holds a lock is a call: in loops there, CPython 3.12 and 3.13 have places at which
@@ -137,7 +136,11 @@ class Optimizer(Options):
         if overrides is not None and grouped:
             raise ValueError("overrides go with params in one container; with groups, put the values into the groups")
         self.param_groups = []
-        store = None if state_file is None else StateFile(state_file)
+        store = None
+        if state_file is not None:
+            from fastadam.persist.statefile import StateFile
+
+            store = StateFile(state_file)
         try:
             if store is not None:
                 self._engine.keep_in(store)
@@ -385,15 +388,19 @@ class Optimizer(Options):
         >>> new.state[0]["step"]
         1
         """
+        self._load(state_dict)
+
+    def _load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> None:
+        """Copy in a state_dict, and from each pair of (target, source) beside."""
         with self._engine:
-            self._engine.load(self._plan_load(state_dict))
+            self._engine.load(self._plan_load(state_dict, others))
 
     def _plan_load(
         self, state_dict: Mapping[str, Any], others: Sequence[tuple[np.ndarray, np.ndarray]] = ()
     ) -> LoadPlan:
         return statedict.plan_load(self._engine, self.param_groups, state_dict, others)
 
-    @checkpoint.by_name(
+    @by_name(
         "opt.save(path, metadata=..., progress=...), or fastadam.save(path, params=..., optimizer=opt), to save both"
     )
     def save(
@@ -423,12 +430,12 @@ class Optimizer(Options):
         >>> opt.state[0]["step"]
         1
         """
+        from fastadam.persist import checkpoint
+
         checkpoint.save(path, optimizer=self, metadata=metadata, progress=progress)
 
-    @checkpoint.by_name(
-        "opt.load(path, mmap=..., progress=...), or fastadam.load(path, params=..., optimizer=opt), to load both"
-    )
-    def load(self, path: str | os.PathLike[str], *, mmap: bool = False, progress: bool | None = None) -> dict[str, Any]:
+    @by_name("opt.load(path, mmap=..., progress=...), or fastadam.load(path, params=..., optimizer=opt), to load both")
+    def load(self, path: str | os.PathLike[str], *, mmap: bool = True, progress: bool | None = None) -> dict[str, Any]:
         """Copy state, counters and hyper-parameters from a file: ``fastadam.load(path, optimizer=self)``.
 
         Parameters
@@ -446,6 +453,8 @@ class Optimizer(Options):
         ...
         ValueError: path must end in .safetensors or .npz, got 'optimizer.pickle'
         """
+        from fastadam.persist import checkpoint
+
         return checkpoint.load(path, optimizer=self, mmap=mmap, progress=progress)
 
     def flush(self) -> None:

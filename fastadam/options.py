@@ -12,7 +12,6 @@ from fastadam import _core
 from fastadam._names import did_you_mean
 from fastadam.containers import split
 
-Container: TypeAlias = "np.ndarray | Mapping[Any, Container] | Iterable[Container]"
 Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
 Number: TypeAlias = float | Callable[[int], Any]
 Betas: TypeAlias = Sequence[Number] | Callable[[int], Any]

@@ -2,8 +2,9 @@
 
 from typing import Any, Unpack
 
+from fastadam.containers import Container
 from fastadam.optimizer import Optimizer
-from fastadam.options import Betas, CommonOptions, Container, Number
+from fastadam.options import Betas, CommonOptions, Number
 
 
 class Adam(Optimizer):

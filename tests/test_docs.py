@@ -8,13 +8,25 @@ from pathlib import Path
 import pytest
 
 import fastadam
+from fastadam import persist
 
 ROOT = Path(__file__).parent.parent
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
+MODULES += [f"fastadam.persist.{m.name}" for m in pkgutil.iter_modules(persist.__path__)]
 
 WITH_EXAMPLES = ["fastadam"] + [
     f"fastadam.{n}"
-    for n in ("_config", "_core", "blas", "optimizer", "optimizers", "reference", "schedules", "tracing")
+    for n in (
+        "_config",
+        "_core",
+        "blas",
+        "optimizer",
+        "optimizers",
+        "persist.checkpoint",
+        "reference",
+        "schedules",
+        "tracing",
+    )
 ]
 
 

@@ -12,7 +12,6 @@ As long as the page in memory says FLUSHED, the one on the disk may, so the firs
 """
 
 import errno
-import fcntl
 import json
 import mmap
 import os
@@ -26,7 +25,12 @@ import numpy as np
 
 from fastadam._checks import maps_of
 from fastadam._layout import FLUSHED, HEAD, HEADER, RECORD, TORN, WRITTEN
-from fastadam.atomic import as_path, folder_of
+from fastadam.persist.atomic import as_path, folder_of
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 VERSION = 2
 PAGE = 4096
@@ -49,13 +53,18 @@ class StateFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = as_path(path, "state_file")
+        if fcntl is None:
+            raise RuntimeError(
+                "state_file needs file locks (fcntl), which this system does not have; leave it out, and keep the "
+                "state with fastadam.save"
+            )
         self.owner = os.getpid()
         self.broken = False  # the disk did not take something, and the system may believe that it did
         self.maps: list[np.memmap] = []  # of the groups that an engine has
         self.params: list[list[mmap.mmap]] = []  # and what their parameters are mapped from, if they are
         self.existed = os.path.exists(self.path)
         if self.existed and not os.path.isfile(self.path):
-            raise ValueError(f"state_file {self.path!r} is no regular file")
+            raise ValueError(f"state_file {self.path!r} is not a regular file")
         self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
         try:
             self.open()
@@ -250,8 +259,7 @@ class StateFile:
         if self.broken:
             raise OSError(
                 errno.EIO,
-                "the disk did not take what was flushed, so nothing that is in the file may be believed; save a "
-                "checkpoint elsewhere",
+                "writing to disk failed, so nothing in the file can be trusted; save a checkpoint elsewhere",
                 self.path,
             )
 

@@ -5,7 +5,6 @@ What is about the data must succeed. What is not (the file's mode, syncing a fol
 
 import errno
 import os
-import secrets
 import stat
 import sys
 import warnings
@@ -35,7 +34,7 @@ def write_aside(target: Path, write: Callable[[Path], None]) -> None:
     """Write a file next to the target, and put it in the target's place when it is safely on the disk."""
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    aside = target.with_name(f".fastadam.{secrets.token_hex(8)}")
+    aside = target.with_name(f".fastadam.{os.urandom(8).hex()}")
     with folder_of(target) as sync_folder:
         try:
             # As the file that is replaced, and until then for nobody else; or what the umask leaves of a new one.

@@ -1,0 +1,138 @@
+"""From a model and its optimizer to arrays and a text, and back."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
+from fastadam import _core, _numbers
+from fastadam.containers import Tree, as_groups
+from fastadam.persist.pieces import DTYPES
+
+
+class Optimizer(Protocol):
+    """What of an optimizer is needed here."""
+
+    param_groups: list[dict[str, Any]]
+    _engine: _core.Engine
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Any]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def _plan_load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> Any: ...
+    def _load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> None: ...
+
+
+def add_params(arrays: dict[str, np.ndarray], leaves: list[tuple[Any, Any]]) -> list[str]:
+    for key, array in leaves:
+        add(arrays, f"params/{key}", array)
+    return [str(key) for key, _ in leaves]
+
+
+def leaves_of(params: Any) -> list[tuple[Any, Any]]:
+    """(key, array), with the keys that an optimizer of these parameters has."""
+    leaves: list[tuple[Any, Any]] = []
+    start = 0
+    for group in as_groups(params, ())[0]:
+        tree, found = Tree.read(group["params"], start)
+        leaves += found
+        start += tree.items
+    if not leaves:
+        raise ValueError("params holds no arrays")
+    return leaves
+
+
+def add_optimizer(arrays: dict[str, np.ndarray], optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's state_dict, with names instead of arrays."""
+    state_dict = optimizer.state_dict()
+    keys = [key for group in state_dict["param_groups"] for key in group["param_names"]]
+    entries = []
+    for key, entry in zip(keys, state_dict["state"].values(), strict=True):
+        names = {}
+        for name, value in entry.items():
+            if isinstance(value, np.ndarray):
+                add(arrays, f"optimizer/{key}/{name}", value)
+                value = f"optimizer/{key}/{name}"
+            names[name] = value
+        entries.append(names)
+    groups = [
+        {k: to_json(v) for k, v in group.items() if k not in ("params", "param_names")}
+        | {"count": len(group["params"])}
+        for group in state_dict["param_groups"]
+    ]
+    names_of_keys = [str(key) for key in keys]
+    return {"class": type(optimizer).__name__, "keys": names_of_keys, "groups": groups, "state": entries}
+
+
+def state_dict_of(saved: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {
+        i: {k: arrays[v] if isinstance(v, str) else v for k, v in entry.items()}
+        for i, entry in enumerate(saved["state"])
+    }
+    groups, start = [], 0
+    for group in saved["groups"]:
+        stop = start + group["count"]
+        rest = {k: v for k, v in group.items() if k != "count"}
+        groups.append({**rest, "params": list(range(start, stop))})
+        start = stop
+    return {"state": state, "param_groups": groups}
+
+
+def params_to_load(
+    leaves: list[tuple[Any, Any]], saved: Any, arrays: Mapping[str, np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(live array, what to copy into it)"""
+    for key, array in leaves:
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"parameter {key!r} must be a numpy.ndarray, got a {type(array).__name__}")
+    names, ours = set(saved), [str(key) for key, _ in leaves]
+    if len(set(ours)) != len(ours):
+        raise ValueError(f"two parameters have the name {Counter(ours).most_common(1)[0][0]!r} in a file; rename one")
+    missing = [key for key in ours if key not in names]
+    if missing:
+        raise ValueError(f"the checkpoint has no parameters {missing}; it has {saved}")
+    pairs = []
+    for key, array in leaves:
+        where, new = f"parameter {key!r}", arrays[f"params/{key}"]
+        if array.dtype != new.dtype:
+            raise TypeError(f"{where} is {array.dtype}, in the checkpoint {new.dtype}; nothing is ever cast")
+        if array.shape != new.shape:
+            raise ValueError(f"{where} has the shape {array.shape}, in the checkpoint {new.shape}")
+        if not array.flags.writeable:
+            raise ValueError(f"{where} must be writeable, got a read-only array; use .copy()")
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            raise ValueError(
+                f"{where} must be C- or F-contiguous, got strides {array.strides}; use np.ascontiguousarray"
+            )
+        pairs.append((array, new.view(array.dtype)))  # C has two names for one integer type
+    bounds = sorted((*byte_bounds(array), key) for key, array in leaves if array.size)
+    for (_, end, key), (begin, _, other) in pairwise(bounds):
+        if begin < end:
+            raise ValueError(f"parameters {key!r} and {other!r} overlap in memory; give each its own with .copy()")
+    return pairs
+
+
+def add(arrays: dict[str, np.ndarray], name: str, array: Any) -> None:
+    if name in arrays:
+        raise ValueError(f"two arrays would be stored as {name!r}; rename one")
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got a {type(array).__name__}")
+    if "\0" in name or len(name.encode(errors="replace")) > 60_000:
+        raise ValueError(f"{name[:100]!r} cannot be a name in a file; rename the parameter")
+    if array.dtype not in DTYPES or not array.dtype.isnative or array.dtype.str.startswith(">"):
+        raise TypeError(
+            f"{name} has the dtype {array.dtype.str}, which cannot be stored; use real numbers or bool, little-endian"
+        )
+    arrays[name] = np.asarray(array)
+
+
+def to_json(value: Any) -> Any:
+    """A hyper-parameter as JSON has it."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim == 1):
+        return [to_json(x) for x in value]
+    return _numbers.as_number(value, "a hyper-parameter")
