@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 
-from fastadam.persist.manifest import crc_of_text
+from fastadam.persist.checkpoint import crc_of_text
 from fastadam.persist.statefile import HEADER
 
 SUFFIXES = [".npz", ".safetensors"]

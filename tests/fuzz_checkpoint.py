@@ -17,7 +17,7 @@ import numpy as np
 
 with atheris.instrument_imports(include=["fastadam.persist", "fastadam.state", "zipfile", "json"]):
     import fastadam
-    from fastadam.persist.manifest import crc_of_text
+    from fastadam.persist.checkpoint import crc_of_text
     from fastadam.persist.pieces import TEXT
 
 FOLDER = Path(tempfile.mkdtemp())

@@ -412,9 +412,9 @@ def test_metadata_that_save_would_not_take_is_not_loaded(tmp_path, metadata):
     fastadam.save(path, params=np.ones(2))
     rewritten(path, lambda text: text.update(metadata=metadata))
     w = np.zeros(2)
-    with pytest.raises(ValueError, match="m.npz' is damaged or no checkpoint: metadata"):
+    with pytest.raises(ValueError, match="m.npz' is damaged or not a checkpoint: metadata"):
         fastadam.load(path, params=w)
-    with pytest.raises(ValueError, match="m.npz' is damaged or no checkpoint: metadata"):
+    with pytest.raises(ValueError, match="m.npz' is damaged or not a checkpoint: metadata"):
         fastadam.inspect(path)
     assert not w.any()
 
@@ -493,7 +493,7 @@ def test_inspect_refuses_what_would_not_be_of_the_types_it_promises(tmp_path, li
     w = {"w": np.ones(2)}
     fastadam.save(path, params=w, optimizer=fastadam.SGD(w, momentum=0.5))
     rewritten(path, LIES[lie])
-    with pytest.raises(ValueError, match="m.npz' is damaged or no checkpoint"):
+    with pytest.raises(ValueError, match="m.npz' is damaged or not a checkpoint"):
         fastadam.inspect(path)
 
 

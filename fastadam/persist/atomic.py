@@ -1,6 +1,6 @@
 """Writing files: whole or not at all.
 
-What is about the data must succeed. What is not (the file's mode, syncing a folder where that cannot be done) may fail.
+What concerns the data must succeed. The rest (the file's mode, syncing a folder where that cannot be done) may fail.
 """
 
 import errno

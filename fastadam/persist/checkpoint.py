@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import stat
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from io import BufferedReader
@@ -23,11 +24,12 @@ from fastadam._names import by_name
 from fastadam.containers import Container
 from fastadam.persist import npz, safetensors
 from fastadam.persist.atomic import as_path, write_aside
-from fastadam.persist.manifest import FORMAT, crc_of_text, read_manifest, summary
 from fastadam.persist.model import Optimizer, add_optimizer, add_params, leaves_of, params_to_load, state_dict_of
 from fastadam.persist.pieces import Place, describe, verify
-from fastadam.persist.strict_json import as_metadata
+from fastadam.persist.strict_json import as_metadata, parse
+from fastadam.state import as_counter
 
+FORMAT = 1  # of the text; what reads 1 reads all of 1, and ignores keys that it does not know
 LARGE = 1 << 30  # bytes: with more, a bar shows the progress
 TEXT_SIZE, TEXT_PER_ARRAY = 16 << 20, 4 << 10  # bytes: the longest text or header that is parsed
 FORMATS = {".npz": npz, ".safetensors": safetensors}
@@ -181,12 +183,12 @@ def load(
             "nothing to load into: pass params, optimizer or both; fastadam.inspect(path) says what is in a file"
         )
     leaves = None if params is None else leaves_of(params)
-    # All is read from the one file that is opened, whatever save puts in its place.
+    # Opened once: what save puts in its place meanwhile does not matter.
     with lock_of(optimizer), open_regular(name) as file:
-        with error_context(f"{name!r} is damaged or no checkpoint"):
+        with error_context(f"{name!r} is damaged or not a checkpoint"):
             places, raw = layout.read(file, longest_text(len(leaves or ()), optimizer))
             text = read_manifest(places, raw)
-        # What the file claims is held against the model first, so that no more is read than the model takes.
+        # The file's text is compared with the model first, so that no more is read than the model needs.
         empty = {key: np.broadcast_to(np.zeros((), place.dtype), place.shape) for key, place in places.items()}
         pairs, state, used = plan_load(empty, text, name, leaves, optimizer)
         with error_context(f"{name!r} is damaged", but=(OSError, MemoryError, ImportError)):
@@ -244,9 +246,66 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     ('SGD', 0.1, {'W': 0}, {'epoch': 3})
     """
     name, layout = format_of(path)
-    with open_regular(name) as file, error_context(f"{name!r} is damaged or no checkpoint"):
+    with open_regular(name) as file, error_context(f"{name!r} is damaged or not a checkpoint"):
         places, raw = layout.read(file, TEXT_SIZE)
         return summary(read_manifest(places, raw), places)
+
+
+def crc_of_text(text: dict[str, Any]) -> int:
+    rest = {key: value for key, value in text.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def read_manifest(places: dict[str, Place], raw: str | bytes) -> dict[str, Any]:
+    """The text, if it agrees with the file's arrays. Their elements are not read yet."""
+    text = parse(raw)
+    if text["format"] != FORMAT:
+        raise ValueError(f"it has the format {text['format']!r}; this fastadam reads {FORMAT}: use a newer one")
+    if text["crc32"] != crc_of_text(text):
+        raise ValueError("its text does not have the sum that it had when it was saved")
+    if places.keys() != text["arrays"].keys():
+        raise ValueError(f"its arrays are {sorted(places)}, expected {sorted(text['arrays'])}")
+    for name, place in places.items():
+        saved = text["arrays"][name]
+        if (place.dtype.str, list(place.shape)) != (saved["dtype"], saved["shape"]):
+            raise ValueError(f"the array {name!r} has another dtype or shape than when it was saved")
+    text["metadata"] = as_metadata(text.get("metadata", {}))  # a right sum does not make it valid
+    return text
+
+
+def summary(text: dict[str, Any], places: dict[str, Place]) -> dict[str, Any]:
+    """What `inspect` returns; raise unless all of it has the types that are promised."""
+    arrays = {name: {"dtype": place.dtype.name, "shape": place.shape} for name, place in places.items()}
+    saved = text.get("optimizer", {"class": None, "keys": [], "groups": [], "state": []})
+    keys, counts = saved["keys"], [as_counter(group["count"], "a count") for group in saved["groups"]]
+    if not (saved["class"] is None or isinstance(saved["class"], str)) or sum(counts) != len(keys):
+        raise ValueError("what it says about the optimizer contradicts itself")
+    groups, start = [], 0
+    for group, count in zip(saved["groups"], counts, strict=True):
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in group.items() if k not in ("count", "params")}
+        groups.append({"params": keys[start : start + count], **values})
+        start += count
+    entries, params = by_key(keys, saved["state"]), text.get("params", [])
+    return {
+        "format": FORMAT,
+        "optimizer": saved["class"],
+        "params": by_key(params, [dict(arrays[f"params/{key}"]) for key in params]),
+        "state": {
+            key: {name: dict(arrays[value]) for name, value in entry.items() if isinstance(value, str)}
+            for key, entry in entries.items()
+        },
+        "param_groups": groups,
+        "steps": {key: as_counter(entry["step"], "a step") for key, entry in entries.items()},
+        "metadata": text["metadata"],
+    }
+
+
+def by_key(keys: Any, values: list[Any]) -> dict[str, Any]:
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"keys must be a list of str, got {keys!r:.100}")
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key appears twice")
+    return dict(zip(keys, values, strict=True))
 
 
 def plan_load(
@@ -256,7 +315,7 @@ def plan_load(
     leaves: list[tuple[Any, Any]] | None,
     optimizer: Optimizer | None,
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any], set[str]]:
-    """What to copy into parameters, the optimizer's state_dict, and the names of the arrays used, if all of it fits."""
+    """What to copy into parameters, the optimizer's state_dict, and the names of the arrays used; or raise."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     state: dict[str, Any] = {}
     used: set[str] = set()
@@ -293,7 +352,7 @@ def section(text: dict[str, Any], name: str, path: Any) -> Any:
 
 
 def longest_text(params: int, optimizer: Optimizer | None) -> int:
-    """Bytes of text and headers that are read for so much of a model."""
+    """The most bytes of text and headers that are read for a model of this size."""
     return TEXT_SIZE + TEXT_PER_ARRAY * (params + (5 * len(optimizer.state) if optimizer is not None else 0))
 
 
@@ -328,7 +387,7 @@ def read_arrays(
 
 @contextmanager
 def error_context(what: str, but: tuple[type[Exception], ...] = (MemoryError, ImportError)) -> Iterator[None]:
-    """Whatever a hostile file provokes is a ValueError; errors of the system stay what they are, and those named."""
+    """Turn any error that a hostile file causes into a ValueError, except those of the system and those in `but`."""
     try:
         yield
     except but as error:
@@ -347,14 +406,14 @@ def check_flag(value: Any, name: str, or_none: bool = False) -> None:
 
 
 def open_regular(name: str) -> BufferedReader:
-    """Others would keep us waiting, or have no end."""
+    """Pipes and devices could block, or never end."""
     if not stat.S_ISREG(os.stat(name).st_mode):
         raise ValueError(f"{name!r} is not a regular file")
     return open(name, "rb")
 
 
 def lock_of(optimizer: Optimizer | None) -> Any:
-    """No step in between."""
+    """What keeps other threads from stepping meanwhile."""
     if optimizer is None:
         return nullcontext()
     if not hasattr(optimizer, "_engine"):

@@ -35,7 +35,7 @@ def read(file: BufferedReader, most: int) -> tuple[dict[str, Place], bytes]:
         for info in infos:
             name = info.filename.removesuffix(".npy")
             if info.compress_type != zipfile.ZIP_STORED or name == info.filename or name in places:
-                raise ValueError(f"the member {info.filename!r} is not a stored .npy, or stands twice")
+                raise ValueError(f"the member {info.filename!r} is not a stored .npy, or appears twice")
             places[name] = place_of_member(file, members, info)
     if TEXT not in places:
         raise ValueError(f"it has no member {TEXT!r}, so fastadam.save has not written it")
@@ -61,7 +61,7 @@ def place_of_member(file: BufferedReader, members: zipfile.ZipFile, info: zipfil
 
 
 class Bounded:
-    """A file of which no more than so many bytes are read at once, whatever is in it."""
+    """A file of which at most so many bytes are read at once."""
 
     def __init__(self, file: BufferedReader, most: int) -> None:
         self.file, self.most = file, most

@@ -1,4 +1,4 @@
-"""JSON without what parsers disagree about: names that stand twice, NaN, keys that are no text."""
+"""Strict JSON: no name twice in an object, no NaN, no keys that are not text. Parsers disagree about these."""
 
 import json
 import math
@@ -10,21 +10,21 @@ METADATA_SIZE, METADATA_DEPTH = 1 << 20, 100  # bytes as JSON, and levels: withi
 
 
 def parse(raw: str | bytes) -> dict[str, Any]:
-    """A text that must be an object."""
+    """Parse a text that must be an object."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name stands twice")
+            raise ValueError("a name appears twice")
         return dict(pairs)
 
     text = json.loads(raw, object_pairs_hook=unique)
     if not isinstance(text, dict):
-        raise ValueError("its text is no object")
+        raise ValueError("its text is not an object")
     return text
 
 
 def as_metadata(metadata: Any) -> dict[str, Any]:
-    """A copy, as JSON gives it back."""
+    """A copy of the metadata, as it comes back from JSON."""
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata must be a dict that JSON can hold, got a {type(metadata).__name__}")
     check_json(metadata, (), 1, [METADATA_SIZE])
@@ -37,8 +37,8 @@ def as_metadata(metadata: Any) -> dict[str, Any]:
 def check_json(value: Any, place: tuple[Any, ...], level: int, left: list[int]) -> None:
     """Raise if JSON cannot hold a value, or would give back another.
 
-    The place is (place of what it is in, key), () at the top. What is left of the bytes bounds the work: a dict that is
-    in several places is small in memory, and may be endless in a file.
+    `place` is (place of the container, key), and () at the top. `left` counts down the bytes, which bounds the work: a
+    dict that is in several places is small in memory, and may be endless in a file.
     """
     left[0] -= 1 + (len(value) if isinstance(value, str) else 0)
     if left[0] < 0:
