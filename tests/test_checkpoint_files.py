@@ -369,6 +369,7 @@ def check_memory(path, mebibytes):
         fastadam.load(path, **large, mmap=False)
     assert not large["params"]["w"].any()
     fastadam.load(path, **large)
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert (large["params"]["w"] == 0.5).all() and large["optimizer"].state["f"]["momentum_buffer"].all()
 
 
