@@ -63,20 +63,19 @@ def save(
     Raises
     ------
     TypeError, ValueError
-        Nothing to save, a path, an array or metadata that cannot be stored, two keys with one name; or an array was
-        changed by another thread meanwhile. What was there before still is.
+        There is nothing to save; a path, an array or metadata cannot be stored; two keys have one name; or another
+        thread changed an array meanwhile. The old file is kept.
     ImportError
         ``progress=True`` needs tqdm.
     OSError
-        The file could not be written. What was there before still is. (Or, if syncing the folder failed, the new file
-        is there, and may be gone after a power failure.) A kill may leave a hidden file next to it, .fastadam.*; delete
-        it.
+        The file could not be written. The old file is kept. (If only syncing the folder failed, the new file is there,
+        and may be gone after a power failure.) A kill may leave a hidden file next to it, .fastadam.*; delete it.
 
     Warns
     -----
     RuntimeWarning
-        The file's mode could not be set to the old file's, or to a new file's usual one. It is saved all the same. Only
-        where warnings are errors nothing is saved, and what was there before still is.
+        The file's mode could not be set to the old file's, or to a new file's usual one. The file is saved all the
+        same, unless warnings are errors: then the old file is kept.
 
     Examples
     --------

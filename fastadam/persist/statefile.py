@@ -1,14 +1,14 @@
-"""State in a file that is mapped into memory: for state larger than memory, and to go on where a process ended.
+"""State in a memory-mapped file: it may be larger than memory, and a later process resumes from it.
 
-A file holds a page that says in what condition it is, and then for each group a text (what the state is of), the
-counters, and the block that the state's arrays are cut from. The engine writes the condition around every change:
+The first page says in what condition the file is. Then follow, for each group, a text (what the state is of), the
+counters, and the block that holds the state's arrays. The engine writes the condition around every change:
 
 * FLUSHED: all of it is on the disk.
-* WRITTEN: changed since, by whole steps. It is whole as long as the machine has not gone down: a process that ends,
-  however it does, leaves what it wrote to the operating system.
+* WRITTEN: changed since, by whole steps. It is whole unless the machine went down since: what a process wrote stays
+  with the operating system, however the process ends.
 * TORN: in the middle of a change.
 
-As long as the page in memory says FLUSHED, the one on the disk may, so the first change after that syncs it.
+While the page in memory says FLUSHED, the page on the disk may, too. So the first change after that syncs the page.
 """
 
 import errno
@@ -59,7 +59,7 @@ class StateFile:
                 "state with fastadam.save"
             )
         self.owner = os.getpid()
-        self.broken = False  # the disk did not take something, and the system may believe that it did
+        self.broken = False  # writing to disk failed once; the system may have forgotten that it did
         self.maps: list[np.memmap] = []  # of the groups that an engine has
         self.params: list[list[mmap.mmap]] = []  # and what their parameters are mapped from, if they are
         self.existed = os.path.exists(self.path)
@@ -287,7 +287,7 @@ class StateFile:
                 mapped.flush()
             self.header["condition"] = FLUSHED
             self.header.flush()
-        except OSError:  # after which Linux takes what it could not write for written
+        except OSError:  # after which Linux treats what it could not write as written
             self.broken = True
             self.header["condition"] = TORN
             raise
