@@ -15,7 +15,7 @@ from pathlib import Path
 import atheris
 import numpy as np
 
-with atheris.instrument_imports(include=["fastadam.persist", "fastadam.state", "zipfile", "json"]):
+with atheris.instrument_imports(include=["fastadam.persist", "fastadam.statedict", "zipfile", "json"]):
     import fastadam
     from fastadam.persist.checkpoint import crc_of_text
     from fastadam.persist.pieces import TEXT

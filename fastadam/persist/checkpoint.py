@@ -27,7 +27,7 @@ from fastadam.persist.atomic import as_path, write_aside
 from fastadam.persist.model import Optimizer, add_optimizer, add_params, leaves_of, params_to_load, state_dict_of
 from fastadam.persist.pieces import Place, describe, verify
 from fastadam.persist.strict_json import as_metadata, parse
-from fastadam.state import as_counter
+from fastadam.statedict import as_counter
 
 FORMAT = 1  # of the text; what reads 1 reads all of 1, and ignores keys that it does not know
 LARGE = 1 << 30  # bytes: with more, a bar shows the progress
