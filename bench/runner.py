@@ -128,7 +128,7 @@ class Training:
         shapes = [(64, width), (width, width), (width, 10), (width,), (width,), (10,)]
         zeros = [np.zeros(shape, np.float32) for shape in shapes]
         self.contender = VARIANTS[name][0](zeros, zeros, threads)
-        from fastadam.demo import MLP  # after the contender, which must load its own runtime
+        from fastadam.gallery.demo import MLP  # after the contender, which must load its own runtime
 
         self.model = MLP([64, width, width, 10], np.random.default_rng(1))
         for mine, start in zip(self.contender.params(), self.model.weights + self.model.biases, strict=True):

@@ -15,12 +15,13 @@ import matplotlib
 import numpy as np
 from char_model import CharModel, cross_entropy, examples, python_help
 from groups import groups, in_groups
+from PIL import Image
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import fastadam
-from fastadam.demo import MLP
+from fastadam.gallery.demo import MLP
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -188,6 +189,10 @@ def draw(outcomes, path):
         plot.legend(title="optimizer: highest rate")
     figure.savefig(path, dpi=90)
     plt.close(figure)
+    if str(path).endswith(".png"):  # 128 colours: a quarter of the size, and no difference to be seen
+        with Image.open(path) as drawn:
+            small = drawn.convert("RGB").quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
 
 
 def main(arguments=None):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fastadam.demo import EPOCHS, QUICK
+from fastadam.gallery.demo import EPOCHS, QUICK
 
 
 def count(text):
@@ -70,11 +70,11 @@ def main(arguments=None):
     commands.add_parser("config", help="print what this installation is and how it runs")
     chosen = parser.parse_args(arguments)
     if chosen.command == "demo":
-        from fastadam.demo import main as run_demo
+        from fastadam.gallery.demo import main as run_demo
 
         run_demo(chosen.output, epochs=chosen.epochs)
     elif chosen.command == "compare":
-        from fastadam.compare import main as run_compare
+        from fastadam.gallery.compare import main as run_compare
 
         run_compare(chosen.output, chosen.pictures)
     else:

@@ -700,7 +700,7 @@ def test_training_has_the_same_bits_with_sharing(team):
     """The same number of jobs, so even the sums in the products are the same."""
     run_python(
         f"""{start(team)}
-from fastadam.demo import MLP
+from fastadam.gallery.demo import MLP
 
 def train():
     rng = np.random.default_rng(0)

@@ -11,10 +11,10 @@ import pytest
 from helpers import run_python
 
 import fastadam
-from fastadam import compare
-from fastadam.compare import BETA1, BETA2, CONTENDERS, OPENING, RATES, SETTINGS
-from fastadam.compare.landscapes import LANDSCAPES
-from fastadam.compare.page import MANTISSA, pack, surface, write_page
+from fastadam.gallery import compare
+from fastadam.gallery.compare import BETA1, BETA2, CONTENDERS, OPENING, RATES, SETTINGS
+from fastadam.gallery.compare.landscapes import LANDSCAPES
+from fastadam.gallery.compare.page import MANTISSA, pack, surface, write_page
 
 STEPS = 8
 

@@ -1,14 +1,16 @@
 """The main job: python -m fastadam demo. What trains needs the [demo] extra: pytest -m demo."""
 
+import ast
 import os
 import re
 import struct
+from pathlib import Path
 
 import pytest
 from helpers import run_python
 
 import fastadam.__main__
-from fastadam import demo
+from fastadam.gallery import demo
 
 
 def png_size(path):
@@ -126,3 +128,18 @@ def test_a_bad_argument_is_named_before_anything_begins(arguments, message, caps
 def test_config_is_a_command(capsys):
     fastadam.__main__.main(["config"])
     assert "isa:" in capsys.readouterr().out
+
+
+def test_importing_fastadam_loads_nothing_of_the_gallery():
+    loaded = run_python("import fastadam, sys; print([name for name in sys.modules if 'gallery' in name])").stdout
+    assert loaded == "[]\n"
+
+
+def test_only_the_command_imports_the_gallery():
+    package = Path(fastadam.__file__).parent
+    for path in package.rglob("*.py"):
+        imported = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        if "gallery" in "".join(map(ast.unparse, imported)):
+            assert path.name == "__main__.py" or path.is_relative_to(package / "gallery"), path

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import fastadam
-from fastadam.compare import BETA1, BETA2, CONTENDERS, OPENING, SETTINGS, STEPS
-from fastadam.compare.landscapes import LANDSCAPES
+from fastadam.gallery.compare import BETA1, BETA2, CONTENDERS, OPENING, SETTINGS, STEPS
+from fastadam.gallery.compare.landscapes import LANDSCAPES
 
 pytestmark = pytest.mark.viz
 
@@ -303,4 +303,4 @@ def test_pictures_are_pictures_and_small(made, name):
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
     assert width > 1000 and height > 300
-    assert len(content) < 150_000
+    assert len(content) < 100_000

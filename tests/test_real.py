@@ -138,7 +138,7 @@ def test_quick_run_prints_tables_and_draws(tmp_path):
                 assert 0 < low <= middle <= high < untrained, name
 
     picture = path.read_bytes()
-    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) < 150_000
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) < 100_000
     width, height = struct.unpack(">II", picture[16:24])
     assert width > 900 and height > 300
 
@@ -156,4 +156,4 @@ def test_the_page_shows_what_is_run_today(real):
             best = min(range(len(losses)), key=lambda i: float(losses[i]))
             assert float(results[name][0]) == real.RATES[best]
             assert 0 < best < len(losses) - 1  # at an edge, a better rate might lie beyond it
-    assert (EXAMPLES.parent / "docs" / "real-comparison.png").stat().st_size < 150_000
+    assert (EXAMPLES.parent / "docs" / "real-comparison.png").stat().st_size < 100_000

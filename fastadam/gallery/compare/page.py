@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.compare import ADAM, BETA1, BETA2, CONTENDERS, OPENING, SAME, SETTINGS, Grid, rate, runs
-from fastadam.compare.landscapes import LANDSCAPES, Landscape
+from fastadam.gallery.compare import ADAM, BETA1, BETA2, CONTENDERS, OPENING, SAME, SETTINGS, Grid, rate, runs
+from fastadam.gallery.compare.landscapes import LANDSCAPES, Landscape
 
 POINTS = 81  # of the surface, each way
 MANTISSA = 12  # bits that are kept of 23: one part in 8192 is less than a pixel, and the page is half as large
@@ -31,13 +31,13 @@ def write_page(grid: Grid, plotly: str, path: Path) -> None:
         "plotly": plotly,
         "header": json.dumps(header(grid, arrays)),
         "numbers": pack(np.concatenate([array.ravel() for array in arrays.values()])),
-        "script": read("page.js"),
+        "script": read("numbers.js") + read("page.js"),
     }
     path.write_text(re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], read("page.html")), encoding="utf-8")
 
 
 def read(name: str) -> str:
-    return resources.files("fastadam.compare").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("fastadam.gallery.compare").joinpath(name).read_text(encoding="utf-8")
 
 
 def surface(landscape: Landscape) -> np.ndarray:

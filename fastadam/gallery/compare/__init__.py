@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import fastadam
-from fastadam.compare.landscapes import LANDSCAPES, Landscape
+from fastadam.gallery.compare.landscapes import LANDSCAPES, Landscape
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ def main(path: str = "fastadam-compare.html", pictures: str | None = None) -> No
         from plotly.offline import get_plotlyjs
         from tqdm import tqdm
 
-        from fastadam.compare.pictures import write_pictures
+        from fastadam.gallery.compare.pictures import write_pictures
     except ImportError as error:
         raise SystemExit(f"the comparison needs {error.name}: python -m pip install 'fastadam[viz]'") from error
 
-    from fastadam.compare.page import write_page
+    from fastadam.gallery.compare.page import write_page
 
     def progress(items: list[Any], stage: str) -> Iterable[Any]:
         return tqdm(items, desc=f"{stage:10}")

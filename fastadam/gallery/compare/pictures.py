@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from fastadam.compare import ADAM, CONTENDERS, OPENING, SETTINGS, Grid, Progress, runs
-from fastadam.compare.landscapes import LANDSCAPES
-from fastadam.compare.page import surface
+from fastadam.gallery.compare import ADAM, CONTENDERS, OPENING, SETTINGS, Grid, Progress, runs
+from fastadam.gallery.compare.landscapes import LANDSCAPES
+from fastadam.gallery.compare.page import surface
 
 BASE = SETTINGS.index(1.0)
 START = 0
@@ -29,7 +29,7 @@ def write_pictures(grid: Grid, folder: Path, progress: Progress) -> list[Path]:
 def save(figure, path: Path) -> Path:
     """A PNG of 128 colours: a third of the size, and no difference to be seen."""
     drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=95)
+    figure.savefig(drawn, format="png", dpi=72)
     plt.close(figure)
     Image.open(drawn).convert("RGB").quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
         path, optimize=True
