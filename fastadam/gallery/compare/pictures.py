@@ -26,10 +26,10 @@ def write_pictures(grid: Grid, folder: Path, progress: Progress) -> list[Path]:
     return [draw(grid, folder / name) for draw, name in progress(pictures, "pictures")]
 
 
-def save(figure, path: Path) -> Path:
+def save(figure, path: Path, dpi: int) -> Path:
     """A PNG of 128 colours: a third of the size, and no difference to be seen."""
     drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=72)
+    figure.savefig(drawn, format="png", dpi=dpi)
     plt.close(figure)
     Image.open(drawn).convert("RGB").quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
         path, optimize=True
@@ -68,7 +68,7 @@ def landscapes(grid: Grid, path: Path) -> Path:
     figure.suptitle(
         "The same start and as many steps for all; each at the rate that suits it best of those that stay in view"
     )
-    return save(figure, path)
+    return save(figure, path, 72)
 
 
 def adam(grid: Grid, path: Path) -> Path:
@@ -100,4 +100,4 @@ def adam(grid: Grid, path: Path) -> Path:
         f"Adam from inside: coordinate x of the {LANDSCAPES[0].name.lower()} "
         f"(beta2 is {OPENING['beta2']}, not the paper's 0.999, to show more in so few steps)"
     )
-    return save(figure, path)
+    return save(figure, path, 95)
