@@ -1,9 +1,9 @@
-"""python -m bench COMMAND [--help]: promises (bars), peers (versus), training loops (loop, sklearn_fit), scaling ..."""
+"""python -m bench COMMAND [--help]: peers and promises (versus), training loops (loop, sklearn_fit), scaling ..."""
 
 import importlib
 import sys
 
-COMMANDS = ("bars", "versus", "loop", "sklearn_fit", "busy", "scaling", "installing", "instructions", "report")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "installing", "instructions", "report")
 
 
 def main():

@@ -1,19 +1,17 @@
-"""With others on the machine: python -m bench busy [--quick] [--save]
+"""With others on the machine.
 
-A step of 1 Mi float32 while another process keeps one core busy: milliseconds at the median and at the 95th percentile,
-default settings beside one thread and all threads, after warming up. And the CPU time that 100 steps of 10 000
-parameters burn, 5 ms apart. Each in a new process; results are checked against float64.
+A step of 1 Mi float32 while another process keeps one core busy, after warming up; and the CPU time of 100 steps of
+10 000 parameters, 5 ms apart. Medians of rounds, each in a new process. Results are checked against float64.
 """
 
-import argparse
 import multiprocessing
 import statistics
 import time
 
 import fastadam
 
-from .harness import announce, save
 from .peers import check
+from .results import Results, milliseconds, options, promise
 from .runner import VARIANTS
 from .workers import in_new_process
 from .workloads import Workload
@@ -72,31 +70,28 @@ def cpu_of_rare_steps(name, threads):
     return spent
 
 
-def percentile(samples, share=0.95):
-    return sorted(samples)[int(share * len(samples))]
-
-
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m bench busy", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round: a smoke test")
-    parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
-    chosen = parser.parse_args(arguments)
-    announce()
+    chosen = options("busy", __doc__, arguments)
+    results = Results()
     rounds, warm, count = (1, 50, 200) if chosen.quick else (5, 300, 3000)
     threads = fastadam.config()["threads"]
-    results = [{"name": name, "median": [], "p95": [], "cpu": []} for name in NAMES]
+    found = {name: ([], [], []) for name in NAMES}
     for _ in range(rounds):
-        for result in results:
-            env = VARIANTS[result["name"]][1]
-            seconds = in_new_process(beside_a_busy_process, result["name"], threads, warm, count, environment=env)
-            result["median"].append(statistics.median(seconds))
-            result["p95"].append(percentile(seconds))
-            result["cpu"].append(in_new_process(cpu_of_rare_steps, result["name"], threads, environment=env))
-    print("Medians of rounds.\n")
-    print("| optimizer | busy neighbour: median, ms | 95th percentile, ms | CPU of 100 rare steps, ms |")
-    print("|---|---|---|---|")
-    for result in results:
-        cells = (f"{statistics.median(result[column]) * 1e3:.3g}" for column in ("median", "p95", "cpu"))
-        print(f"| {result['name']} | {' | '.join(cells)} |", flush=True)
+        for name, (median, late, cpu) in found.items():
+            env = VARIANTS[name][1]
+            seconds = in_new_process(beside_a_busy_process, name, threads, warm, count, environment=env)
+            median.append(statistics.median(seconds))
+            late.append(sorted(seconds)[int(0.95 * count)])
+            cpu.append(in_new_process(cpu_of_rare_steps, name, threads, environment=env))
+    columns = "median, ms", "95th percentile, ms", "CPU of 100 rare steps, ms"
+    rows = [
+        {"optimizer": name, **dict(zip(columns, map(milliseconds, seconds), strict=True))}
+        for name, seconds in found.items()
+    ]
+    results.add("steps", rows)
+    default, serial = rows[:2]
+    for column, bar in (columns[1], "<= 2"), (columns[2], "<= 1.5"):
+        measured = default[column] / serial[column]
+        results.add("promises", [promise({"what": f"{column.split(',')[0]}, default over 1 thread"}, bar, measured)])
     if chosen.save:
-        save("busy", results)
+        results.save(chosen.save)

@@ -1,10 +1,10 @@
-"""From nothing to the first step: python -m bench installing [--packages A,B] [--save]
+"""From nothing to the first step.
 
-For each package, a new virtual environment: seconds that pip takes (the network's part included), seconds from starting
-Python to having taken the first step, there and in a second process, and megabytes installed.
+`pip install` into a new virtual environment, the network's part included; fastadam is compiled from source. Then
+Python's start, import and one step of 1000 parameters, and the same in a second process. DeepSpeed compiles its kernel
+at the first step. Megabytes are what is installed, with NumPy.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .harness import announce, save
+from .results import Results, options
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {  # name -> contender, what pip is asked for besides NumPy
@@ -71,24 +71,13 @@ def measure(contender, asked):
             (bench / name).write_text((ROOT / "bench" / name).read_text())
         code = FIRST_STEP.format(root=folder, contender=contender)
         first, second = (seconds([python, "-c", code], cwd=folder, env=env) for _ in range(2))
-    return {"install": install, "first": first, "second": second, "megabytes": size}
+    return {"pip install, s": install, "first step, s": first, "in the next process, s": second, "MB installed": size}
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m bench installing", description=__doc__)
-    parser.add_argument("--packages", default=",".join(PACKAGES))
-    parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
-    chosen = parser.parse_args(arguments)
-    announce()
-    print("| package | pip install, s | first step, s | in the next process, s | MB installed, with NumPy |")
-    print("|---|---|---|---|---|", flush=True)
-    results = []
-    for name in chosen.packages.split(","):
-        row = {"package": name, **measure(*PACKAGES[name])}
-        results.append(row)
-        print(
-            f"| {name} | {row['install']:.0f} | {row['first']:.1f} | {row['second']:.1f} | {row['megabytes']:.0f} |",
-            flush=True,
-        )
+    chosen = options("installing", __doc__, arguments, packages=PACKAGES)
+    results = Results()
+    for name in ["fastadam"] if chosen.quick else chosen.packages:
+        results.add("packages", [{"package": name, **measure(*PACKAGES[name])}])
     if chosen.save:
-        save("installing", results)
+        results.save(chosen.save)

@@ -1,21 +1,22 @@
-"""Inside a NumPy training loop: python -m bench loop [--quick] [--contenders A,B] [--save [NAME]]
+"""Inside a NumPy training loop.
 
-A hand-written float32 MLP, 64-h-h-10, whose forward and backward pass are BLAS calls: what matters is not the step's
-own time but the whole iteration, because threads that wait can slow the BLAS calls that follow. Contenders take turns,
-in a new process each time, one model after the other: a shared machine can be half as fast for some minutes, so only
-what was measured within seconds can be compared. In the end all must have trained, and fastadam's variants have the
-same loss to the last bit. optax and autograd are not here: one keeps its parameters in its own arrays, the other owns
-the loop.
+A float32 MLP 64-h-h-10 in plain NumPy. What counts is the whole iteration: threads that wait for work slow the BLAS
+calls of the forward and backward pass.
+
+"OpenMP threads" are all threads, ordered. "Spinning" is the same with workers that wait as OpenMP's do if nobody says
+otherwise. "Shared team" is after `fastadam.share_threads_with_blas()`.
+
+Contenders take turns. Every round of every contender is a new process; other libraries take part in three rounds, our
+variants in more. In the end all must have trained, and fastadam's variants have the same loss to the last bit.
 """
 
-import argparse
 import statistics
 
 import numpy as np
 
 import fastadam
 
-from .harness import announce, save
+from .results import Results, milliseconds, options, promise, quartiles, ratio
 from .runner import VARIANTS, train
 from .workers import in_new_process
 
@@ -23,6 +24,7 @@ from .workers import in_new_process
 CASES = [(256, 32, 400, 15), (1024, 32, 80, 11), (2048, 64, 24, 7), (4096, 64, 8, 5)]
 QUICK = [(256, 32, 50, 2)]
 FEW = 3  # rounds, the first ones, that other libraries take part in: they take most of the time
+ONE, OPENMP, DEFAULT, SHARED = (f"fastadam {what}" for what in ("1 thread", "OpenMP threads", "default", "shared team"))
 
 
 def agree(losses):
@@ -34,57 +36,67 @@ def agree(losses):
 
 
 def measure(names, width, batch, iterations, rounds):
-    """Seconds of forward and backward, and of the step, in each round."""
+    """{name: [(seconds of forward and backward, of the step, of a step back to back), ...]}, {name: why absent}."""
     threads = fastadam.config()["threads"]
-    result = {"width": width, "batch": batch, "seconds": {}, "alone": {}, "touched": {}, "absent": {}}
-    losses = {}
+    samples, absent, losses = {}, {}, {}
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
             if number >= FEW and not name.startswith(("fastadam", "no optimizer")):
                 continue
             try:
-                forward_backward, step, alone, touched, losses[name] = in_new_process(
+                *seconds, losses[name] = in_new_process(
                     train, name, width, batch, iterations, threads, environment=VARIANTS[name][1]
                 )
+                samples.setdefault(name, []).append(seconds)
             except ImportError as error:
-                result["absent"][name] = str(error)
-                continue
-            result["seconds"].setdefault(name, []).append((forward_backward, step))
-            result["alone"].setdefault(name, []).append(alone)
-            result["touched"].setdefault(name, []).append(touched)
+                absent[name] = str(error)
     agree(losses)
-    return result
+    return samples, absent
 
 
-def show(result):
-    for name, samples in result["seconds"].items():
-        forward_backward, step = (statistics.median(column) * 1e3 for column in zip(*samples, strict=True))
-        totals = sorted(sum(sample) * 1e3 for sample in samples)
-        print(
-            f"| {result['width']}, {result['batch']} | {name} | {forward_backward:.3g} | {step:.3g} "
-            f"| {statistics.median(result['alone'][name]) * 1e3:.3g} "
-            f"| {statistics.median(result['touched'][name]) * 1e3:.3g} "
-            f"| {statistics.median(totals):.3g} ({totals[0]:.3g} to {totals[-1]:.3g}) |",
-            flush=True,
-        )
-    for name, why in result["absent"].items():
-        print(f"| {result['width']}, {result['batch']} | {name} | absent: {why} | | | | |", flush=True)
+def rows(case, samples):
+    totals = {name: [sample[0] + sample[1] for sample in found] for name, found in samples.items()}
+    for name, found in samples.items():
+        forward_backward, step, alone = zip(*found, strict=True)
+        yield {
+            "h, batch": case,
+            "optimizer": name,
+            "forward + backward, ms": milliseconds(forward_backward),
+            "step, ms": milliseconds(step),
+            "step back to back, ms": milliseconds(alone),
+            "total, ms": [1e3 * seconds for seconds in quartiles(totals[name])],
+            **{
+                f"against {base}": ratio(totals[name], totals[base]) for base in ("no optimizer", ONE) if base in totals
+            },
+        }
+
+
+def promises(case, samples):
+    def bar(what, name, others, seconds, most):
+        if {name, *others} <= samples.keys():
+            taken = {each: [seconds(sample) for sample in samples[each]] for each in (name, *others)}
+            best = min(others, key=lambda other: statistics.median(taken[other]))
+            yield promise({"h, batch": case, "what": what}, f"<= {most:g}", ratio(taken[name], taken[best]))
+
+    def total(sample):
+        return sample[0] + sample[1]
+
+    yield from bar("default over the better of one and all threads, total", DEFAULT, (ONE, OPENMP), total, 1.05)
+    yield from bar("default over 1 thread, forward + backward", DEFAULT, (ONE,), lambda sample: sample[0], 1.05)
+    yield from bar("shared team over default, total", SHARED, (DEFAULT,), total, 1)
+    if SHARED in samples:
+        _, step, alone = zip(*samples[SHARED], strict=True)
+        yield promise({"h, batch": case, "what": "shared team, step over back to back"}, "<= 1.3", ratio(step, alone))
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m bench loop", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the smallest model, few rounds: a smoke test")
-    parser.add_argument("--contenders", default=",".join(VARIANTS))
-    parser.add_argument("--save", nargs="?", const="loop", metavar="NAME", help="keep the results in bench/results/")
-    chosen = parser.parse_args(arguments)
-    names = chosen.contenders.split(",")
-    announce()
-    print("Milliseconds an iteration: medians of rounds (smallest to largest).\n")
-    columns = ["width, batch", "optimizer", "forward + backward", "step", "step back to back", "step touched", "total"]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
-    results = []
-    for case in QUICK if chosen.quick else CASES:
-        results.append(measure(names, *case))
-        show(results[-1])
+    chosen = options("loop", __doc__, arguments, contenders=VARIANTS)
+    results = Results()
+    for width, batch, *amount in QUICK if chosen.quick else CASES:
+        case = f"{width}, {batch}"
+        samples, absent = measure(chosen.contenders, width, batch, *amount)
+        results.add("iterations", rows(case, samples))
+        results.add("promises", promises(case, samples))
+        results.add("absent", ({"contender": name, "why": why} for name, why in absent.items()))
     if chosen.save:
-        save(chosen.save, results)
+        results.save(chosen.save)

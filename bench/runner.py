@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from .peers import CONTENDERS, Contender, FastadamSerial, FastadamShared, Nothing, check
-from .workloads import WORKLOADS, placed
+from .workloads import STATE, placed
 
 BLOCK = 0.02  # seconds of work per turn, at least one step
 LARGE = 1 << 27  # bytes of parameters: such contenders meet fastadam one by one, or memory runs out
@@ -18,13 +18,13 @@ LARGE = 1 << 27  # bytes of parameters: such contenders meet fastadam one by one
 class MemoryLimit(Contender):
     """Reads and writes what a step must, with next to no arithmetic, in C (limits.c)."""
 
-    rules = ("Adam", "AdamW")
+    rules = tuple(rule for rule in STATE if rule != "clipped")
 
     def setup(self, threads):
-        from .harness import memory_limit
+        from .limits import memory_limit
 
         flat = np.concatenate([p.ravel() for p in self.arrays])
-        self.arrays = [placed(flat, place) for place in (0, 256, 512, 768)]
+        self.arrays = [placed(flat, 256 * i % 1024 + 64 * (i // 4)) for i in range(2 + STATE[self.rule])]
         self.limit = memory_limit(*self.arrays, threads=threads)
 
     def step(self, grads):
@@ -37,7 +37,7 @@ class ArithmeticLimit(Contender):
     rules = ("Adam", "AdamW", "AMSGrad")
 
     def setup(self, threads):
-        from .harness import arithmetic_limit
+        from .limits import arithmetic_limit
 
         self.limit = arithmetic_limit(sum(p.size for p in self.arrays), self.arrays[0].dtype, threads)
 
@@ -56,7 +56,7 @@ class Runner:
 
     def prepare(self, workload, threads):
         """{name: steps per turn}, or {name: why it is absent}."""
-        self.workload = WORKLOADS[workload]
+        self.workload = workload
         self.params, self.grads = self.workload.make()
         self.contenders, self.taken, self.steps, absent = {}, {}, {}, {}
         for name in self.names:
@@ -100,13 +100,12 @@ class Runner:
         return failed
 
 
-OPENMP = {"FASTADAM_BORROW": "0"}  # never on OpenBLAS's threads
-SPINNING = OPENMP | {"GOMP_SPINCOUNT": "300000"}  # what libgomp does if nobody says otherwise
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does if nobody says otherwise
 VARIANTS = {
     "no optimizer": (Nothing, {}),
     "fastadam default": (CONTENDERS["fastadam default"], {}),
     "fastadam 1 thread": (FastadamSerial, {}),
-    "fastadam OpenMP threads": (CONTENDERS["fastadam"], OPENMP),
+    "fastadam OpenMP threads": (CONTENDERS["fastadam"], {}),
     "fastadam OpenMP threads spinning": (CONTENDERS["fastadam"], SPINNING),
     "fastadam shared team": (FastadamShared, {}),
     **{
@@ -155,20 +154,6 @@ class Training:
         self.grads = grads["weights"] + grads["biases"]
         return forward_backward / count, step / count
 
-    def step_touched(self, count):
-        """Seconds a step when NumPy alone, on one thread, has read and written what forward and backward do: parameters
-        twice, gradients in new memory. No step in a loop can find more of its arrays in the caches."""
-        seconds = 0.0
-        for _ in range(count):
-            for w in self.model.weights + self.model.weights[::-1]:
-                w.sum()
-            self.grads = [np.full_like(grad, 1e-3) for grad in self.grads]
-            start = time.perf_counter()
-            self.contender.step(self.grads)
-            seconds += time.perf_counter() - start
-            self.adopt()
-        return seconds / count
-
     def step_alone(self, count):
         """Seconds a step of the same arrays, back to back."""
         start = time.perf_counter()
@@ -181,11 +166,10 @@ WARM_UP = 30  # steps: fastadam has tried numbers of threads by then
 
 
 def train(name, width, batch, iterations, threads):
-    """(forward and backward, step, step alone, step touched, loss); a third of as many, or WARM_UP, come before."""
+    """Seconds of forward and backward, of the step, of a step back to back; and the loss. First it warms up."""
     training = Training(name, width, batch, threads)
     training.iterate(max(iterations // 3, WARM_UP))
     times = training.iterate(iterations)
     loss = training.loss
     training.step_alone(iterations // 3)
-    alone = training.step_alone(iterations)
-    return *times, alone, training.step_touched(iterations), loss
+    return *times, training.step_alone(iterations), loss

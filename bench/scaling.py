@@ -1,9 +1,10 @@
-"""Against threads, number of parameters and number of arrays: python -m bench scaling [--quick] [--save]
+"""Scaling.
 
-The memory limit (the same bytes read and written in C, limits.c) takes turns with the step, with as many threads.
+Against threads (ordered with `threads=`), parameters in one array, and number of arrays of 10^6 parameters in all.
+Efficiency is the speed-up over one thread divided by the threads. The memory limit, the same bytes read and written in
+C, takes turns with the step, on as many threads.
 """
 
-import argparse
 import os
 import statistics
 
@@ -11,8 +12,9 @@ import numpy as np
 
 import fastadam
 
-from .harness import alternate, announce, memory_limit, save
+from .limits import alternate, memory_limit
 from .peers import Fastadam, check
+from .results import Results, milliseconds, options, ratio
 from .workloads import placed
 
 SIZES = [10**k for k in range(2, 10)]
@@ -31,7 +33,7 @@ def thread_counts(available):
 
 
 def measure(size, arrays, threads, rounds):
-    """Seconds a step and seconds at the memory limit, one each for every round, for each number of threads."""
+    """{(step or limit, threads): seconds, one for each round}"""
     params = [np.broadcast_to(np.float32(1), size // arrays)] * arrays  # takes no memory: contenders make copies
     grads = [placed(np.broadcast_to(np.float32(0.5), size // arrays), 528) for _ in range(arrays)]
     contender = Fastadam(params, grads, None)
@@ -50,45 +52,36 @@ def measure(size, arrays, threads, rounds):
     calls = max(1, min(1000, WORK // size))
     timings = alternate(turns, rounds, calls)
     check(contender, params, grads, len(threads) * calls * (rounds + 1))
-    return [
-        {"size": size, "arrays": arrays, "threads": count, "seconds": timings["step", count].samples,
-         "limit": timings["limit", count].samples}
-        for count in threads
-    ]  # fmt: skip
+    return timings
 
 
-def show(rows):
-    alone = statistics.median(rows[0]["seconds"])
-    for row in rows:
-        seconds, limit = (statistics.median(row[key]) for key in ("seconds", "limit"))
-        efficiency = alone / seconds / row["threads"]
-        print(
-            f"| {row['size']:.0e} | {row['arrays']} | {row['threads']} | {seconds * 1e3:.4g} "
-            f"| {28 * row['size'] / seconds / 1e9:.1f} | {limit / seconds:.2f} | {efficiency:.2f} |",
-            flush=True,
-        )
+def rows(size, arrays, timings):
+    alone = statistics.median(timings["step", 1])
+    for what, threads in timings:
+        if what == "step":
+            seconds = timings[what, threads]
+            yield {
+                "parameters": f"{size:.0e}",
+                "arrays": arrays,
+                "threads": threads,
+                "ms a step": milliseconds(seconds),
+                "GB/s": 28 * size / statistics.median(seconds) / 1e9,
+                "share of the limit": ratio(timings["limit", threads], seconds),
+                "efficiency": alone / statistics.median(seconds) / threads,
+            }
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m bench scaling", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a smoke test")
-    parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
-    chosen = parser.parse_args(arguments)
-    announce()
-    print("| parameters | arrays | threads | ms a step | GB/s | share of limit | efficiency |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    chosen = options("scaling", __doc__, arguments)
+    results = Results()
     threads = thread_counts(fastadam.config()["threads"])
-    cases = [(size, 1) for size in SIZES] + [(SPLIT, arrays) for arrays in ARRAYS]
-    results = []
-    for size, arrays in cases:
+    for size, arrays in [(size, 1) for size in SIZES] + [(SPLIT, arrays) for arrays in ARRAYS]:
         if chosen.quick and (size > 10**6 or arrays > 1000):
             continue
         if 22 * size > free_memory():  # p, g, m, v, another gradient in the check, and a little
-            print(f"| {size:.0e} | {arrays} | not enough free memory here | | | | |", flush=True)
-            results.append({"size": size, "arrays": arrays, "absent": "not enough free memory"})
+            results.add("absent", [{"parameters": f"{size:.0e}", "why": "not enough free memory"}])
             continue
-        rows = measure(size, arrays, threads, 3 if chosen.quick or size > 10**8 else 11)
-        show(rows)
-        results += rows
+        timings = measure(size, arrays, threads, 3 if chosen.quick or size > 10**8 else 11)
+        results.add("steps", rows(size, arrays, timings))
     if chosen.save:
-        save("scaling", results)
+        results.save(chosen.save)

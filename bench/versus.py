@@ -1,32 +1,54 @@
-"""Side by side with every peer: python -m bench versus [--quick] [--peers A,B] [--workloads X,Y] [--save]
+"""Steps back to back.
 
-Every contender lives in a process of its own, fastadam's variants and the limits (limits.c) share one; they take turns.
-All get all threads, except "fastadam default" (after 24 steps) and "fastadam.adam_update", which run as they come.
-Results are checked against float64 after timing. A peer that is not installed, or has no such rule or element type, is
-reported as absent. Shown are ratios, medians over the rounds with quartiles, and shares of the limits.
+Every contender in its best mode, all threads, each in a process of its own, taking turns. First milliseconds a step of
+`fastadam.Adam(threads=all)`; then how many times as long the others take, losses in bold. "fastadam default" is our
+Adam with nothing configured. It first takes 24 steps, in which it tries numbers of threads.
+
+No step can be faster than the same bytes are read and written (memory limit, where they do not fit in the cache), or
+than one square root and one division an element are computed (arithmetic limit). Both run in C on all threads. Their
+columns are the limit's time over ours in the same rounds: 1 is the limit. Rows were measured minutes apart: compare
+within a row. Results are checked against float64 or, for rules that no peer has, against the NumPy twin.
 """
 
-import argparse
-import statistics
+import dataclasses
 
 import fastadam
 
-from .harness import about, announce, load, save
+from . import own
 from .peers import PEERS
+from .results import Results, milliseconds, options, promise, ratio
 from .runner import LARGE, LIMITS, Runner
 from .workers import Worker, take_turns
-from .workloads import WORKLOADS
+from .workloads import FAMILY, WORKLOADS
 
 OURS = [*LIMITS, "fastadam", "fastadam default", "fastadam.adam_update"]
 SLOW = {"NumPy tutorial", "NumPy in place", "scikit-learn", "thinc", "autograd"}  # seconds a step at 64 Mi
+PARALLEL = ("torch fused", "DeepSpeed CPUAdam", "numba prange")  # the best of those that use all cores
+CLASSES = ("torch fused", "DeepSpeed CPUAdam", "thinc", "scikit-learn")
+FUNCTION = "fastadam.adam_update"
+LARGEST = [name for name, workload in WORKLOADS.items() if name.startswith("1 x 64 Mi") and workload.rule != "clipped"]
+
+# (the best of these, what it is compared with, workloads, at least this many times as long)
+BARS = [
+    (PARALLEL, "fastadam", ("1 x 64 Mi", "GPT-2 124M"), 1.0),
+    (("torch fused", "numba prange"), "fastadam", ("1 x 1 M",), 1.2),
+    (("DeepSpeed CPUAdam",), "fastadam", ("1 x 1 M",), 1.0),
+    (PARALLEL, "fastadam", ("1 x 100 K",), 2.0),
+    (PARALLEL, "fastadam", ("1000 x 1 K",), 15.0),
+    (CLASSES, "fastadam", ("1 x 1 K",), 3.0),
+    (("numba prange",), FUNCTION, ("1 x 1 K",), 2.0),
+    (("numba serial",), FUNCTION, ("1 x 1 K",), 1.0),
+    (("NumPy tutorial",), "fastadam", ("1 x 1 M", "1 x 64 Mi"), 20.0),
+    (("memory limit",), "fastadam", LARGEST, 0.95),
+]
 
 
 def measure(workload, ours, peers, rounds):
-    """One workload, all contenders in turn: {name: seconds a step, one for each round}, {name: why absent}."""
+    """All contenders in turn: {name: seconds a step, one for each round}, {name: why absent}."""
     threads = fastadam.config()["threads"]
     absent = ours("prepare", workload, threads)
     turns = {name: lambda name=name: ours("turn", name) for name in OURS if name not in absent}
-    present = []
+    present = [ours]
     for name, worker in peers.items():
         why = worker("prepare", workload, threads)
         absent.update(why)
@@ -34,94 +56,96 @@ def measure(workload, ours, peers, rounds):
             turns[name] = lambda name=name, worker=worker: worker("turn", name)
             present.append(worker)
     seconds = take_turns(turns, rounds)
-    for worker in [ours, *present]:
+    for worker in present:
         for name, why in worker("finish").items():
             absent[name] = why
             del seconds[name]
-    return {"workload": workload, "seconds": seconds, "absent": absent}
+    return seconds, absent
 
 
-def quartiles(ours, theirs):
-    """Of the rounds' ratios theirs / ours: drift that hits both cancels."""
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    return statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+def rows(workload, groups):
+    """A row for each contender, from the seconds of groups, in which large workloads meet one peer at a time."""
 
-
-def base(name):
-    """What a contender is compared with: function with function, everything else with the class."""
-    return "fastadam.adam_update" if name in ("numba serial", "numba prange") else "fastadam"
-
-
-def show(result):
-    seconds, workload = result["seconds"], WORKLOADS[result["workload"]]
-    for name, samples in seconds.items():
-        low, middle, high = quartiles(seconds["fastadam"], samples)
-        speed = workload.step_bytes / statistics.median(samples) / 1e9
-        shares = (f"{quartiles(samples, seconds[limit])[1]:.2f}" if limit in seconds else "" for limit in LIMITS)
-        bare = ""
-        if base(name) != "fastadam" and base(name) in seconds:
-            bare = f"{quartiles(seconds[base(name)], samples)[1]:.2f}"
-        print(
-            f"| {workload.name} | {name} | {statistics.median(samples) * 1e3:.4g} | {speed:.1f} | {' | '.join(shares)} "
-            f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {bare} |",
-            flush=True,
+    def against(name, to):
+        both = [seconds for seconds in groups if name in seconds and to in seconds]
+        return (
+            ratio(*([sample for seconds in both for sample in seconds[each]] for each in (name, to))) if both else None
         )
-    for name, why in result["absent"].items():
-        if name not in LIMITS:
-            print(f"| {workload.name} | {name} | absent: {why} | | | | | |", flush=True)
+
+    for name in dict.fromkeys(name for seconds in groups for name in seconds):
+        ms = milliseconds([sample for seconds in groups for sample in seconds.get(name, [])])
+        yield {
+            "workload": workload.name,
+            "contender": name,
+            "ms": ms,
+            "GB/s": workload.step_bytes / ms / 1e6,
+            **{f"against {base}": against(name, base) for base in ("fastadam", FUNCTION)},
+            **{f"share of the {limit}": against(limit, name) for limit in LIMITS},
+        }
 
 
-def kept(workloads, peers):
-    """Saved results, if machine, versions and date are the same, but for those that are measured anew."""
-    saved = load("versus") or {"about": None, "results": []}
-    if saved["about"] != about():
-        raise SystemExit(f"--add: the saved results are of {saved['about']}; this is {about()}")
-    for result in saved["results"]:
-        if result["workload"] in workloads:
-            for part in "seconds", "absent":
-                result[part] = {name: what for name, what in result[part].items() if name not in peers}
-    return [result for result in saved["results"] if {*result["seconds"], *result["absent"]} - {*OURS}]
+def promises(steps):
+    """What the rows of all contenders say of BARS."""
+    found = {(row["workload"], row["contender"]): row for row in steps}
+    for contenders, base, workloads, bar in BARS:
+        for workload in workloads:
+            present = {name: found[workload, name] for name in contenders if (workload, name) in found}
+            ratios = {name: row[f"against {base}"] for name, row in present.items() if row[f"against {base}"]}
+            what = {"workload": workload, "ours": base, "other": ", ".join(contenders), "a step at the limit": None}
+            if not ratios:
+                yield promise(what, f">= {bar:g}", None, "not measured")
+                continue
+            best = min(ratios, key=lambda name: ratios[name][1])
+            _, middle, high = ratios[best]
+            met = middle >= bar or (bar == 1 and high >= bar)  # a bar of 1: not behind by more than the spread
+            verdict = "met" if met else "MISSED"
+            if len(ratios) < len(contenders):
+                verdict += f" (not measured: {', '.join(sorted(set(contenders) - set(ratios)))})"
+            shares = [present[best][f"share of the {limit}"] for limit in LIMITS if best not in LIMITS]
+            most = min(
+                (1 / share[1] for share in shares if share), default=0
+            )  # if our step took no longer than a limit
+            if most > middle and workload != "1 x 1 K":  # there calls count
+                what["a step at the limit"] = round(most, 2)
+            yield promise(what | {"other": best}, f">= {bar:g}", ratios[best], verdict)
+
+
+def small(workload):
+    if workload.size <= 1 << 20:
+        return workload
+    return dataclasses.replace(workload, name=f"1 x 1 M {workload.rule}", shapes=((1 << 20,),))
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m bench versus", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small workloads, few rounds: a smoke test")
-    parser.add_argument("--peers", default=",".join(PEERS))
-    parser.add_argument("--workloads", default=",".join(WORKLOADS))
-    parser.add_argument("--save", action="store_true", help="keep the results in bench/results/")
-    parser.add_argument(
-        "--add", action="store_true", help="as --save, and keep what was saved today and is not measured anew"
-    )
-    chosen = parser.parse_args(arguments)
-    if chosen.quick and (chosen.save or chosen.add):
-        parser.error("--quick is no measurement to keep")
-    for option, names in ("--peers", PEERS), ("--workloads", WORKLOADS):
-        unknown = set(getattr(chosen, option[2:]).split(",")).difference(names)
-        if unknown:
-            parser.error(f"{option}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
-    workloads = [WORKLOADS[name] for name in chosen.workloads.split(",")]
+    chosen = options("versus", __doc__, arguments, peers=PEERS, workloads=WORKLOADS)
+    workloads = [WORKLOADS[name] for name in chosen.workloads]
     if chosen.quick:
-        workloads = [w for w in workloads if w.size <= 1 << 20]
-    announce()
-    columns = ("workload", "contender", "ms a step", "GB/s", *LIMITS, "against fastadam", "against adam_update")
-    print(f"| {' | '.join(columns)} |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+        workloads = [small(w) for w in workloads if w.size <= 1 << 20 or w.rule in FAMILY]
+    results = Results()
     ours = Worker(Runner, OURS)
-    peers = {name: Worker(Runner, [name]) for name in chosen.peers.split(",")}
-    results = kept(chosen.workloads.split(","), peers) if chosen.add else []
+    peers = {name: Worker(Runner, [name]) for name in chosen.peers}
+    absent = {}
     for workload in workloads:
-        groups = [[name] for name in peers] if workload.nbytes >= LARGE else [list(peers)]
-        for group in groups:
-            rounds = 3 if chosen.quick or (workload.nbytes >= LARGE and group[0] in SLOW) else 15
-            results.append(measure(workload.name, ours, {name: peers[name] for name in group}, rounds))
-            show(results[-1])
-            if chosen.save or chosen.add:
-                save("versus", results)
-            if workload.nbytes >= LARGE:  # what its allocator keeps would be missing later
-                for name in group:
-                    peers[name].close()
-                    peers[name] = Worker(Runner, [name])
+        large, groups = workload.nbytes >= LARGE, []
+        able = [] if workload.rule in FAMILY else list(peers)
+        for group in [[name] for name in able] if large and able else [able]:
+            rounds = 3 if chosen.quick or (large and group and group[0] in SLOW) else 15
+            seconds, missing = measure(workload, ours, {name: peers[name] for name in group}, rounds)
+            groups.append(seconds)
+            if workload.rule not in FAMILY:
+                absent |= {(name, why): None for name, why in missing.items() if name not in LIMITS}
+            for name in group if large else ():  # what its allocator keeps would be missing later
+                peers[name].close()
+                peers[name] = Worker(Runner, [name])
+        results.add("steps", rows(workload, groups))
+        if chosen.save:
+            results.save(chosen.save)
     for worker in [ours, *peers.values()]:
         worker.close()
-    if any(why.startswith("FAILED") for result in results for why in result["absent"].values()):
+    results.add("absent", ({"contender": name, "why": why} for name, why in absent))
+    results.add("promises", promises(results.tables["steps"]))
+    results.add("own promises", own.promises(chosen.quick))
+    if chosen.save:
+        results.save(chosen.save)
+    if any(why.startswith("FAILED") for _, why in absent):
         raise SystemExit("a contender failed")

@@ -4,13 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+STATE = {  # rule -> arrays of its state; clipped: by the global norm; averaged: ema_decay; peers have the first four
+    "Adam": 2, "AdamW": 2, "AMSGrad": 3, "clipped": 2, "SGD": 0, "SGD with momentum": 1, "RMSprop": 1,
+    "RMSprop centered with momentum": 3, "Adagrad": 1, "NAdam": 2, "RAdam": 2, "Adamax": 2, "averaged": 3,
+}  # fmt: skip
+FAMILY = list(STATE)[4:]
+
 
 @dataclass(frozen=True)
 class Workload:
     name: str
     shapes: tuple[tuple[int, ...], ...]
     dtype: type = np.float32
-    rule: str = "Adam"  # or AdamW, AMSGrad, clipped: Adam behind clipping by the global norm
+    rule: str = "Adam"  # of STATE
 
     @property
     def size(self):
@@ -23,9 +29,8 @@ class Workload:
 
     @property
     def step_bytes(self):
-        """What a step must move: read p, g, m, v and write p, m, v; AMSGrad reads and writes one array more, clipping
-        reads g once more."""
-        return self.nbytes * {"AMSGrad": 9, "clipped": 8}.get(self.rule, 7)
+        """What a step must move: read and write the parameter and its state, read the gradient; to clip, once more."""
+        return self.nbytes * (3 + 2 * STATE[self.rule] + (self.rule == "clipped"))
 
     def make(self):
         """(params, grads): the same for every contender. Gradients stay the same from step to step."""
@@ -38,7 +43,7 @@ class Workload:
 def placed(values, at):
     """A copy that begins `at` bytes, modulo 1024, if it is large.
 
-    Large arrays a few bytes off a multiple of 1 MiB apart slow some processors (csrc/staging.c): no contender is to
+    Large arrays a few bytes off a multiple of 1 MiB apart slow some processors (csrc/README.md): no contender is to
     suffer from luck, so parameters and gradients are kept apart.
     """
     if values.nbytes < 1 << 20:
@@ -88,6 +93,6 @@ WORKLOADS = {
         Workload("1 x 1 M AdamW", ((1 << 20,),), rule="AdamW"),
         Workload("1 x 1 M AMSGrad", ((1 << 20,),), rule="AMSGrad"),
         Workload("1 x 1 M clipped", ((1 << 20,),), rule="clipped"),
-        Workload("1 x 64 Mi clipped", ((1 << 26,),), rule="clipped"),
+        *(Workload(f"1 x 64 Mi {rule}", ((1 << 26,),), rule=rule) for rule in ("clipped", "AMSGrad", *FAMILY)),
     ]
 }

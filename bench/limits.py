@@ -1,0 +1,66 @@
+"""What no step can be faster than: limits.c, compiled for this machine. And timing of functions that take turns."""
+
+import ctypes
+import functools
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def alternate(contenders, rounds, calls=1):
+    """{name: seconds a call, one for each round}; each takes its turn, and is a function, or (prepare, function)."""
+    samples = {name: [] for name in contenders}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, contender in contenders.items():
+            prepare, run = contender if isinstance(contender, tuple) else (None, contender)
+            if prepare:
+                prepare()
+            start = time.perf_counter()
+            for _ in range(calls):
+                run()
+            if number:
+                samples[name].append((time.perf_counter() - start) / calls)
+    return samples
+
+
+@functools.cache
+def library():
+    source = Path(__file__).with_name("limits.c")
+    built = Path(tempfile.mkdtemp(), "limits.so")
+    flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, str(source), "-o", str(built), "-lm"], check=True)
+    loaded = ctypes.CDLL(str(built))
+    for function in loaded.arithmetic_limit_f32, loaded.arithmetic_limit_f64:
+        function.restype = ctypes.c_double
+    loaded.reading_limit.restype = ctypes.c_uint64
+    return loaded
+
+
+def suffix(dtype):
+    return {"float32": "f32", "float64": "f64"}[np.dtype(dtype).name]
+
+
+def memory_limit(*arrays, threads):
+    """A function that reads and writes the arrays as a step does: parameter, gradient, and up to four of state."""
+    function = library()[f"memory_limit_{suffix(arrays[0].dtype)}"]
+    pointers = [ctypes.c_void_p(x.ctypes.data) for x in arrays] + [ctypes.c_void_p(None)] * (6 - len(arrays))
+
+    def move():
+        function(*pointers, ctypes.c_int64(arrays[0].size), threads, ctypes.c_double(0))  # which keeps the arrays alive
+
+    return move
+
+
+def reading_limit(array, threads):
+    """A function that reads an array once, but for what follows its last whole cache line."""
+    lines = ctypes.c_int64(array.nbytes // 64)
+    return lambda: library().reading_limit(ctypes.c_void_p(array.ctypes.data), lines, threads)
+
+
+def arithmetic_limit(size, dtype, threads):
+    """A function that takes as many square roots and quotients as a step."""
+    function = library()[f"arithmetic_limit_{suffix(dtype)}"]
+    return functools.partial(function, ctypes.c_int64(size), threads, ctypes.c_double(1))

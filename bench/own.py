@@ -1,0 +1,189 @@
+"""What fastadam promises of its own steps: each beside another step of fastadam, in turns in one process."""
+
+import mmap
+import statistics
+import tracemalloc
+
+import numpy as np
+
+import fastadam
+from fastadam import _core, reference
+
+from .limits import alternate, reading_limit
+from .peers import Fastadam, check
+from .results import promise, ratio
+from .workloads import Workload
+
+
+class Own:
+    """Steps of one optimizer, which are checked in the end."""
+
+    def __init__(self, *shape, count=1, threads=None, rule="Adam", dtype=np.float32):
+        self.params, self.grads = Workload("", (shape,) * count, dtype).make()
+        self.contender = Fastadam(self.params, self.grads, threads, rule)
+        self.optimizer = self.contender.optimizer
+
+    def step(self):
+        self.optimizer.step(self.grads)
+
+    def check(self):
+        check(self.contender, self.params, self.grads, self.optimizer.steps)
+
+
+def compare(what, owners, turns, pairs, rounds, calls=1):
+    """{over: (name, base, bar)} as rows, once the results of all owners are right."""
+    found = alternate(turns, rounds, calls)
+    for own in owners:
+        own.check()
+    for over, (name, base, bar) in pairs.items():
+        yield promise({"what": f"{what}: {over}"}, bar, ratio(found[name], found[base]))
+
+
+def clipping(n, rounds, threads):
+    own = {rule: Own(n, threads=threads, rule=rule) for rule in ("Adam", "clipped", "clipped by value")}
+    plain = own["Adam"]
+    read = reading_limit(plain.grads[0], threads)
+    assert read() == np.bitwise_or.reduce(plain.grads[0][: n // 16 * 16].view(np.uint64))
+    turns = {rule: each.step for rule, each in own.items()}
+    turns["read"] = lambda: (read(), plain.step())  # no norm costs less
+    pairs = {
+        "max_norm=1 over a plain step": ("clipped", "Adam", "<= 1.2"),
+        "gradients read once in C and a plain step over a plain step": ("read", "Adam", ""),
+        "max_value over a plain step": ("clipped by value", "Adam", ""),
+    }
+    return compare(f"1 x {n >> 20} Mi", own.values(), turns, pairs, rounds)
+
+
+def many_arrays(rounds, threads):
+    many, one = Own(1024, count=1000, threads=threads), Own(1024 * 1000, threads=threads)
+    pairs = {"over 1 x 1 M": ("many", "one", "<= 1.6")}
+    return compare("1000 x 1 K", (many, one), {"many": many.step, "one": one.step}, pairs, rounds, 5)
+
+
+def overhead(rounds):
+    class Empty:
+        def step(self, grads):
+            pass
+
+    own, empty = Own(1024, threads=1), Empty()
+    g, bare, p = own.grads[0], own.params[0].copy(), own.params[0].copy()
+    m, v, opt = np.zeros_like(p), np.zeros_like(p), fastadam.Adam(bare)
+    turns = {
+        "empty": lambda: empty.step(g),
+        "Adam.step": lambda: opt.step(g),
+        "adam_update": lambda: fastadam.adam_update(p, g, m, v, 10),
+    }
+    found = alternate(turns, rounds, 500)
+    for _ in range(opt.steps):
+        own.step()
+    assert np.array_equal(bare, own.contender.arrays[0])
+    own.check()
+    for name, most in ("Adam.step", 4), ("adam_update", 2):
+        above = (statistics.median(found[name]) - statistics.median(found["empty"])) * 1e6
+        yield promise({"what": f"1 x 1 K: {name}, us above an empty method"}, f"<= {most}", above)
+
+
+def instruction_sets(rounds, n=16 << 10):
+    before, (baseline, *others) = _core.isa(), _core.isas_available()
+    for dtype in np.float32, np.float64:
+        own = Own(n, threads=1, dtype=dtype)
+        turns = {isa: (lambda isa=isa: _core.select_isa(isa), own.step) for isa in (baseline, *others)}
+        bars = {"avx2": ">= 1.7"} if dtype == np.float32 else {}
+        pairs = {f"baseline over {isa}": (baseline, isa, bars.get(isa, "")) for isa in others}
+        yield from compare(f"16 Ki {dtype.__name__}", [own], turns, pairs, rounds, 20)
+    _core.select_isa(before)
+
+
+class Update:
+    """Calls of adam_update with one of several gradients, in turns; checked against the twin."""
+
+    def __init__(self, p, grads, m, v, step, threads):
+        self.arrays, self.start = (p, m, v), [array[:1000].copy() for array in (p, m, v)]
+        self.grads, self.step, self.threads, self.taken = grads, step, threads, []
+
+    def turn(self, number):
+        def call():
+            p, m, v = self.arrays
+            fastadam.adam_update(p, self.grads[number], m, v, self.step, threads=self.threads)
+            self.taken.append(number)
+
+        return call
+
+    def check(self):
+        p, m, v = self.start
+        for number in self.taken:
+            reference.adam_update(p, self.grads[number][:1000], m, v, self.step)
+        assert all(np.array_equal(a, b[:1000]) for a, b in zip((p, m, v), self.arrays, strict=True)), "twin differs"
+
+
+def neighbours(rounds, threads, n=1 << 19):
+    """As malloc places arrays of 4 MiB: the gradient 16 bytes behind the parameter, modulo 1 MiB, in huge pages."""
+    slot = 4 << 20
+    memory = mmap.mmap(-1, 8 * slot, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    base = -np.frombuffer(memory, np.uint8).ctypes.data % slot + 4096
+    places = 0, slot - 16, slot + 4096, 2 * slot + 65536, 3 * slot + 2 * 65536
+    p, near, apart, m, v = (np.frombuffer(memory, np.float32, n, base + place) for place in places)
+    p[...], near[...], apart[...] = 1, 0.5, 0.5
+    update = Update(p, [near, apart], m, v, 10, threads)
+    pairs = {"gradient at 4 MiB - 16 over 4 MiB + 4096": ("near", "apart", "")}
+    return compare("512 Ki", [update], {"near": update.turn(0), "apart": update.turn(1)}, pairs, rounds, 10)
+
+
+def small_squares(rounds, n=1 << 20):
+    """Gradients whose squares are subnormal; v is large."""
+    (p,), (g,) = Workload("", ((n,),)).make()
+    some, tiny = g.copy(), g * np.float32(1e-20)
+    some[::100] = tiny[::100]
+    update = Update(p, [g, some, tiny], np.zeros_like(p), np.ones_like(p), 1000, 1)
+    turns = {name: update.turn(number) for number, name in enumerate(("none", "one in 100", "all"))}
+    pairs = {
+        f"{name} of the gradients' squares subnormal, over none": (name, "none", "") for name in turns if name != "none"
+    }
+    return compare("1 x 1 M", [update], turns, pairs, rounds, 3)
+
+
+def subnormal_state(rounds, n=16 << 10):
+    normal, dead = Own(n, threads=1), Own(n, threads=1)
+    state, zero = dead.optimizer.state[0], [np.zeros_like(g) for g in dead.grads]
+
+    def make_subnormal():
+        state["exp_avg"][...] = state["exp_avg_sq"][...] = 1e-40
+
+    def step():
+        dead.optimizer.step(zero)
+
+    turns = {"normal": normal.step, "first": (make_subnormal, step), "steady": step}
+    pairs = {f"{n} step over a normal one": (n, "normal", bar) for n, bar in (("first", "<= 2"), ("steady", "<= 1.1"))}
+    yield from compare("16 Ki, subnormal state, zero gradients", [normal], turns, pairs, rounds)
+    assert not state["exp_avg"].any() and not state["exp_avg_sq"].any()
+
+
+def memory(n, arrays):
+    params = [np.zeros(n, np.float32) for _ in range(arrays)]
+    grads = [np.ones(n, np.float32) for _ in range(arrays)]
+    tracemalloc.start()
+    opt = fastadam.Adam(params, threads=2)
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    opt.step(grads)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    for what, most, came in ("optimizer", 4096, before - 2 * arrays * n * 4), ("peak of a step", 1024, peak):
+        yield promise(
+            {"what": f"{arrays} x {n}: {what}, bytes an array above the arrays"}, f"< {most}", round(came / arrays)
+        )
+
+
+def promises(quick):
+    threads, rounds = fastadam.get_num_threads(), 5 if quick else 41
+    yield from clipping((1 if quick else 64) << 20, rounds, threads)
+    yield from many_arrays(rounds, threads)
+    yield from overhead(rounds)
+    yield from instruction_sets(rounds)
+    yield from neighbours(rounds, threads)
+    yield from subnormal_state(max(rounds, 20))
+    yield from small_squares(rounds)
+    yield from memory(1024, 1000)
+    yield from memory(1 << 20, 4)

@@ -1,0 +1,149 @@
+"""The one format of results, and the one writer of tables.
+
+A table is a list of rows, a row is {column: cell}, and a cell is a text, a number, None, or the quartiles of several
+measurements: [lower, median, upper]. A file in bench/results/ holds tables by name, and machine, versions and date.
+"""
+
+import argparse
+import json
+import operator
+import platform
+import statistics
+import time
+from importlib.metadata import distributions
+from pathlib import Path
+
+import fastadam
+
+FOLDER = Path(__file__).with_name("results")
+PACKAGES = ("numpy", "numba", "scikit-learn", "thinc", "autograd", "jax", "optax", "torch", "deepspeed")
+
+
+def quartiles(samples):
+    return statistics.quantiles(samples, n=4) if len(samples) > 1 else list(samples) * 3
+
+
+def ratio(samples, base):
+    """Quartiles of the rounds' ratios: a machine that is slower for a while slows both."""
+    return quartiles([a / b for a, b in zip(samples, base, strict=False)])
+
+
+def milliseconds(samples):
+    return statistics.median(samples) * 1e3
+
+
+def promise(what, bar, measured, verdict=None):
+    """A row that says whether a measurement keeps a bar, as in ">= 0.95". Without a bar it is only reported."""
+    if bar and not verdict:
+        sign, limit = bar.split()[:2]
+        middle = measured[1] if isinstance(measured, list) else measured
+        met = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}[sign](middle, float(limit))
+        verdict = "met" if met else "MISSED"
+    return {**what, "bar": bar or "reported", "measured": measured, "verdict": verdict or ""}
+
+
+def text(cell):
+    if isinstance(cell, (list, tuple)):
+        low, middle, high = (f"{x:.2f}" if 0.1 <= x < 10 else f"{x:.3g}" for x in cell)
+        return f"{middle} ({low} to {high})"
+    return "" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+
+
+def lines(rows, head=True):
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[text(row.get(column)) for column in columns] for row in rows]
+    return [
+        "| " + " | ".join(line) + " |" for line in ([map(str, columns), ["---"] * len(columns)] if head else []) + cells
+    ]
+
+
+def table(rows):
+    """Markdown."""
+    return "\n".join(lines(rows))
+
+
+def pivot(rows, index, across, cell):
+    """One row for each value of the columns `index`, and in it a column for each value of the column `across`."""
+    cases, found = dict.fromkeys(row[across] for row in rows), {}
+    for row in rows:
+        key = {column: row[column] for column in index}
+        found.setdefault(tuple(key.values()), key | cases)[row[across]] = cell(row)
+    return list(found.values())
+
+
+def cpu_name():
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def machine():
+    config = fastadam.config()
+    return (
+        f"{cpu_name()}, {config['threads']} threads; fastadam {config['version']} ({config['isa']}), "
+        f"NumPy {config['numpy']}, Python {config['python']}, {platform.platform()}"
+    )
+
+
+class Results:
+    """Tables, printed row by row as they are measured."""
+
+    def __init__(self):
+        self.tables, self.printed = {}, None
+        print(machine())
+        print("Ratios are medians of rounds (lower to upper quartile).", flush=True)
+
+    def add(self, name, rows):
+        for row in rows:
+            head = self.printed != (name, list(row))
+            print("\n" * head + "\n".join(lines([row], head)), flush=True)
+            self.printed = name, list(row)
+            self.tables.setdefault(name, []).append(row)
+
+    def save(self, name):
+        installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+        versions = {package: installed[package] for package in PACKAGES if package in installed}
+        write(name, {"machine": machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}, self.tables)
+
+
+def write(name, about, tables):
+    """One row a line, four digits of every float."""
+    tables = {key: ",\n".join(f"  {json.dumps(rounded(row))}" for row in rows) for key, rows in tables.items()}
+    inside = ",\n".join(f' "{key}": [\n{rows}\n ]' for key, rows in tables.items())
+    (FOLDER / f"{name}.json").write_text(f'{{"about": {json.dumps(about)},\n"tables": {{\n{inside}\n}}}}\n')
+
+
+def rounded(value):
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def load(name):
+    """{"about": ..., "tables": ...}, or None."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def options(name, doc, arguments, **choices):
+    """--quick, --save, and for each of the choices an option that takes some of its names, all if it is not given."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a smoke test")
+    parser.add_argument("--save", nargs="?", const=name, metavar="NAME", help="keep results in bench/results/NAME.json")
+    for option, names in choices.items():
+        parser.add_argument(f"--{option}", default=",".join(names), help=f"some of {', '.join(names)}; or none")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick and chosen.save:
+        parser.error("--quick is no measurement to keep")
+    for option, names in choices.items():
+        given = getattr(chosen, option)
+        picked = [] if given == "none" else given.split(",")
+        if unknown := set(picked).difference(names):
+            parser.error(f"--{option}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
+        setattr(chosen, option, picked)
+    return chosen
