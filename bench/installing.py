@@ -6,15 +6,14 @@ at the first step. Megabytes are what is installed, with NumPy.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from .results import Results, options
-
-ROOT = Path(__file__).parent.parent
+BENCH = Path(__file__).parent
 PACKAGES = {  # name -> contender, what pip is asked for besides NumPy
     "fastadam": ("fastadam", ["."]),
     "scikit-learn": ("scikit-learn", ["scikit-learn"]),
@@ -25,8 +24,8 @@ PACKAGES = {  # name -> contender, what pip is asked for besides NumPy
     "torch": ("torch fused", ["torch"]),
     "deepspeed": ("DeepSpeed CPUAdam", ["deepspeed", "torch", "ninja", "setuptools"]),
 }
+CHOICES = {"packages": PACKAGES}
 FIRST_STEP = """
-import sys; sys.path.insert(0, {root!r})
 import numpy, bench.peers as peers
 params, grads = [numpy.ones(1000, 'float32')], [numpy.ones(1000, 'float32')]
 contender = peers.CONTENDERS[{contender!r}](params, grads, 1)
@@ -35,14 +34,13 @@ peers.check(contender, params, grads, 1)
 """
 
 
-def pins():
-    lines = (
-        line.split("#")[0].strip() for line in Path(__file__).with_name("requirements.txt").read_text().splitlines()
-    )
-    return {line.split("==")[0]: line for line in lines if line}
+def pin(package):
+    """As in requirements.txt."""
+    lines = (line.split("#")[0].strip() for line in (BENCH / "requirements.txt").read_text().splitlines())
+    return next((line for line in lines if line.split("==")[0] == package), package)
 
 
-def seconds(command, **options):
+def seconds(*command, **options):
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, **options)
     if done.returncode:
@@ -50,34 +48,25 @@ def seconds(command, **options):
     return time.perf_counter() - start
 
 
-def megabytes(folder):
-    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
-
-
-def measure(contender, asked):
+def install(contender, asked):
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder, "venv/bin/python")
-        seconds([sys.executable, "-m", "venv", str(python.parent.parent)])
-        before = megabytes(python.parent.parent)
-        wanted = [pins().get(package, package) for package in asked]
-        install = seconds([python, "-m", "pip", "install", "-q", "numpy", *wanted], cwd=ROOT)
-        size = megabytes(python.parent.parent) - before
+        seconds(sys.executable, "-m", "venv", f"{folder}/venv")
+        size = -sum(file.lstat().st_size for file in Path(folder).rglob("*"))
+        pip = seconds(python, "-m", "pip", "install", "-q", "numpy", *map(pin, asked), cwd=BENCH.parent)
+        size += sum(file.lstat().st_size for file in Path(folder).rglob("*"))
         # Away from the checkout, so that the package is the installed one; and kernels are compiled anew.
-        env = {**os.environ, "TORCH_EXTENSIONS_DIR": str(Path(folder, "kernels")), "PATH":
-               f"{python.parent}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
-        bench = Path(folder, "bench")
-        bench.mkdir()
+        path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, "TORCH_EXTENSIONS_DIR": f"{folder}/kernels", "PATH": path}
+        Path(folder, "bench").mkdir()
         for name in "__init__.py", "peers.py", "workloads.py":
-            (bench / name).write_text((ROOT / "bench" / name).read_text())
-        code = FIRST_STEP.format(root=folder, contender=contender)
-        first, second = (seconds([python, "-c", code], cwd=folder, env=env) for _ in range(2))
-    return {"pip install, s": install, "first step, s": first, "in the next process, s": second, "MB installed": size}
+            shutil.copy(BENCH / name, f"{folder}/bench")
+        code = FIRST_STEP.format(contender=contender)
+        first, second = (seconds(python, "-c", code, cwd=folder, env=env) for _ in range(2))
+    columns = "pip install, s", "first step, s", "in the next process, s", "MB installed"
+    return dict(zip(columns, (pip, first, second, size / 1e6), strict=True))
 
 
-def main(arguments):
-    chosen = options("installing", __doc__, arguments, packages=PACKAGES)
-    results = Results()
+def measure(chosen):
     for name in ["fastadam"] if chosen.quick else chosen.packages:
-        results.add("packages", [{"package": name, **measure(*PACKAGES[name])}])
-    if chosen.save:
-        results.save(chosen.save)
+        yield "packages", [{"package": name, **install(*PACKAGES[name])}]

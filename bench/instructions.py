@@ -16,6 +16,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from .results import table
+
 ROOT = Path(__file__).parent.parent
 BUDGETS = Path(__file__).with_suffix(".json")
 SLACK = 1.01
@@ -116,27 +118,23 @@ def measure(cc, csrc):
 
 def compare(figures, budget):
     """Print the table; return a line for each figure that is not within its budget."""
-    header = [*EXECUTED, "avx512, each loop"]
-    print(f"| instructions per element | {' | '.join(header)} |\n|---|{'---|' * len(header)}")
-    for kernel, row in sorted(figures.items()):
-        loops = ", ".join(f"{count:.2f}" for column, count in row.items() if column not in EXECUTED)
-        print(f"| {kernel} | {' | '.join(f'{row[column]:.2f}' for column in EXECUTED)} | {loops} |")
-    pairs = {(kernel, column) for kernel, row in figures.items() for column in row}
-    problems = [
-        f"{kernel}, {column} has a budget but is not compiled"
-        for kernel, row in budget.items()
-        for column in row
-        if (kernel, column) not in pairs
-    ]
-    for kernel, column in sorted(pairs):
-        came, planned = figures[kernel][column], budget.get(kernel, {}).get(column)
-        if planned is None:
-            problems.append(f"{kernel}, {column} has no budget")
-        elif came > planned * SLACK:
-            more = f"{came / planned - 1:.1%} over the budget of {planned:.2f}"
-            problems.append(f"{kernel}, {column}: {came:.2f} came, {planned * SLACK:.2f} is allowed ({more})")
-        elif came * SLACK < planned:
-            print(f"{kernel}, {column}: {came:.2f} is well under {planned:.2f}; {WAY_OUT} keeps the gain")
+    rows = [
+        {"instructions per element": kernel, **{column: f"{row[column]:.2f}" for column in EXECUTED},
+         "avx512, each loop": ", ".join(f"{count:.2f}" for column, count in row.items() if column not in EXECUTED)}
+        for kernel, row in sorted(figures.items())
+    ]  # fmt: skip
+    print(table(rows))
+    came, planned = ({(k, c): x for k, row in each.items() for c, x in row.items()} for each in (figures, budget))
+    problems = [f"{', '.join(pair)} has a budget but is not compiled" for pair in planned if pair not in came]
+    for pair, count in sorted(came.items()):
+        what, most = ", ".join(pair), planned.get(pair)
+        if most is None:
+            problems.append(f"{what} has no budget")
+        elif count > most * SLACK:
+            more = f"{count / most - 1:.1%} over the budget of {most:.2f}"
+            problems.append(f"{what}: {count:.2f} came, {most * SLACK:.2f} is allowed ({more})")
+        elif count * SLACK < most:
+            print(f"{what}: {count:.2f} is well under {most:.2f}; {WAY_OUT} keeps the gain")
     return problems
 
 
@@ -155,7 +153,8 @@ def main(arguments):
     figures = measure(cc, options.csrc)
     if options.update:
         budgets[compiler] = figures
-        BUDGETS.write_text(json.dumps(budgets, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(budgets, indent=1, sort_keys=True)
+        BUDGETS.write_text(re.sub(r"{[^{}]*}", lambda kernel: " ".join(kernel[0].split()), text) + "\n")
     print(f"{compiler}\n")
     if problems := compare(figures, budgets[compiler]):
         way_out = f"Make the loop shorter; or, if it is worth it, {WAY_OUT}, and say why in the commit."

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .peers import Contender
+from .workloads import STATE, placed
+
 
 def alternate(contenders, rounds, calls=1):
     """{name: seconds a call, one for each round}; each takes its turn, and is a function, or (prepare, function)."""
@@ -60,7 +63,29 @@ def reading_limit(array, threads):
     return lambda: library().reading_limit(ctypes.c_void_p(array.ctypes.data), lines, threads)
 
 
-def arithmetic_limit(size, dtype, threads):
-    """A function that takes as many square roots and quotients as a step."""
-    function = library()[f"arithmetic_limit_{suffix(dtype)}"]
-    return functools.partial(function, ctypes.c_int64(size), threads, ctypes.c_double(1))
+class MemoryLimit(Contender):
+    """Reads and writes what a step must, with next to no arithmetic."""
+
+    rules = tuple(rule for rule in STATE if rule != "clipped")
+
+    def setup(self, threads):
+        flat = np.concatenate([p.ravel() for p in self.arrays])
+        self.arrays = [placed(flat, 256 * i % 1024 + 64 * (i // 4)) for i in range(2 + STATE[self.rule])]
+        self.limit = memory_limit(*self.arrays, threads=threads)
+
+    def step(self, grads):
+        self.limit()
+
+
+class ArithmeticLimit(MemoryLimit):
+    """As many square roots and quotients as a step, which moves no memory."""
+
+    rules = ("Adam", "AdamW", "AMSGrad")
+
+    def setup(self, threads):
+        function = library()[f"arithmetic_limit_{suffix(self.arrays[0].dtype)}"]
+        size = ctypes.c_int64(sum(p.size for p in self.arrays))
+        self.limit = functools.partial(function, size, threads, ctypes.c_double(1))
+
+
+LIMITS = {"memory limit": MemoryLimit, "arithmetic limit": ArithmeticLimit}

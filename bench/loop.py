@@ -16,13 +16,14 @@ import numpy as np
 
 import fastadam
 
-from .results import Results, milliseconds, options, promise, quartiles, ratio
+from .results import milliseconds, promise, quartiles, ratio
 from .runner import VARIANTS, train
 from .workers import in_new_process
 
 # width, batch, iterations, rounds
 CASES = [(256, 32, 400, 15), (1024, 32, 80, 11), (2048, 64, 24, 7), (4096, 64, 8, 5)]
 QUICK = [(256, 32, 50, 2)]
+CHOICES = {"contenders": VARIANTS}
 FEW = 3  # rounds, the first ones, that other libraries take part in: they take most of the time
 ONE, OPENMP, DEFAULT, SHARED = (f"fastadam {what}" for what in ("1 thread", "OpenMP threads", "default", "shared team"))
 
@@ -35,7 +36,7 @@ def agree(losses):
     assert max(trained, default=0) < 0.5 * losses.get("no optimizer", np.inf), f"one does not train: {losses}"
 
 
-def measure(names, width, batch, iterations, rounds):
+def iterations(names, width, batch, count, rounds):
     """{name: [(seconds of forward and backward, of the step, of a step back to back), ...]}, {name: why absent}."""
     threads = fastadam.config()["threads"]
     samples, absent, losses = {}, {}, {}
@@ -45,7 +46,7 @@ def measure(names, width, batch, iterations, rounds):
                 continue
             try:
                 *seconds, losses[name] = in_new_process(
-                    train, name, width, batch, iterations, threads, environment=VARIANTS[name][1]
+                    train, name, width, batch, count, threads, environment=VARIANTS[name][1]
                 )
                 samples.setdefault(name, []).append(seconds)
             except ImportError as error:
@@ -89,14 +90,10 @@ def promises(case, samples):
         yield promise({"h, batch": case, "what": "shared team, step over back to back"}, "<= 1.3", ratio(step, alone))
 
 
-def main(arguments):
-    chosen = options("loop", __doc__, arguments, contenders=VARIANTS)
-    results = Results()
+def measure(chosen):
     for width, batch, *amount in QUICK if chosen.quick else CASES:
         case = f"{width}, {batch}"
-        samples, absent = measure(chosen.contenders, width, batch, *amount)
-        results.add("iterations", rows(case, samples))
-        results.add("promises", promises(case, samples))
-        results.add("absent", ({"contender": name, "why": why} for name, why in absent.items()))
-    if chosen.save:
-        results.save(chosen.save)
+        samples, absent = iterations(chosen.contenders, width, batch, *amount)
+        yield "iterations", rows(case, samples)
+        yield "promises", promises(case, samples)
+        yield "absent", ({"contender": name, "why": why} for name, why in absent.items())

@@ -61,26 +61,18 @@ def many_arrays(rounds, threads):
 
 
 def overhead(rounds):
-    class Empty:
-        def step(self, grads):
-            pass
-
-    own, empty = Own(1024, threads=1), Empty()
-    g, bare, p = own.grads[0], own.params[0].copy(), own.params[0].copy()
-    m, v, opt = np.zeros_like(p), np.zeros_like(p), fastadam.Adam(bare)
-    turns = {
-        "empty": lambda: empty.step(g),
-        "Adam.step": lambda: opt.step(g),
-        "adam_update": lambda: fastadam.adam_update(p, g, m, v, 10),
-    }
+    """A method that does nothing takes 0.05 us of these."""
+    own, p = Own(1024, threads=1), np.ones(1024, np.float32)
+    g, bare, m, v = own.grads[0], own.params[0].copy(), np.zeros_like(p), np.zeros_like(p)
+    opt = fastadam.Adam(bare)
+    turns = {"Adam.step": lambda: opt.step(g), "adam_update": lambda: fastadam.adam_update(p, g, m, v, 10)}
     found = alternate(turns, rounds, 500)
     for _ in range(opt.steps):
         own.step()
-    assert np.array_equal(bare, own.contender.arrays[0])
     own.check()
+    assert np.array_equal(bare, own.contender.arrays[0])
     for name, most in ("Adam.step", 4), ("adam_update", 2):
-        above = (statistics.median(found[name]) - statistics.median(found["empty"])) * 1e6
-        yield promise({"what": f"1 x 1 K: {name}, us above an empty method"}, f"<= {most}", above)
+        yield promise({"what": f"1 x 1 K: {name}, us"}, f"<= {most}", statistics.median(found[name]) * 1e6)
 
 
 def instruction_sets(rounds, n=16 << 10):

@@ -12,12 +12,19 @@ LR, BETA1, BETA2, EPS, DECAY, MAX_NORM = 1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0
 PEER_RULES = ("Adam", "AdamW", "AMSGrad", "clipped")
 
 
+CONTENDERS = {}  # by name
+
+
 class Contender:
     rules = ("Adam",)
     dtypes = ("float32", "float64")
     varies = True  # its gradients may differ from step to step
     least_steps = 1  # in one timed run
     warm_up = 1  # steps before all of them
+
+    def __init_subclass__(cls, name=None):
+        if name:
+            CONTENDERS[name] = cls
 
     def __init__(self, params, grads, threads, rule="Adam"):
         if rule not in self.rules:
@@ -63,7 +70,7 @@ RULES = {  # of fastadam: class, options
 }
 
 
-class Fastadam(Contender):
+class Fastadam(Contender, name="fastadam"):
     """fastadam.Adam, all threads ordered."""
 
     rules = tuple(RULES)
@@ -78,7 +85,7 @@ class Fastadam(Contender):
         self.optimizer.step(grads)
 
 
-class FastadamDefault(Fastadam):
+class FastadamDefault(Fastadam, name="fastadam default"):
     """fastadam.Adam as it comes. It learns from the time from step to step, in which no other should have its turn."""
 
     least_steps = 4
@@ -89,8 +96,6 @@ class FastadamDefault(Fastadam):
 
 
 class FastadamSerial(Fastadam):
-    """fastadam.Adam, one thread."""
-
     def setup(self, threads):
         super().setup(1)
 
@@ -105,7 +110,7 @@ class FastadamShared(FastadamDefault):
         self.sharing = fastadam.share_threads_with_blas()
 
 
-class FastadamUpdate(Contender):
+class FastadamUpdate(Contender, name="fastadam.adam_update"):
     """fastadam.adam_update as it comes, one call for each array."""
 
     def setup(self, threads):
@@ -119,9 +124,7 @@ class FastadamUpdate(Contender):
             self.update(p, g, m, v, self.t, lr=LR)
 
 
-class NumpyTutorial(Contender):
-    """NumPy as tutorials write it."""
-
+class NumpyTutorial(Contender, name="NumPy tutorial"):
     rules = PEER_RULES
 
     def setup(self, threads):
@@ -146,9 +149,7 @@ class NumpyTutorial(Contender):
             self.arrays[i] = self.arrays[i] - LR * m_hat / (np.sqrt(v_hat) + EPS)
 
 
-class NumpyInPlace(Contender):
-    """NumPy with every temporary avoided."""
-
+class NumpyInPlace(Contender, name="NumPy in place"):
     def setup(self, threads):
         self.m, self.v, self.scratch = (self.zeros(kind) for kind in range(3))
 
@@ -170,7 +171,7 @@ class NumpyInPlace(Contender):
             p -= scratch
 
 
-class NumbaParallel(Contender):
+class NumbaParallel(Contender, name="numba prange"):
     """numba, parallel=True: one bare kernel call for each array, the factors computed inside."""
 
     rules = ("Adam", "AdamW", "AMSGrad")
@@ -209,13 +210,11 @@ class NumbaParallel(Contender):
             self.update(p, g if g.ndim == 1 else g.reshape(-1), m, v, largest, self.t)
 
 
-class NumbaSerial(NumbaParallel):
-    """numba, serial."""
-
+class NumbaSerial(NumbaParallel, name="numba serial"):
     parallel = False
 
 
-class ScikitLearn(Contender):
+class ScikitLearn(Contender, name="scikit-learn"):
     """scikit-learn's AdamOptimizer, as MLPClassifier uses it."""
 
     def setup(self, threads):
@@ -227,7 +226,7 @@ class ScikitLearn(Contender):
         self.optimizer.update_params(self.arrays, grads)
 
 
-class Thinc(Contender):
+class Thinc(Contender, name="thinc"):
     """thinc's Adam, without its default clipping and averages; it zeroes gradients, so it gets copies (in its time)."""
 
     dtypes = ("float32",)
@@ -242,7 +241,7 @@ class Thinc(Contender):
             self.arrays[i], _ = self.optimizer((i, "W"), self.arrays[i], grad.copy())
 
 
-class Autograd(Contender):
+class Autograd(Contender, name="autograd"):
     """HIPS autograd's adam loop on a flat vector; its state is float64 and lives only within one run."""
 
     varies = False
@@ -264,7 +263,7 @@ class Autograd(Contender):
         return [piece.reshape(p.shape) for piece, p in zip(pieces, self.arrays, strict=True)]
 
 
-class Optax(Contender):
+class Optax(Contender, name="optax jit"):
     """optax under jax.jit, all donated. (Its AMSGrad is another: the maximum of the corrected v.)"""
 
     rules = ("Adam", "AdamW")
@@ -296,7 +295,7 @@ class Optax(Contender):
         return [np.asarray(p) for p in self.jax_params]
 
 
-class TorchFused(Contender):
+class TorchFused(Contender, name="torch fused"):
     """torch.optim.Adam(fused=True), behind clip_grad_norm_ where gradients are clipped."""
 
     rules = PEER_RULES
@@ -313,10 +312,8 @@ class TorchFused(Contender):
     def make(self, tensors):
         import torch
 
-        rule = torch.optim.AdamW if self.rule == "AdamW" else torch.optim.Adam
-        decay = DECAY if self.rule == "AdamW" else 0.0
-        amsgrad = self.rule == "AMSGrad"
-        return rule(tensors, LR, (BETA1, BETA2), EPS, weight_decay=decay, amsgrad=amsgrad, **self.options)
+        rule, decay = (torch.optim.AdamW, DECAY) if self.rule == "AdamW" else (torch.optim.Adam, 0.0)
+        return rule(tensors, LR, (BETA1, BETA2), EPS, decay, self.rule == "AMSGrad", **self.options)
 
     def step(self, grads):
         if grads is not self.bound:
@@ -330,19 +327,15 @@ class TorchFused(Contender):
         self.optimizer.step()
 
 
-class TorchForeach(TorchFused):
-    """torch.optim.Adam(foreach=True)."""
-
+class TorchForeach(TorchFused, name="torch foreach"):
     options = {"foreach": True}  # noqa: RUF012
 
 
-class TorchLoop(TorchFused):
-    """torch.optim.Adam(foreach=False): one array after the other."""
-
+class TorchLoop(TorchFused, name="torch for-loop"):
     options = {"foreach": False}  # noqa: RUF012
 
 
-class DeepSpeed(TorchFused):
+class DeepSpeed(TorchFused, name="DeepSpeed CPUAdam"):
     """DeepSpeedCPUAdam; it compiles its kernel at first use. (It accepts amsgrad=True and ignores it.)"""
 
     rules = ("Adam", "AdamW", "clipped")
@@ -351,28 +344,10 @@ class DeepSpeed(TorchFused):
     def make(self, tensors):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        adamw = self.rule == "AdamW"
-        decay = DECAY if adamw else 0.0
-        return DeepSpeedCPUAdam(tensors, LR, betas=(BETA1, BETA2), eps=EPS, weight_decay=decay, adamw_mode=adamw)
+        decay = {"weight_decay": DECAY if self.rule == "AdamW" else 0.0, "adamw_mode": self.rule == "AdamW"}
+        return DeepSpeedCPUAdam(tensors, LR, betas=(BETA1, BETA2), eps=EPS, **decay)
 
 
-CONTENDERS = {
-    "fastadam": Fastadam,
-    "fastadam default": FastadamDefault,
-    "fastadam.adam_update": FastadamUpdate,
-    "NumPy tutorial": NumpyTutorial,
-    "NumPy in place": NumpyInPlace,
-    "numba prange": NumbaParallel,
-    "numba serial": NumbaSerial,
-    "scikit-learn": ScikitLearn,
-    "thinc": Thinc,
-    "autograd": Autograd,
-    "optax jit": Optax,
-    "torch fused": TorchFused,
-    "torch foreach": TorchForeach,
-    "torch for-loop": TorchLoop,
-    "DeepSpeed CPUAdam": DeepSpeed,
-}
 PEERS = [name for name in CONTENDERS if not name.startswith("fastadam")]
 
 
@@ -383,21 +358,21 @@ def check(contender, params, grads, steps):
     """Against float64. With a constant gradient m/bc1 = g and v/bc2 = g*g, so each step, clipped or not, moves by
     lr*g/(|g| + eps). Rules that no peer has: to the bit against fastadam's NumPy twin."""
     if contender.rule not in PEER_RULES:
-        check_twin(contender, params[0].reshape(-1)[:1000], grads[0].reshape(-1)[:1000], steps)
-        return
+        return check_twin(contender, params[0].reshape(-1)[:1000], grads[0].reshape(-1)[:1000], steps)
     kept = (1 - LR * DECAY) ** steps if contender.rule == "AdamW" else 1.0
-    times = (1 - kept) / (LR * DECAY) if contender.rule == "AdamW" else steps
-    for arrays in zip(params, grads, contender.params(), strict=True):
-        for start, grad, end in pieces(*arrays):
-            exact = grad.astype(np.float64)
-            moved = times * LR * exact / (np.abs(exact) + EPS)
-            error = np.abs(end - (kept * start.astype(np.float64) - moved)).max(initial=0.0)
-            rounding = steps * np.spacing(np.abs(start).max(initial=1.0) + steps * LR).astype(np.float64)
-            assert error <= 2e-3 * steps * LR + rounding, (
-                f"{type(contender).__name__}: off by {error:.2e} after {steps} steps"
-            )
+    moves = LR * ((1 - kept) / (LR * DECAY) if contender.rule == "AdamW" else steps)
+    for start, grad, end in pieces(params, grads, contender.params()):
+        exact, spacing = grad.astype(np.float64), np.spacing(np.abs(start).max(initial=1.0) + steps * LR)
+        expected = kept * start.astype(np.float64) - moves * exact / (np.abs(exact) + EPS)
+        close(contender, end, expected, 2e-3 * steps * LR + steps * float(spacing), f"after {steps} steps")
     if contender.varies:
         check_later(contender, grads, steps)
+    return None
+
+
+def close(contender, end, expected, most, when):
+    error = np.abs(end - expected).max(initial=0.0)
+    assert error <= most, f"{type(contender).__name__}: off by {error:.2e} {when}"
 
 
 def check_twin(contender, p, g, steps):
@@ -443,13 +418,12 @@ def check_later(contender, grads, steps):
             v = BETA2 * v + (1 - BETA2) * (factor * g) ** 2
             kept = 1 - LR * DECAY if contender.rule == "AdamW" else 1.0
             p = kept * p - LR * (m / (1 - BETA1**t)) / (np.sqrt(v / (1 - BETA2**t)) + EPS)
-        error = np.abs(end.reshape(-1)[:1000] - p).max(initial=0.0)
-        rounding = 4 * np.spacing(np.abs(start).max(initial=1.0).astype(grad.dtype)).astype(np.float64)
-        assert error <= 1e-3 * LR + rounding, f"{type(contender).__name__}: off by {error:.2e} in later steps"
+        rounding = 4 * float(np.spacing(np.abs(start).max(initial=1.0).astype(grad.dtype)))
+        close(contender, end.reshape(-1)[:1000], p, 1e-3 * LR + rounding, "in later steps")
 
 
-def pieces(*arrays, size=1 << 20):
-    """The same stretch of each, one after the other, so that checking needs little memory."""
-    flat = [array.reshape(-1) for array in arrays]
-    for start in range(0, len(flat[0]), size):
-        yield [array[start : start + size] for array in flat]
+def pieces(*lists, size=1 << 20):
+    """The same stretch of each list's arrays, one after the other, so that checking needs little memory."""
+    for arrays in zip(*lists, strict=True):
+        for start in range(0, arrays[0].size, size):
+            yield [array.reshape(-1)[start : start + size] for array in arrays]

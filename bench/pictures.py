@@ -5,25 +5,16 @@ from io import BytesIO
 import matplotlib as mpl
 from PIL import Image
 
-from .runner import LIMITS
+from .limits import LIMITS
+from .peers import CONTENDERS
 from .workloads import WORKLOADS
 
 mpl.use("Agg")
-mpl.rcParams.update({
-    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 85,
-})  # fmt: skip
+mpl.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "figure.dpi": 100})
 import matplotlib.pyplot as plt  # noqa: E402
 
-OURS, LIMIT = "#d1495b", "#222222"
-COLOURS = {
-    "fastadam": OURS, "fastadam default": "#f0a3ae", "fastadam.adam_update": "#8c1c2e",
-    "memory limit": LIMIT, "arithmetic limit": LIMIT,
-    "torch fused": "#ee964b", "torch foreach": "#f3b780", "torch for-loop": "#f8dac0",
-    "DeepSpeed CPUAdam": "#6a4c93", "numba prange": "#1982c4", "numba serial": "#8ac2e6", "optax jit": "#3a7d44",
-    "thinc": "#8ac926", "scikit-learn": "#2a9d8f", "autograd": "#b5a642", "NumPy in place": "#9a9a9a",
-    "NumPy tutorial": "#5f5f5f",
-}  # fmt: skip
+OURS, PASSES, OTHERS = "#d1495b", "#b8c4cc", "#5b7083"
+COLOURS = dict(zip(CONTENDERS, plt.cm.tab20.colors, strict=False)) | {"fastadam": OURS} | dict.fromkeys(LIMITS, "black")
 SHOWN = ["1 x 1 K", "1 x 100 K", "1 x 1 M", "1000 x 1 K", "ResNet-50", "GPT-2 124M"]
 DRAWN = {  # command -> picture, what it shows
     "versus": {"peers": "Times as long as fastadam", "sizes": "Size sweep"},
@@ -36,20 +27,16 @@ def peers(tables):
     """Bars: times as long as fastadam, one panel a workload."""
     figure, axes = plt.subplots(2, 3, figsize=(11, 7.2), layout="constrained")
     for axis, workload in zip(axes.flat, SHOWN, strict=True):
-        rows = {row["contender"]: row for row in tables["steps"] if row["workload"] == workload}
-        axis.set_visible(bool(rows))
+        rows = {row["contender"]: row["against fastadam"] for row in tables["steps"] if row["workload"] == workload}
         names = [name for name in rows if not name.startswith("fastadam") and name not in LIMITS]
-        names.sort(key=lambda name: rows[name]["against fastadam"][1], reverse=True)
-        ratios = [rows[name]["against fastadam"] for name in names]
-        middle = [ratio[1] for ratio in ratios]
-        errors = [[m - low for low, m, _ in ratios], [high - m for _, m, high in ratios]]
-        axis.barh(names, middle, xerr=errors, color=[COLOURS[name] for name in names], error_kw={"lw": 0.8})
-        for y, value in enumerate(middle):
-            axis.annotate(f"{value:.3g}", (value, y), (3, 0), textcoords="offset points", va="center", fontsize=7)
+        names.sort(key=lambda name: rows[name][1], reverse=True)
+        low, middle, high = zip(*(rows[name] for name in names), strict=True) if names else ([], [], [])
+        bars = axis.barh(names, middle, color=[COLOURS[name] for name in names])
+        axis.hlines(names, low, high, color="black", lw=0.8)
+        axis.bar_label(bars, [f"  {value:.3g}" for value in middle], fontsize=7)
         axis.axvline(1, color=OURS, lw=1)
-        axis.set(xscale="log", title=f"{workload}   (fastadam: {rows['fastadam']['ms']:.3g} ms)" if rows else "")
+        axis.set(xscale="log", title=workload)
         axis.margins(x=0.15)
-        axis.grid(axis="y", visible=False)
     figure.suptitle("Time of a step, times as long as fastadam (right of the line: slower), with quartiles")
     return figure
 
@@ -60,10 +47,10 @@ def sizes(tables):
     rows = [row for row in tables["steps"] if row["workload"].startswith("1 x") and row["workload"].count(" ") == 3]
     for name in dict.fromkeys(row["contender"] for row in rows):
         points = sorted((WORKLOADS[row["workload"]].size, row["ms"]) for row in rows if row["contender"] == name)
-        style = {"memory limit": "--", "arithmetic limit": ":"}.get(name, "-")
+        style = {"memory limit": "--", "arithmetic limit": ":"}.get(name, ".-")
         width = 2.2 if name == "fastadam" or name in LIMITS else 1
         x, y = zip(*((size, ms / size * 1e6) for size, ms in points), strict=True)
-        axis.plot(x, y, style, marker="o", ms=3, lw=width, color=COLOURS[name], label=name)
+        axis.plot(x, y, style, lw=width, color=COLOURS[name], label=name)
     axis.set(xscale="log", yscale="log", xlabel="parameters in one float32 array", ylabel="nanoseconds a parameter")
     axis.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
     axis.set_title("Dashed: the same bytes read and written in C; dotted: the roots and quotients alone")
@@ -78,10 +65,9 @@ def loop(tables):
         rows = [row for row in tables["iterations"] if row["h, batch"] == case][::-1]
         names = [row["optimizer"] for row in rows]
         passes, steps = ([row[column] for row in rows] for column in ("forward + backward, ms", "step, ms"))
-        axis.barh(names, passes, color="#b8c4cc")
-        axis.barh(names, steps, left=passes, color=[OURS if n.startswith("fast") else "#5b7083" for n in names])
+        axis.barh(names, passes, color=PASSES)
+        axis.barh(names, steps, left=passes, color=[OURS if name.startswith("fast") else OTHERS for name in names])
         axis.set(title=f"h, batch = {case}", xlabel="ms an iteration")
-        axis.grid(axis="y", visible=False)
     figure.suptitle("Inside a NumPy training loop: forward + backward (light) and step (dark; fastadam red)")
     return figure
 
@@ -89,18 +75,16 @@ def loop(tables):
 def scaling(tables):
     """GB/s against size for each number of threads, with the limit; milliseconds against arrays."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    counts = sorted({row["threads"] for row in tables["steps"]})
-    for place, count in enumerate(counts):
-        colour = plt.cm.viridis(place / max(1, len(counts) - 1) * 0.8)
+    for count in sorted({row["threads"] for row in tables["steps"]}):
         rows = [row for row in tables["steps"] if row["threads"] == count]
-        one = [row for row in rows if row["arrays"] == 1]
-        x = [float(row["parameters"]) for row in one]
-        speed = [row["GB/s"] for row in one]
-        limit = [row["GB/s"] / row["share of the limit"][1] for row in one]
-        left.plot(x, speed, marker="o", ms=3, color=colour, label=f"{count} threads")
-        left.plot(x, limit, "--", marker="o", ms=3, color=colour)
-        split = sorted((row["arrays"], row["ms a step"]) for row in rows if float(row["parameters"]) == 1e6)
-        right.plot(*zip(*split, strict=True), marker="o", ms=3, color=colour)
+        points = [
+            (float(row["parameters"]), row["GB/s"], row["share of the limit"][1]) for row in rows if row["arrays"] == 1
+        ]
+        x, speed, share = zip(*points, strict=True)
+        (line,) = left.plot(x, speed, ".-", label=f"threads: {count}")
+        left.plot(x, [a / b for a, b in zip(speed, share, strict=True)], ".--", color=line.get_color())
+        split = sorted((row["arrays"], row["ms a step"]) for row in rows if row["parameters"] == "1e+06")
+        right.plot(*zip(*split, strict=True), ".-")
     left.set(xscale="log", xlabel="parameters in one array", ylabel="GB/s", title="Dashed: the limit, as many threads")
     right.set(xscale="log", yscale="log", xlabel="arrays", ylabel="ms a step", title="10^6 parameters in all")
     left.legend()

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .limits import LIMITS
 from .pictures import DRAWN, draw_all
 from .results import load, pivot, table, text
-from .runner import LIMITS
 from .workloads import FAMILY, WORKLOADS
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -39,10 +39,6 @@ def kept(row):
     return text(row["measured"]) + (" **MISSED**" if row["verdict"] == "MISSED" else "")
 
 
-def measured(rows):
-    return [row for row in rows if row["verdict"] != "not measured"]
-
-
 def versus_tables(tables):
     def first(row):
         limits = {limit: (share := row[f"share of the {limit}"]) and f"{share[1]:.2f}" for limit in LIMITS}
@@ -53,7 +49,7 @@ def versus_tables(tables):
     own = {row["workload"]: first(row) for row in tables["steps"] if row["contender"] == "fastadam"}
     yield table([own[row["workload"]] | row for row in ratios])
     yield "What was promised, and the ratio if our step took no longer than the slower limit, where that is faster:"
-    yield table(measured(tables["promises"]))
+    yield table([row for row in tables["promises"] if row["verdict"] != "not measured"])
     if "own promises" in tables:
         yield table(tables["own promises"])
     absent = {row["contender"]: [] for row in tables["absent"]}
@@ -62,40 +58,33 @@ def versus_tables(tables):
     yield "Not measured: " + "; ".join(f"{name} ({', '.join(why)})" for name, why in absent.items()) + "."
 
 
-def pivoted(name, said, index, across, cell):
-    """Tables of iterations or fits and of what was promised of them, a column for each case."""
-
-    def tables_of(tables):
-        rows, bars = tables[name], tables["promises"]
-        numpy = ("NumPy",) if "NumPy" in rows[0] else ()
-        yield from (said, table(pivot(rows, (*numpy, index), across, cell)))
-        yield from ("What was promised:", table(pivot(bars, (*numpy, "what", "bar"), across, kept)))
-
-    return tables_of
-
-
 def scaling_cell(row):
     ms, speed, (_, share, _), efficiency = (row[c] for c in ("ms a step", "GB/s", "share of the limit", "efficiency"))
     return f"{ms:.3g} ms, {speed:.1f} GB/s, {share:.2f}, {efficiency:.2f}"
 
 
-def scaling_tables(tables):
-    yield "For each number of threads: time, bytes a second, share of the limit, efficiency."
-    yield table(pivot(tables["steps"], ("parameters", "arrays"), "threads", scaling_cell))
-
-
-TABLES = {
-    "versus": versus_tables,
-    "scaling": scaling_tables,
-    "loop": pivoted(
-        "iterations", "Milliseconds an iteration and, in brackets, times that of no optimizer, by h and batch:",
-        "optimizer", "h, batch", both("total, ms", "against no optimizer"),
-    ),
-    "sklearn_fit": pivoted(
-        "fits", "Speed-up and, in brackets, share, by hidden layers and batch:",
-        "optimizer", "hidden, batch", both("speed-up", "share"),
-    ),
+# command -> table, columns that stay, column whose values become columns, cell, what the table shows
+PIVOTS = {
+    "loop": ("iterations", ("optimizer",), "h, batch", both("total, ms", "against no optimizer"),
+             "Milliseconds an iteration and, in brackets, times that of no optimizer, by h and batch:"),
+    "sklearn_fit": ("fits", ("optimizer",), "hidden, batch", both("speed-up", "share"),
+                    "Speed-up and, in brackets, share, by hidden layers and batch:"),
+    "scaling": ("steps", ("parameters", "arrays"), "threads", scaling_cell,
+                "For each number of threads: time, bytes a second, share of the limit, efficiency."),
 }  # fmt: skip
+
+
+def laid_out(command, tables):
+    if command == "versus":
+        yield from versus_tables(tables)
+    elif command in PIVOTS:
+        name, index, across, cell, said = PIVOTS[command]
+        numpy = ("NumPy",) if "NumPy" in tables[name][0] else ()
+        yield from (said, table(pivot(tables[name], (*numpy, *index), across, cell)))
+        if "promises" in tables:
+            yield from ("What was promised:", table(pivot(tables["promises"], (*numpy, "what", "bar"), across, kept)))
+    else:
+        yield from map(table, tables.values())
 
 
 def section(command, found):
@@ -112,8 +101,8 @@ def section(command, found):
         about.append(f"*{run}, {found[name]['about']['date']}: {found[name]['about']['machine']}. {versions}.*")
     title, _, intro = importlib.import_module(f"bench.{command}").__doc__.strip().partition("\n\n")
     pictures = [f"![{what}](benchmarks-{name}.png)" for name, what in DRAWN.get(command, {}).items()]
-    shown = TABLES[command](tables) if command in TABLES else map(table, tables.values())
-    return "\n\n".join([f"## {title.rstrip('.')}", intro, *pictures, *shown, "\\\n".join(about)])
+    parts = [f"## {title.rstrip('.')}", intro, *pictures, *laid_out(command, tables), "\\\n".join(about)]
+    return "\n\n".join(parts)
 
 
 def main(arguments):

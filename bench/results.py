@@ -8,6 +8,7 @@ import argparse
 import json
 import operator
 import platform
+import re
 import statistics
 import time
 from importlib.metadata import distributions
@@ -71,55 +72,23 @@ def pivot(rows, index, across, cell):
     return list(found.values())
 
 
-def cpu_name():
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def machine():
-    config = fastadam.config()
-    return (
-        f"{cpu_name()}, {config['threads']} threads; fastadam {config['version']} ({config['isa']}), "
-        f"NumPy {config['numpy']}, Python {config['python']}, {platform.platform()}"
-    )
-
-
-class Results:
-    """Tables, printed row by row as they are measured."""
-
-    def __init__(self):
-        self.tables, self.printed = {}, None
-        print(machine())
-        print("Ratios are medians of rounds (lower to upper quartile).", flush=True)
-
-    def add(self, name, rows):
-        for row in rows:
-            head = self.printed != (name, list(row))
-            print("\n" * head + "\n".join(lines([row], head)), flush=True)
-            self.printed = name, list(row)
-            self.tables.setdefault(name, []).append(row)
-
-    def save(self, name):
-        installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
-        versions = {package: installed[package] for package in PACKAGES if package in installed}
-        write(name, {"machine": machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}, self.tables)
+    config, about = fastadam.config(), Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", about.read_text()) if about.exists() else None
+    cpu, what = found[1] if found else platform.processor(), f"{config['version']} ({config['isa']})"
+    versions = f"fastadam {what}, NumPy {config['numpy']}, Python {config['python']}, {platform.platform()}"
+    return f"{cpu}, {config['threads']} threads; {versions}"
 
 
 def write(name, about, tables):
     """One row a line, four digits of every float."""
-    tables = {key: ",\n".join(f"  {json.dumps(rounded(row))}" for row in rows) for key, rows in tables.items()}
+    digits = {"parse_float": lambda number: float(f"{float(number):.4g}")}
+    tables = {
+        key: ",\n".join(f"  {json.dumps(json.loads(json.dumps(row), **digits))}" for row in rows)
+        for key, rows in tables.items()
+    }
     inside = ",\n".join(f' "{key}": [\n{rows}\n ]' for key, rows in tables.items())
     (FOLDER / f"{name}.json").write_text(f'{{"about": {json.dumps(about)},\n"tables": {{\n{inside}\n}}}}\n')
-
-
-def rounded(value):
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def load(name):
@@ -128,13 +97,13 @@ def load(name):
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def options(name, doc, arguments, **choices):
+def options(command, doc, arguments, choices):
     """--quick, --save, and for each of the choices an option that takes some of its names, all if it is not given."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m bench {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m bench {command}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a smoke test")
-    parser.add_argument("--save", nargs="?", const=name, metavar="NAME", help="keep results in bench/results/NAME.json")
+    parser.add_argument("--save", nargs="?", const=command, metavar="NAME", help="keep them in bench/results/NAME.json")
     for option, names in choices.items():
         parser.add_argument(f"--{option}", default=",".join(names), help=f"some of {', '.join(names)}; or none")
     chosen = parser.parse_args(arguments)
@@ -142,8 +111,25 @@ def options(name, doc, arguments, **choices):
         parser.error("--quick is no measurement to keep")
     for option, names in choices.items():
         given = getattr(chosen, option)
-        picked = [] if given == "none" else given.split(",")
-        if unknown := set(picked).difference(names):
+        setattr(chosen, option, [] if given == "none" else given.split(","))
+        if unknown := set(getattr(chosen, option)).difference(names):
             parser.error(f"--{option}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
-        setattr(chosen, option, picked)
     return chosen
+
+
+def run(command, module, arguments):
+    """Print, and save, the tables that the module measures, row by row: `measure(options)` yields (name, rows)."""
+    chosen = options(command, module.__doc__, arguments, getattr(module, "CHOICES", {}))
+    print(f"{machine()}\nRatios are medians of rounds (lower to upper quartile).", flush=True)
+    tables, printed = {}, None
+    for name, rows in module.measure(chosen):
+        for row in rows:
+            head = printed != (name, list(row))
+            print("\n" * head + "\n".join(lines([row], head)), flush=True)
+            printed = name, list(row)
+            tables.setdefault(name, []).append(row)
+        if chosen.save:
+            installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+            versions = {package: installed[package] for package in PACKAGES if package in installed}
+            about = {"machine": machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
+            write(chosen.save, about, tables)

@@ -8,44 +8,11 @@ import time
 
 import numpy as np
 
-from .peers import CONTENDERS, Contender, FastadamSerial, FastadamShared, Nothing, check
-from .workloads import STATE, placed
+from .limits import LIMITS
+from .peers import CONTENDERS, FastadamSerial, FastadamShared, Nothing, check
 
 BLOCK = 0.02  # seconds of work per turn, at least one step
 LARGE = 1 << 27  # bytes of parameters: such contenders meet fastadam one by one, or memory runs out
-
-
-class MemoryLimit(Contender):
-    """Reads and writes what a step must, with next to no arithmetic, in C (limits.c)."""
-
-    rules = tuple(rule for rule in STATE if rule != "clipped")
-
-    def setup(self, threads):
-        from .limits import memory_limit
-
-        flat = np.concatenate([p.ravel() for p in self.arrays])
-        self.arrays = [placed(flat, 256 * i % 1024 + 64 * (i // 4)) for i in range(2 + STATE[self.rule])]
-        self.limit = memory_limit(*self.arrays, threads=threads)
-
-    def step(self, grads):
-        self.limit()
-
-
-class ArithmeticLimit(Contender):
-    """As many square roots and quotients as a step, which moves no memory, in C (limits.c)."""
-
-    rules = ("Adam", "AdamW", "AMSGrad")
-
-    def setup(self, threads):
-        from .limits import arithmetic_limit
-
-        self.limit = arithmetic_limit(sum(p.size for p in self.arrays), self.arrays[0].dtype, threads)
-
-    def step(self, grads):
-        self.limit()
-
-
-LIMITS = {"memory limit": MemoryLimit, "arithmetic limit": ArithmeticLimit}
 
 
 class Runner:
@@ -55,24 +22,20 @@ class Runner:
         self.names = names
 
     def prepare(self, workload, threads):
-        """{name: steps per turn}, or {name: why it is absent}."""
-        self.workload = workload
-        self.params, self.grads = self.workload.make()
+        """{name: why it is absent}"""
+        self.params, self.grads = workload.make()
         self.contenders, self.taken, self.steps, absent = {}, {}, {}, {}
         for name in self.names:
             make = LIMITS.get(name) or CONTENDERS[name]
             try:
-                contender = make(self.params, self.grads, threads, self.workload.rule)
+                contender = make(self.params, self.grads, threads, workload.rule)
                 contender.run(contender.warm_up)  # compiles and allocates
-            except (ImportError, NotImplementedError) as error:
-                absent[name] = str(error)
-                continue
             except Exception as error:
-                absent[name] = f"FAILED: {error}"
+                expected = isinstance(error, (ImportError, NotImplementedError))
+                absent[name] = str(error) if expected else f"FAILED: {error}"
                 continue
-            self.contenders[name], self.taken[name] = contender, contender.warm_up
-            self.steps[name] = 1
-            once = min(self.turn(name) for _ in range(2 if self.workload.nbytes < LARGE else 1))
+            self.contenders[name], self.taken[name], self.steps[name] = contender, contender.warm_up, 1
+            once = min(self.turn(name) for _ in range(2 if workload.nbytes < LARGE else 1))
             self.steps[name] = max(contender.least_steps, min(2000, int(BLOCK / once)))
         return absent
 
@@ -101,21 +64,17 @@ class Runner:
 
 
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does if nobody says otherwise
-VARIANTS = {
+OTHERS = ("NumPy tutorial", "NumPy in place", "numba prange", "numba serial", "scikit-learn", "thinc", "torch fused",
+          "torch foreach", "DeepSpeed CPUAdam")  # fmt: skip
+VARIANTS = {  # in a training loop: contender, environment
     "no optimizer": (Nothing, {}),
     "fastadam default": (CONTENDERS["fastadam default"], {}),
     "fastadam 1 thread": (FastadamSerial, {}),
     "fastadam OpenMP threads": (CONTENDERS["fastadam"], {}),
     "fastadam OpenMP threads spinning": (CONTENDERS["fastadam"], SPINNING),
     "fastadam shared team": (FastadamShared, {}),
-    **{
-        name: (CONTENDERS[name], {})
-        for name in (
-            "NumPy tutorial", "NumPy in place", "numba prange", "numba serial", "scikit-learn", "thinc", "torch fused",
-            "torch foreach", "DeepSpeed CPUAdam",
-        )
-    },
-}  # fmt: skip
+    **{name: (CONTENDERS[name], {}) for name in OTHERS},
+}
 
 
 class Training:

@@ -14,7 +14,7 @@ import fastadam
 
 from .limits import alternate, memory_limit
 from .peers import Fastadam, check
-from .results import Results, milliseconds, options, ratio
+from .results import ratio
 from .workloads import placed
 
 SIZES = [10**k for k in range(2, 10)]
@@ -23,16 +23,7 @@ SPLIT = 1_000_000  # parameters in all while the number of arrays grows
 WORK = 20_000_000  # elements a turn, so that small steps are repeated
 
 
-def free_memory():
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def thread_counts(available):
-    """1, 2, 4 ... and all."""
-    return sorted({*(2**k for k in range(available.bit_length())), available})
-
-
-def measure(size, arrays, threads, rounds):
+def alternating(size, arrays, threads, rounds):
     """{(step or limit, threads): seconds, one for each round}"""
     params = [np.broadcast_to(np.float32(1), size // arrays)] * arrays  # takes no memory: contenders make copies
     grads = [placed(np.broadcast_to(np.float32(0.5), size // arrays), 528) for _ in range(arrays)]
@@ -41,13 +32,10 @@ def measure(size, arrays, threads, rounds):
     flat = [contender.arrays[0], grads[0], state["exp_avg"], state["exp_avg_sq"]]  # the limit leaves them as they are
     if arrays > 1:
         flat = [placed(np.broadcast_to(np.float32(1), size), place) for place in (0, 256, 512, 768)]
-
-    def order(count):
-        contender.optimizer.threads = count
-
     turns = {}
     for count in threads:
-        turns["step", count] = (lambda c=count: order(c), lambda: contender.step(grads))
+        order = lambda count=count: setattr(contender.optimizer, "threads", count)  # noqa: E731
+        turns["step", count] = order, lambda: contender.step(grads)
         turns["limit", count] = memory_limit(*flat, threads=count)
     calls = max(1, min(1000, WORK // size))
     timings = alternate(turns, rounds, calls)
@@ -56,32 +44,28 @@ def measure(size, arrays, threads, rounds):
 
 
 def rows(size, arrays, timings):
-    alone = statistics.median(timings["step", 1])
     for what, threads in timings:
         if what == "step":
-            seconds = timings[what, threads]
+            seconds = statistics.median(timings[what, threads])
             yield {
                 "parameters": f"{size:.0e}",
                 "arrays": arrays,
                 "threads": threads,
-                "ms a step": milliseconds(seconds),
-                "GB/s": 28 * size / statistics.median(seconds) / 1e9,
-                "share of the limit": ratio(timings["limit", threads], seconds),
-                "efficiency": alone / statistics.median(seconds) / threads,
+                "ms a step": seconds * 1e3,
+                "GB/s": 28e-9 * size / seconds,
+                "share of the limit": ratio(timings["limit", threads], timings[what, threads]),
+                "efficiency": statistics.median(timings["step", 1]) / seconds / threads,
             }
 
 
-def main(arguments):
-    chosen = options("scaling", __doc__, arguments)
-    results = Results()
-    threads = thread_counts(fastadam.config()["threads"])
+def measure(chosen):
+    available = fastadam.config()["threads"]
+    threads = sorted({*(2**k for k in range(available.bit_length())), available})
     for size, arrays in [(size, 1) for size in SIZES] + [(SPLIT, arrays) for arrays in ARRAYS]:
         if chosen.quick and (size > 10**6 or arrays > 1000):
             continue
-        if 22 * size > free_memory():  # p, g, m, v, another gradient in the check, and a little
-            results.add("absent", [{"parameters": f"{size:.0e}", "why": "not enough free memory"}])
+        if 22 * size > os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # p, g, m, v, and g again to check
+            yield "absent", [{"parameters": f"{size:.0e}", "why": "not enough free memory"}]
             continue
-        timings = measure(size, arrays, threads, 3 if chosen.quick or size > 10**8 else 11)
-        results.add("steps", rows(size, arrays, timings))
-    if chosen.save:
-        results.save(chosen.save)
+        timings = alternating(size, arrays, threads, 3 if chosen.quick or size > 10**8 else 11)
+        yield "steps", rows(size, arrays, timings)

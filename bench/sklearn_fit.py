@@ -8,57 +8,45 @@ end the losses with fastadam must be scikit-learn's.
 import contextlib
 import functools
 import importlib.util
+import runpy
 import statistics
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 import fastadam
 
-from .results import Results, options, promise, ratio
+from .results import promise, ratio
 from .workers import take_turns
 
 CASES = [((256, 256), 32, 8), ((256, 256), 200, 20), ((1024, 1024), 32, 2), ((1024, 1024), 200, 5)]
+EXAMPLE = Path(__file__).parent.parent / "examples" / "sklearn_mlp.py"
 SETTLING = 0.2  # seconds: OpenBLAS's threads look for work for a tenth of a second after the fit before
 OWN, NOTHING, DEFAULT, SHARED = "scikit-learn's Adam", "no optimizer", "fastadam default", "fastadam shared team"
 
 
-def load_example():
-    path = Path(__file__).parent.parent / "examples" / "sklearn_mlp.py"
-    spec = importlib.util.spec_from_file_location("sklearn_mlp", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Idle:
-    """An optimizer that does nothing."""
-
-    def step(self, grads):
-        pass
-
-
 def contenders():
     """{name: (class of MLPClassifier, what surrounds its fit)}"""
-    example, plain = load_example(), contextlib.nullcontext
-    adam = functools.partial(fastadam.Adam, eps_hat=True)
+    example, plain = runpy.run_path(str(EXAMPLE)), contextlib.nullcontext
+    fast, adam = example["FastMLPClassifier"], functools.partial(fastadam.Adam, eps_hat=True)
 
     def swapped(make_optimizer):
-        return type("Swapped", (example.FastMLPClassifier,), {"make_optimizer": staticmethod(make_optimizer)})
+        return type("Swapped", (fast,), {"make_optimizer": staticmethod(make_optimizer)}), plain
 
     return {
-        OWN: (example.MLPClassifier, plain),
-        DEFAULT: (example.FastMLPClassifier, plain),
-        "fastadam 1 thread": (swapped(functools.partial(adam, threads=1)), plain),
-        "fastadam all threads": (swapped(functools.partial(adam, threads=fastadam.config()["threads"])), plain),
-        SHARED: (example.FastMLPClassifier, fastadam.share_threads_with_blas),
-        NOTHING: (swapped(lambda params, **options: Idle()), plain),
+        OWN: (example["MLPClassifier"], plain),
+        DEFAULT: (fast, plain),
+        "fastadam 1 thread": swapped(functools.partial(adam, threads=1)),
+        "fastadam all threads": swapped(functools.partial(adam, threads=fastadam.config()["threads"])),
+        SHARED: (fast, fastadam.share_threads_with_blas),
+        NOTHING: swapped(lambda params, **options: SimpleNamespace(step=lambda grads: None)),
     }
 
 
-def measure(hidden, batch, epochs, rounds):
+def fits(hidden, batch, epochs, rounds):
     """{name: seconds of a fit, one for each round}"""
     from sklearn.datasets import load_digits
 
@@ -101,16 +89,12 @@ def promises(case, batch, seconds):
     yield promise(what, "> 1", ratio(seconds[DEFAULT], seconds[SHARED]))
 
 
-def main(arguments):
-    chosen = options("sklearn_fit", __doc__, arguments)
+def measure(chosen):
     if importlib.util.find_spec("sklearn") is None:
         raise SystemExit("scikit-learn is not installed: python -m pip install scikit-learn")
     warnings.filterwarnings("ignore", "Stochastic Optimizer: Maximum iterations")  # as many epochs as we want
-    results = Results()
     for hidden, batch, epochs in CASES[:1] if chosen.quick else CASES:
         case = f"{'x'.join(map(str, hidden))}, {batch}"
-        seconds = measure(hidden, batch, *((2, 2) if chosen.quick else (epochs, 15)))
-        results.add("fits", rows(case, seconds))
-        results.add("promises", promises(case, batch, seconds))
-    if chosen.save:
-        results.save(chosen.save)
+        seconds = fits(hidden, batch, *((2, 2) if chosen.quick else (epochs, 15)))
+        yield "fits", rows(case, seconds)
+        yield "promises", promises(case, batch, seconds)

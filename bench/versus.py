@@ -15,9 +15,10 @@ import dataclasses
 import fastadam
 
 from . import own
+from .limits import LIMITS
 from .peers import PEERS
-from .results import Results, milliseconds, options, promise, ratio
-from .runner import LARGE, LIMITS, Runner
+from .results import milliseconds, promise, ratio
+from .runner import LARGE, Runner
 from .workers import Worker, take_turns
 from .workloads import FAMILY, WORKLOADS
 
@@ -28,6 +29,7 @@ CLASSES = ("torch fused", "DeepSpeed CPUAdam", "thinc", "scikit-learn")
 FUNCTION = "fastadam.adam_update"
 LARGEST = [name for name, workload in WORKLOADS.items() if name.startswith("1 x 64 Mi") and workload.rule != "clipped"]
 
+CHOICES = {"peers": PEERS, "workloads": WORKLOADS}
 # (the best of these, what it is compared with, workloads, at least this many times as long)
 BARS = [
     (PARALLEL, "fastadam", ("1 x 64 Mi", "GPT-2 124M"), 1.0),
@@ -43,7 +45,7 @@ BARS = [
 ]
 
 
-def measure(workload, ours, peers, rounds):
+def one_group(workload, ours, peers, rounds):
     """All contenders in turn: {name: seconds a step, one for each round}, {name: why absent}."""
     threads = fastadam.config()["threads"]
     absent = ours("prepare", workload, threads)
@@ -116,36 +118,32 @@ def small(workload):
     return dataclasses.replace(workload, name=f"1 x 1 M {workload.rule}", shapes=((1 << 20,),))
 
 
-def main(arguments):
-    chosen = options("versus", __doc__, arguments, peers=PEERS, workloads=WORKLOADS)
+def measure(chosen):
     workloads = [WORKLOADS[name] for name in chosen.workloads]
     if chosen.quick:
         workloads = [small(w) for w in workloads if w.size <= 1 << 20 or w.rule in FAMILY]
-    results = Results()
-    ours = Worker(Runner, OURS)
-    peers = {name: Worker(Runner, [name]) for name in chosen.peers}
-    absent = {}
+    ours, peers = Worker(Runner, OURS), {name: Worker(Runner, [name]) for name in chosen.peers}
+    steps, absent = [], {}
     for workload in workloads:
         large, groups = workload.nbytes >= LARGE, []
         able = [] if workload.rule in FAMILY else list(peers)
         for group in [[name] for name in able] if large and able else [able]:
-            rounds = 3 if chosen.quick or (large and group and group[0] in SLOW) else 15
-            seconds, missing = measure(workload, ours, {name: peers[name] for name in group}, rounds)
+            rounds = 3 if chosen.quick or (large and SLOW.intersection(group)) else 15
+            seconds, missing = one_group(workload, ours, {name: peers[name] for name in group}, rounds)
             groups.append(seconds)
             if workload.rule not in FAMILY:
                 absent |= {(name, why): None for name, why in missing.items() if name not in LIMITS}
             for name in group if large else ():  # what its allocator keeps would be missing later
                 peers[name].close()
                 peers[name] = Worker(Runner, [name])
-        results.add("steps", rows(workload, groups))
-        if chosen.save:
-            results.save(chosen.save)
+        found = list(rows(workload, groups))
+        steps += found
+        yield "steps", found
     for worker in [ours, *peers.values()]:
         worker.close()
-    results.add("absent", ({"contender": name, "why": why} for name, why in absent))
-    results.add("promises", promises(results.tables["steps"]))
-    results.add("own promises", own.promises(chosen.quick))
-    if chosen.save:
-        results.save(chosen.save)
+    yield "absent", ({"contender": name, "why": why} for name, why in absent)
+    yield "promises", promises(steps)
+    for row in own.promises(chosen.quick):
+        yield "own promises", [row]
     if any(why.startswith("FAILED") for _, why in absent):
         raise SystemExit("a contender failed")

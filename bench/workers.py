@@ -9,36 +9,28 @@ from unittest import mock
 PAUSE = 0.03  # seconds before a turn: workers spin for up to 20 ms after their last work
 
 
+def pool():
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
 class Worker:
-    """A fresh process that holds one object between calls; `environment` is added to its variables."""
+    """A fresh process that holds one object between calls of its methods."""
 
-    def __init__(self, make, *args, environment=None):
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(1, context)
-        with mock.patch.dict(os.environ, environment or {}):
-            self.call(_make, make, *args)
-
-    def call(self, function, *args):
-        return self.pool.submit(function, *args).result()
+    def __init__(self, make, *args):
+        self.pool = pool()
+        self.pool.submit(_make, make, *args).result()
 
     def __call__(self, method, *args):
-        """Call that method of the object."""
-        return self.call(_call, method, *args)
+        return self.pool.submit(_call, method, *args).result()
 
     def close(self):
         self.pool.shutdown()
 
 
 def in_new_process(function, *args, environment=None):
-    """What the function returns, or raises."""
-    with (
-        mock.patch.dict(os.environ, environment or {}),
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
-    ):
-        return pool.submit(function, *args).result()
-
-
-_held = None
+    """What the function returns, or raises; `environment` is added to its variables."""
+    with mock.patch.dict(os.environ, environment or {}), pool() as fresh:
+        return fresh.submit(function, *args).result()
 
 
 def _make(make, *args):
