@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .peers import Contender
-from .workloads import STATE, placed
+from .workloads import RULES, placed
 
 
 def alternate(contenders, rounds, calls=1):
@@ -66,11 +66,11 @@ def reading_limit(array, threads):
 class MemoryLimit(Contender):
     """Reads and writes what a step must, with next to no arithmetic."""
 
-    rules = tuple(rule for rule in STATE if rule != "clipped")
+    rules = tuple(rule for rule in RULES if rule != "clipped")
 
     def setup(self, threads):
         flat = np.concatenate([p.ravel() for p in self.arrays])
-        self.arrays = [placed(flat, 256 * i % 1024 + 64 * (i // 4)) for i in range(2 + STATE[self.rule])]
+        self.arrays = [placed(flat, 256 * i % 1024 + 64 * (i // 4)) for i in range(2 + RULES[self.rule][2])]
         self.limit = memory_limit(*self.arrays, threads=threads)
 
     def step(self, grads):

@@ -6,9 +6,10 @@ ImportError means that it is not installed, NotImplementedError that it has no s
 
 import numpy as np
 
-from .workloads import placed
+from .workloads import RULES, placed
 
-LR, BETA1, BETA2, EPS, DECAY, MAX_NORM = 1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0
+LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
+DECAY, MAX_NORM = RULES["AdamW"][1]["weight_decay"], RULES["clipped"][1]["max_norm"]
 PEER_RULES = ("Adam", "AdamW", "AMSGrad", "clipped")
 
 
@@ -57,19 +58,6 @@ class Nothing(Contender):
         pass
 
 
-RULES = {  # of fastadam: class, options
-    "Adam": ("Adam", {}),
-    "AdamW": ("AdamW", {"weight_decay": DECAY}),
-    "AMSGrad": ("Adam", {"amsgrad": True}),
-    "clipped": ("Adam", {"max_norm": MAX_NORM}),
-    "clipped by value": ("Adam", {"max_value": 0.6}),
-    "averaged": ("Adam", {"ema_decay": 0.999}),
-    "SGD with momentum": ("SGD", {"momentum": 0.9}),
-    "RMSprop centered with momentum": ("RMSprop", {"momentum": 0.9, "centered": True}),
-    **{name: (name, {}) for name in ("SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax")},
-}
-
-
 class Fastadam(Contender, name="fastadam"):
     """fastadam.Adam, all threads ordered."""
 
@@ -78,7 +66,7 @@ class Fastadam(Contender, name="fastadam"):
     def setup(self, threads):
         import fastadam
 
-        name, options = RULES[self.rule]
+        name, options, _ = RULES[self.rule]
         self.optimizer = getattr(fastadam, name)(self.arrays, lr=LR, threads=threads, **options)
 
     def step(self, grads):
@@ -380,7 +368,7 @@ def check_twin(contender, p, g, steps):
     import fastadam
     from fastadam import reference
 
-    name, options = RULES[contender.rule]
+    name, options, _ = RULES[contender.rule]
     rule = {key: value for key, value in options.items() if key not in ("max_value", "ema_decay")}
     ours = getattr(fastadam, name)(p.copy(), lr=LR, **options)  # for its state
     p, state = p.copy(), dict(ours.state[0])

@@ -112,16 +112,14 @@ def promises(steps):
             yield promise(what | {"other": best}, f">= {bar:g}", ratios[best], verdict)
 
 
-def small(workload):
-    if workload.size <= 1 << 20:
-        return workload
-    return dataclasses.replace(workload, name=f"1 x 1 M {workload.rule}", shapes=((1 << 20,),))
-
-
 def measure(chosen):
     workloads = [WORKLOADS[name] for name in chosen.workloads]
     if chosen.quick:
-        workloads = [small(w) for w in workloads if w.size <= 1 << 20 or w.rule in FAMILY]
+        workloads = [w for w in workloads if w.size <= 1 << 20] + [
+            dataclasses.replace(w, name=f"1 x 1 M {w.rule}", shapes=((1 << 20,),))
+            for w in workloads
+            if w.rule in FAMILY
+        ]
     ours, peers = Worker(Runner, OURS), {name: Worker(Runner, [name]) for name in chosen.peers}
     steps, absent = [], {}
     for workload in workloads:

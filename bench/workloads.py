@@ -4,11 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STATE = {  # rule -> arrays of its state; clipped: by the global norm; averaged: ema_decay; peers have the first four
-    "Adam": 2, "AdamW": 2, "AMSGrad": 3, "clipped": 2, "SGD": 0, "SGD with momentum": 1, "RMSprop": 1,
-    "RMSprop centered with momentum": 3, "Adagrad": 1, "NAdam": 2, "RAdam": 2, "Adamax": 2, "averaged": 3,
-}  # fmt: skip
-FAMILY = list(STATE)[4:]
+RULES = {  # class of fastadam, its options, arrays of its state; peers have the first four
+    "Adam": ("Adam", {}, 2),
+    "AdamW": ("AdamW", {"weight_decay": 0.01}, 2),
+    "AMSGrad": ("Adam", {"amsgrad": True}, 3),
+    "clipped": ("Adam", {"max_norm": 1.0}, 2),
+    "clipped by value": ("Adam", {"max_value": 0.6}, 2),
+    "averaged": ("Adam", {"ema_decay": 0.999}, 3),
+    "SGD with momentum": ("SGD", {"momentum": 0.9}, 1),
+    "RMSprop centered with momentum": ("RMSprop", {"momentum": 0.9, "centered": True}, 3),
+    **{name: (name, {}, arrays) for name, arrays in {"SGD": 0, "RMSprop": 1, "Adagrad": 1}.items()},
+    **{name: (name, {}, 2) for name in ("NAdam", "RAdam", "Adamax")},
+}
+FAMILY = list(RULES)[5:]  # measured against the memory limit
 
 
 @dataclass(frozen=True)
@@ -16,7 +24,7 @@ class Workload:
     name: str
     shapes: tuple[tuple[int, ...], ...]
     dtype: type = np.float32
-    rule: str = "Adam"  # of STATE
+    rule: str = "Adam"  # of RULES
 
     @property
     def size(self):
@@ -30,7 +38,7 @@ class Workload:
     @property
     def step_bytes(self):
         """What a step must move: read and write the parameter and its state, read the gradient; to clip, once more."""
-        return self.nbytes * (3 + 2 * STATE[self.rule] + (self.rule == "clipped"))
+        return self.nbytes * (3 + 2 * RULES[self.rule][2] + (self.rule == "clipped"))
 
     def make(self):
         """(params, grads): the same for every contender. Gradients stay the same from step to step."""
