@@ -5,7 +5,7 @@
  * reading_limit: read an array of whole cache lines once, each thread in eight places at once and half a page ahead; one,
  * four and sixteen places and other distances were slower.
  * arithmetic_limit: one square root and one division an element, in registers and the first-level cache.
- * Built by bench/harness.py with -O3 -march=native -fopenmp; f32 and f64 by inclusion of itself. */
+ * Built by bench/limits.py with -O3 -march=native -fopenmp; f32 and f64 by inclusion of itself. */
 #ifndef REAL
 #include <math.h>
 #include <stdint.h>
