@@ -90,7 +90,7 @@ setup(
             Extension(
                 "fastadam._core",
                 ["fastadam/_core.pyx", *sorted(glob("csrc/*.c"))],
-                depends=[*glob("fastadam/*.px[di]"), "csrc/fastadam.h", "csrc/reals.inc", "csrc/rules.inc"],
+                depends=[*glob("fastadam/*.px[di]"), *glob("csrc/*.h"), *glob("csrc/*.inc")],
                 include_dirs=["csrc", numpy.get_include()],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
                 extra_compile_args=list(FLAGS),

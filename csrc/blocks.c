@@ -9,8 +9,9 @@
  * processors take loads from the one for loads of what was just stored in the other: steps take up to three times as
  * long. malloc makes such pairs: arrays of 4 MiB, one after the other, are 4 MiB + 16 apart. So the one that trails is
  * first copied to the stack: its loads and those stores are then apart in time. */
-#include <string.h>
 #include "fastadam.h"
+
+#include <string.h>
 
 enum { ALIAS = 1 << 20, REACH = 192, BLOCK = 2048 }; /* bytes */
 
@@ -55,11 +56,11 @@ static void run_loop(const fa_kernel *kernel, const fa_task *staged, void *writt
 static void fetch(const void *array, int64_t begin, int64_t end)
 {
     for (int64_t at = begin; array && at < end; at += 64)
-        __builtin_prefetch((const char *)array + at);
+        fa_prefetch((const char *)array + at);
 }
 
 /* Of a small stack: blocks are half as long if there are more than four. */
-static __attribute__((noinline)) void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *which, int count)
+static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *which, int count)
 {
     _Alignas(64) char blocks[4 * BLOCK];
     int64_t size = t->kernel->size, bytes = count + (t->before != NULL) <= 4 ? BLOCK : BLOCK / 2, block = bytes / size;

@@ -2,18 +2,12 @@
  *
  * All tasks of a step are laid end to end and measured in cache lines of parameters, so a float64 element counts
  * twice a float32 one. Each thread takes one contiguous share of equal length: a thousand small arrays cost one
- * parallel region, and one large array is cut evenly. The threads are those that
- * OpenBLAS computes on, while that can be (blas.c), else OpenMP's. */
-#include "fastadam.h"
+ * parallel region, and one large array is cut evenly. The threads are a team's, of which only width and run are known
+ * here. */
+#include "threads.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-/* The automatic choice never gives a thread less than ENOUGH: alone, two threads break even there. What it takes if
- * nothing has been measured is one for each AT_FIRST (8 MiB of parameters), because between BLAS calls, whose own
- * workers still spin on the other cores, more threads gain nothing before that (python -m bench loop). */
-enum { ENOUGH = 2048, AT_FIRST = 131072 }; /* cache lines */
+/* The automatic choice never gives a thread less: alone, two threads break even there. */
+enum { ENOUGH = 2048 }; /* cache lines */
 
 static int64_t lay_end_to_end(fa_task *tasks, int64_t count)
 {
@@ -59,21 +53,6 @@ static void run_share(const fa_task *tasks, int64_t count, int64_t lines, int pa
     fa_fp_restore(&saved);
 }
 
-#ifdef _OPENMP
-
-int fa_has_openmp(void)
-{
-    return 1;
-}
-
-int fa_max_threads(void)
-{
-    if (fa_orphaned() || omp_in_parallel())
-        return 1;
-    int threads = omp_get_max_threads(), cpus = omp_get_num_procs();
-    return threads < cpus ? threads : cpus;
-}
-
 typedef struct {
     const fa_task *tasks;
     int64_t count, lines;
@@ -92,112 +71,69 @@ static int between_one_and(int64_t most, int64_t threads)
     return threads < 1 ? 1 : (int)threads;
 }
 
-static int ran_on_blas;
+static const fa_team *preferred, *last = &fa_openmp_team;
 
-int fa_ran_on_blas(void)
+void fa_prefer_team(const fa_team *team)
 {
-    return __atomic_load_n(&ran_on_blas, __ATOMIC_RELAXED);
+    fa_store(&preferred, team);
 }
 
-static int run_team(step *s, int team, int lent)
+static const fa_team *team_for(int wanted, int make, int *width)
 {
-    if (lent && team > 1)
-        return fa_run_on_blas(run_part, s, team, 0);
-    fa_caller *caller = team > 1 ? fa_caller_here() : 0;
-    int held = 0;
-    if (team > 1)
-        team = fa_room_for_region(caller, between_one_and(omp_get_thread_limit(), team), &held);
-    if (team == 1) {
-        run_part(0, 1, s);
-        return 1;
+    const fa_team *team = fa_load(&preferred);
+    if (!team || (*width = team->width(wanted, make)) < 1) {
+        team = &fa_openmp_team;
+        *width = team->width(wanted, make);
     }
-#pragma omp parallel num_threads(team)
-    {
-        if (omp_get_thread_num() > 0)
-            fa_works_for(caller);
-#pragma omp single nowait
-        team = omp_get_num_threads(); /* the runtime may give fewer than asked for */
-        run_part(omp_get_thread_num(), omp_get_num_threads(), s);
-    }
-    fa_had_team(caller, team, held);
     return team;
 }
 
 int fa_order(int threads)
 {
-    if (threads <= 1 || fa_orphaned() || omp_in_parallel())
+    if (threads <= 1 || fa_is_serial_here())
         return threads; /* there is no team anyway */
-    fa_fp_state saved;
+    fa_fp_state saved; /* clocks are read, which raises flags, and rounds */
     fa_fp_default(&saved);
-    fa_caller *caller = fa_caller_here();
-    int team = between_one_and(omp_get_thread_limit(), threads), there = fa_blas_room(team);
-    if (there == 0)
-        there = fa_room(caller, team);
-    if (there == team)
-        fa_promise(caller, threads);
+    int there;
+    team_for(threads, 1, &there);
     fa_fp_restore(&saved);
-    return there < team ? there : threads;
+    return there;
 }
 
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
 {
     step all = {tasks, count, lay_end_to_end(tasks, count)};
     int most = threads > 0 ? between_one_and(all.lines, threads) : between_one_and(all.lines / ENOUGH, bound);
-    if (most > 1 && (fa_orphaned() || omp_in_parallel()))
+    if (most > 1 && fa_is_serial_here())
         most = 1;
     if (most > 1 && threads <= 0)
         most = between_one_and(most, fa_max_threads());
-    if (most == 1)
-        return run_team(&all, 1, 0);
-    fa_fp_state saved; /* reading clocks, too, raises flags, and rounds */
-    fa_fp_default(&saved);
-    double now = omp_get_wtime();
-    int lent = fa_blas_team(most, threads > 0, now), on_blas = lent > 0;
-    __atomic_store_n(&ran_on_blas, on_blas, __ATOMIC_RELAXED);
-    if (lent)
-        most = lent;
-    int team = threads > 0 || lent ? most : between_one_and(most, all.lines / AT_FIRST);
-    if (threads > 0 || !tuners) {
-        team = run_team(&all, team, on_blas);
-    } else {
-        fa_tuner *tuner = &tuners[on_blas];
-        tuners[!on_blas].away = 1;
-        team = run_team(&all, fa_tuner_next(tuner, all.lines, team, most, now), on_blas);
-        fa_tuner_done(tuner, omp_get_wtime());
+    if (most == 1) {
+        run_part(0, 1, &all);
+        return 1;
     }
+    fa_fp_state saved;
+    fa_fp_default(&saved);
+    const fa_team *team = team_for(most, 0, &most);
+    fa_store(&last, team);
+    int width = threads > 0 ? most : between_one_and(most, all.lines / team->at_first);
+    int learns = tuner && threads <= 0;
+    if (learns)
+        width = fa_tuner_next(tuner, all.lines, team, width, most, fa_now());
+    width = team->run(run_part, &all, width);
+    if (learns)
+        fa_tuner_done(tuner, fa_now());
     fa_fp_restore(&saved);
-    return team;
+    return width;
 }
 
-#else
-
-int fa_has_openmp(void)
+const char *fa_steps_on(void)
 {
-    return 0;
+    return fa_load(&last)->name;
 }
 
-int fa_max_threads(void)
+void fa_start(void)
 {
-    return 1;
+    fa_openmp_start();
+    fa_gate_start();
 }
-
-int fa_ran_on_blas(void)
-{
-    return 0;
-}
-
-int fa_order(int threads)
-{
-    return threads;
-}
-
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
-{
-    (void)threads;
-    (void)bound;
-    (void)tuners;
-    run_share(tasks, count, lay_end_to_end(tasks, count), 0, 1);
-    return 1;
-}
-
-#endif

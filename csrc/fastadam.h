@@ -6,26 +6,17 @@
  *     nothing that is written;
  *   - kernel and coefficients belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
- * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and OpenBLAS,
- * and threads. Where the system has no threads to give, steps take those that there are. A BLAS call on our threads cannot
- * do with fewer than it asked for: if they cannot be made, it ends the process (team.c).
+ * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and threads, and
+ * threads. Where the system has no threads to give, steps take those that there are. A BLAS call on our threads cannot do
+ * with fewer than it asked for: if they cannot be made, it ends the process (team_shared.c).
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
 
-#include <float.h>
+#include "platform.h"
+
 #include <stddef.h>
 #include <stdint.h>
-
-/* setup.py switches these off behind the user's flags, where a later flag can. */
-#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
-    defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-#error "fastadam promises bits that -ffast-math and its parts break: remove them from CFLAGS"
-#endif
-#if FLT_EVAL_METHOD != 0
-#error "fastadam promises bits that wider arithmetic breaks: add -msse2 -mfpmath=sse to CFLAGS"
-#endif
-_Static_assert((int)16777217.0 == 16777217, "fastadam promises bits that -fsingle-precision-constant breaks: remove it");
 
 /* ---- rules (rules.inc) ---------------------------------------------------------------------------------- */
 
@@ -155,39 +146,43 @@ struct fa_task {
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 
-/* What an optimizer has learned about the number of threads of one team (tuner.c); zeros at the start. */
+/* What an optimizer has learned about the number of threads (tuner.c); zeros at the start. */
 enum { FA_TUNER_TRIES = 8 };
 typedef struct {
     int64_t lines;                     /* the work that it knows, in cache lines */
+    const void *team;                  /* and whose threads did it */
     int most, best;                    /* threads: the bound, and what is best so far */
     int candidates[3], count;          /* threads on trial; count is 0 between trials */
     int candidate, tried;
     int others, is_other;              /* steps of other work, less those of known; was the last one such? */
     int rest, rested, slow;            /* steps between trials; since the last; in a row that took too long */
-    int away;                          /* the optimizer's last step was on the other team */
     double started, usual;             /* seconds: when the last step began; what a step takes */
     double own[3][FA_TUNER_TRIES], period[3][FA_TUNER_TRIES];
 } fa_tuner;
 
 /* The number of threads for a step that begins now, between 1 and most; `start` is the first guess. */
-int fa_tuner_next(fa_tuner *tuner, int64_t lines, int start, int most, double now);
+int fa_tuner_next(fa_tuner *tuner, int64_t lines, const void *team, int start, int most, double now);
 void fa_tuner_done(fa_tuner *tuner, double now);
 
-/* Run all tasks, in one parallel region, and return the number of threads it was given.
+/* Run all tasks, on one team of threads, and return how many it had.
  * threads > 0 is an order: exactly min(threads, cache lines), as far as the system has them. threads == 0: at most bound,
- * and no more than have enough to do; what is best within that is learned by the tuners, if there are any: the first for
- * OpenMP's threads, the second for the team that OpenBLAS computes on. Inside a parallel region, and in an orphaned child, it is always 1. Between
- * fa_begin_writing and fa_end_writing only. */
-enum { FA_TUNERS = 2 };
-int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners);
-int fa_order(int threads); /* how many there are for such an order; fa_has_room asks without a call of the system */
-int fa_ran_on_blas(void); /* did the last step that could take several threads run on OpenBLAS's team? */
+ * and no more than have enough to do; what is best within that is learned by the tuner, if there is one. Inside a parallel
+ * region, and in an orphaned child, it is always 1. Between fa_gate_enter and fa_gate_leave only. */
+int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner);
+int fa_order(int threads);      /* how many there are for such an order; fa_has_room asks without a call of the system */
+const char *fa_steps_on(void);  /* whose threads took the last step that could take several: "OpenMP" or "fastadam" */
 
 /* Update elements [begin, end) of one task with its kernel (blocks.c). */
 void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
 
+void fa_start(void);            /* call once, before all else here */
+
+/* ---- OpenMP's team (team_openmp.c, room.c) -------------------------------------------------------------- */
+
 int fa_has_openmp(void);
 int fa_max_threads(void);       /* what the OpenMP runtime would give the calling thread; 1 without OpenMP */
+int fa_has_room(int team);      /* is it known that there are so many? */
+int fa_known_room(void);        /* threads that there were, if fewer than were asked for; else many */
 
 /* ---- a step of many parameters (step.c, norm.c) ----------------------------------------------------------- */
 
@@ -275,58 +270,28 @@ typedef struct {
 const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count); /* the first that overlaps the one behind it, or NULL */
 const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end); /* that touches it */
 
-/* ---- room for OpenMP's threads (room.c) ------------------------------------------------------------------ */
+/* ---- forks (fork.c) ------------------------------------------------------------------------------------- */
 
-typedef struct fa_caller fa_caller; /* what is known of a Python thread's team */
-fa_caller *fa_caller_here(void);
-int fa_room(fa_caller *caller, int team); /* threads that there are, of so many, for its next region */
-int fa_room_for_region(fa_caller *caller, int team, int *held); /* the same; held: until fa_had_team nobody makes others */
-void fa_works_for(fa_caller *caller);     /* said by each worker of a region */
-void fa_had_team(fa_caller *caller, int team, int held);
-int fa_has_room(int team);                /* is it known that there are so many? */
-void fa_promise(fa_caller *caller, int team); /* yes, until that region */
-int fa_known_room(void);                  /* threads that there were, if fewer than were asked for; else many */
-void fa_watch_threads(void);              /* call once */
-void fa_room_forget(void);                /* in a forked child */
-
-/* ---- forks (forks.c) ------------------------------------------------------------------------------------ */
-
-void fa_watch_forks(void);      /* call once */
-int fa_orphaned(void);          /* is this a forked child in which parallel regions would hang? */
-void fa_begin_writing(void);    /* a fork waits until the end; nothing in between may need the GIL */
-void fa_end_writing(void);
-void fa_begin_alone(void);      /* what began writing before has ended; nothing begins until the end of this */
-void fa_end_alone(void);
+void fa_gate_enter(void);       /* a fork waits until all have left; nothing in between may need the GIL */
+void fa_gate_leave(void);
+void fa_gate_lock(void);        /* all have left; nobody enters until it is unlocked */
+void fa_gate_unlock(void);
 
 /* For a file that is mapped: whatever ends the process, what stands before is written before, what follows after. */
 static inline void fa_mark(int64_t *where, int64_t value)
 {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    __atomic_store_n(where, value, __ATOMIC_SEQ_CST);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    fa_fence();
+    fa_store(where, value);
+    fa_fence();
 }
 
-/* ---- one team for OpenBLAS and steps (blas.c, awake.c, callback.c, team.c) -------------------------------- */
+/* ---- one team for OpenBLAS and steps (team_shared.c, without which a build works) ------------------------ */
 
-/* OpenBLAS's gotoblas_pthread, which runs function(arguments + i * stride) for all i < count, and how many threads it
- * has. FA_MOST_LENT is what NumPy's wheels are built for. */
-typedef struct {
-    int (*run)(int count, void *(*function)(void *), void *arguments, int stride);
-    int (*count)(void);
-} fa_lender;
-enum { FA_MOST_LENT = 64 };
-typedef void (*fa_job)(int part, int parts, void *data);
-
-/* The library must have been loaded before us (forks.c). Zeros: nobody lends any more. */
-void fa_borrow_from(fa_lender lender, int only_if_ordered);
-void fa_order_from_blas(int yes);                   /* steps take no other team, ours if nobody lends */
-/* How many threads of OpenBLAS's team should a step of so many, or exactly so many, take that begins now? 0: none. */
-int fa_blas_team(int team, int exactly, double now);
-int fa_blas_room(int team); /* how many that team has, made if need be, for a step that orders so many; 0: takes others */
-/* All parts at the same time, in as many as there are threads, or exactly so many. Returns their number. */
-int fa_run_on_blas(fa_job job, void *data, int team, int exactly);
-int fa_team_for_jobs(int count); /* as fa_blas_room, for a BLAS call */
-void fa_blas_forget(void);                          /* in a forked child */
+#if FA_POSIX && __has_include("team_shared.c")
+#define FA_SHARED_TEAM 1
+#else
+#define FA_SHARED_TEAM 0
+#endif
 
 /* OpenBLAS's threads callback: run job(n, data + i * size, extra) for i = 0 .. count - 1, all at the same time, with a
  * number n of its own for each. */
@@ -334,43 +299,26 @@ typedef void (*fa_blas_job)(int number, void *data, int extra);
 typedef void (*fa_blas_callback)(int sync, fa_blas_job job, int count, size_t size, void *data, int extra);
 typedef void (*fa_blas_setter)(fa_blas_callback callback);
 
-/* Let the OpenBLAS that this function belongs to run its jobs on the team of steps, or on its own threads again. It must
- * take as many numbers as FA_BLAS_NUMBERS (NumPy's and SciPy's wheels do), and have FA_MOST_CALLBACK threads at most. */
+/* An OpenBLAS must take as many numbers as FA_BLAS_NUMBERS (NumPy's and SciPy's wheels do), and have FA_MOST_CALLBACK
+ * threads at most. */
 enum { FA_BLAS_NUMBERS = 64, FA_MOST_CALLBACK = FA_BLAS_NUMBERS / 2 };
-void fa_share_with_blas(fa_blas_setter set, int share);
-int fa_callback_room(int count);                    /* make threads for so many jobs; how many are there? */
-void fa_callback_before_fork(void);                 /* when no job runs */
 
-/* Our own team. */
-enum { FA_MOST_WORKERS = 1024 };
-int fa_team_run(fa_job job, void *data, int parts, int exactly);
-int fa_team_make(int parts, int waits);             /* how many there are; 0: it is busy */
-int fa_team_is_free(void);                          /* nobody is in fa_team_run */
-double fa_now(void);                                /* seconds since some moment */
-void fa_team_forget(void);                          /* in a forked child */
-
-/* Whether they are awake without us; zeros at the start. */
-typedef struct {
-    int known;      /* could the clock be read? */
-    int64_t whose;
-    double seconds; /* of CPU time */
-} fa_reading;
-typedef struct {
-    int phase;
-    double until, term; /* of borrowing or resting */
-    double seen;        /* when the clock was read last */
-    fa_reading clock;   /* and what it said */
-} fa_awake;
-int fa_awake_is_due(const fa_awake *awake, double now); /* is it time to read the clock again? */
-int fa_awake_borrows(const fa_awake *awake);            /* what was decided last */
-int fa_awake_decide(fa_awake *awake, double now, fa_reading clock);
-void fa_awake_rest(fa_awake *awake, double now);        /* nothing is known about who kept them awake until now */
+#if FA_SHARED_TEAM
+void fa_share_start(void);          /* call once, after fa_start */
+void fa_share_steps(int yes);       /* steps run on our own threads; or no longer */
+void fa_share_with_blas(fa_blas_setter set, int yes); /* so do the jobs of the OpenBLAS that this function belongs to */
+int fa_share_room(int count);       /* make threads for so many jobs; how many are there? */
+#else
+static inline void fa_share_start(void) {}
+static inline void fa_share_steps(int yes) { (void)yes; }
+static inline void fa_share_with_blas(fa_blas_setter set, int yes) { (void)set, (void)yes; }
+static inline int fa_share_room(int count) { (void)count; return 1; }
+#endif
 
 /* ---- floating point (cpu.c) ----------------------------------------------------------------------------- */
 
 /* The floating-point control state of the calling thread: round to nearest, subnormals kept, no traps.
  * Restoring brings back everything, sticky exception flags included. */
-typedef struct { unsigned char opaque[64]; } fa_fp_state;
 void fa_fp_default(fa_fp_state *saved);
 void fa_fp_restore(const fa_fp_state *saved);
 

@@ -1,8 +1,9 @@
 /* The norm of the gradients of a call, before anything changes; and where NaN or infinity comes from. */
+#include "fastadam.h"
+
 #include <float.h>
 #include <math.h>
 #include <string.h>
-#include "fastadam.h"
 
 static int64_t blocks_of(int64_t n)
 {
@@ -38,9 +39,9 @@ void fa_sum_squares(fa_call *c, int threads)
     }
     if (blocks < threads) /* a smaller team than the step's would end some of its threads (libgomp) */
         threads = 1;
-    fa_begin_writing(); /* only so that a fork waits */
+    fa_gate_enter(); /* only so that a fork waits */
     fa_run(c->squares, c->count, threads, threads, NULL);
-    fa_end_writing();
+    fa_gate_leave();
 }
 
 double fa_add_squares(const fa_call *c)

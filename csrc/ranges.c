@@ -1,6 +1,7 @@
 /* Memory that is written: does anything overlap? Ranges are sorted and disjoint once fa_ranges_sort has said so. */
-#include <stdlib.h>
 #include "fastadam.h"
+
+#include <stdlib.h>
 
 static int by_begin(const void *a, const void *b)
 {

@@ -7,20 +7,16 @@
  * Every Python thread that steps has a team of its own. libgomp ends the threads that a smaller region leaves over, ours or
  * somebody else's, and all of them before a fork; LLVM's runtime may give them to another caller. So workers are counted:
  * one says whose it is when it works, and its end is noticed. */
-#define _GNU_SOURCE
-#include <pthread.h>
-#include <sched.h>
+#include "threads.h"
+
+enum { MOST = 1024 /* threads of a team */ };
+
+#if FA_POSIX && defined(_OPENMP)
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include "fastadam.h"
-
-#ifdef __linux__
-#include <sys/syscall.h>
-#endif
 
 static const double BELIEVED = 0.1; /* seconds: what was found is not asked again so soon */
-enum { MOST = 1024 /* threads of a team */, CALLERS = 256 /* who have a record; others ask each time */ };
+enum { CALLERS = 256 /* who have a record; others ask each time */ };
 
 struct fa_caller {
     int taken;    /* by a thread that is alive */
@@ -39,17 +35,17 @@ static int have_keys;
 
 static void end_caller(void *record)
 {
-    __atomic_store_n(&((fa_caller *)record)->taken, 0, __ATOMIC_SEQ_CST);
+    fa_store(&((fa_caller *)record)->taken, 0);
 }
 
 static void end_worker(void *record)
 {
-    __atomic_sub_fetch(&((fa_caller *)record)->workers, 1, __ATOMIC_SEQ_CST);
+    fa_add(&((fa_caller *)record)->workers, -1);
 }
 
 static void begin(fa_caller *c)
 {
-    __atomic_store_n(&c->workers, 0, __ATOMIC_SEQ_CST);
+    fa_store(&c->workers, 0);
     c->last = c->found = c->all = c->promised = 0;
     c->asked = -1;
 }
@@ -59,10 +55,9 @@ fa_caller *fa_caller_here(void)
 {
     fa_caller *mine = have_keys ? pthread_getspecific(of_caller) : 0;
     for (fa_caller *c = callers; have_keys && !mine && c < callers + CALLERS; c++) {
-        int no = 0;
-        if (!__atomic_compare_exchange_n(&c->taken, &no, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        if (!fa_claim(&c->taken))
             continue;
-        if (__atomic_load_n(&c->workers, __ATOMIC_SEQ_CST) != 0) { /* some of who had it before have not ended */
+        if (fa_load(&c->workers) != 0) { /* some of who had it before have not ended */
             end_caller(c);
         } else {
             begin(c);
@@ -83,11 +78,11 @@ void fa_works_for(fa_caller *caller)
     if (before)
         end_worker(before);
     if (caller)
-        __atomic_add_fetch(&caller->workers, 1, __ATOMIC_SEQ_CST);
+        fa_add(&caller->workers, 1);
 }
 
 /* Held by who makes threads, to show that they can be made or for a region, so that nobody else takes them in between. */
-static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
 static unsigned regions; /* that have made threads */
 
 void fa_had_team(fa_caller *caller, int team, int held)
@@ -98,12 +93,12 @@ void fa_had_team(fa_caller *caller, int team, int held)
     }
     if (held) {
         regions++;
-        pthread_mutex_unlock(&turn);
+        pthread_mutex_unlock(&making);
     }
 }
 
-#ifdef __ELF__
-extern size_t kmp_get_stacksize_s(void) __attribute__((weak)); /* LLVM's and Intel's runtimes have it */
+#ifdef FA_WEAK
+extern size_t kmp_get_stacksize_s(void) FA_WEAK; /* LLVM's and Intel's runtimes have it */
 #endif
 
 static int keeps_threads; /* the runtime, those that a smaller region leaves over */
@@ -111,7 +106,7 @@ static int keeps_threads; /* the runtime, those that a smaller region leaves ove
 /* With itself. Threads that its last region had left over may be about to end. */
 static int threads_of(const fa_caller *c)
 {
-    int workers = c ? __atomic_load_n(&c->workers, __ATOMIC_SEQ_CST) : 0;
+    int workers = c ? fa_load(&c->workers) : 0;
     if (c && !keeps_threads && workers > c->last - 1)
         workers = c->last - 1;
     return workers < 1 ? 1 : workers + 1;
@@ -119,34 +114,26 @@ static int threads_of(const fa_caller *c)
 
 /* ---- threads that only show that they can be made */
 
-static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER; /* closed until all are there */
+static pthread_mutex_t barrier = PTHREAD_MUTEX_INITIALIZER; /* closed until all are there */
 static pthread_t made[MOST];
 static long ids[MOST];
 
 static void *show(void *id)
 {
-#ifdef __linux__
-    *(long *)id = syscall(SYS_gettid);
-#else
-    (void)id;
-#endif
-    pthread_mutex_lock(&gate);
-    pthread_mutex_unlock(&gate);
+    *(long *)id = fa_thread();
+    pthread_mutex_lock(&barrier);
+    pthread_mutex_unlock(&barrier);
     return 0;
 }
 
 /* Limits count a thread for some microseconds after it could be joined. */
 static void wait_until_gone(long id)
 {
-#ifdef __linux__
-    for (int tries = 0; tries < 1000 && syscall(SYS_tgkill, getpid(), id, 0) == 0; tries++)
+    for (int tries = 0; tries < 1000 && fa_thread_counts(id); tries++)
         if (tries < 100)
             sched_yield();
         else
             usleep(100);
-#else
-    (void)id;
-#endif
 }
 
 static size_t stack_size; /* of the runtime's threads; 0: it leaves that to the system */
@@ -165,7 +152,7 @@ static size_t read_size(const char *text)
 
 static size_t read_stack_size(void)
 {
-#ifdef __ELF__
+#ifdef FA_WEAK
     keeps_threads = kmp_get_stacksize_s != 0;
     if (keeps_threads) /* and some more for each number of a thread; glibc gives it ours, if those are large enough */
         return kmp_get_stacksize_s() + ((size_t)1 << 18);
@@ -183,10 +170,10 @@ static int make(int wanted)
     pthread_attr_init(&like_theirs);
     if (stack_size)
         pthread_attr_setstacksize(&like_theirs, stack_size); /* if refused, the runtime, too, takes the usual */
-    pthread_mutex_lock(&gate);
+    pthread_mutex_lock(&barrier);
     while (count < wanted && pthread_create(&made[count], &like_theirs, show, &ids[count]) == 0)
         count++;
-    pthread_mutex_unlock(&gate);
+    pthread_mutex_unlock(&barrier);
     for (int i = 0; i < count; i++)
         pthread_join(made[i], 0);
     for (int i = 0; i < count; i++)
@@ -221,9 +208,9 @@ int fa_room(fa_caller *caller, int team)
 {
     if (team <= threads_of(caller))
         return team;
-    pthread_mutex_lock(&turn);
+    pthread_mutex_lock(&making);
     team = room(caller, team);
-    pthread_mutex_unlock(&turn);
+    pthread_mutex_unlock(&making);
     return team;
 }
 
@@ -232,25 +219,23 @@ int fa_room_for_region(fa_caller *caller, int team, int *held)
     *held = 0;
     if (team <= threads_of(caller))
         return team;
-    pthread_mutex_lock(&turn);
+    pthread_mutex_lock(&making);
     team = room(caller, team);
     *held = team > threads_of(caller);
     if (!*held)
-        pthread_mutex_unlock(&turn);
+        pthread_mutex_unlock(&making);
     return team;
 }
 
 int fa_has_room(int team)
 {
-#ifndef _OPENMP
-    return 1;
-#endif
     const fa_caller *caller = team > 1 ? fa_caller_here() : 0;
     return team <= 1 || (caller && (team <= caller->promised || team <= threads_of(caller)));
 }
 
-void fa_promise(fa_caller *caller, int team)
+void fa_promise(int team)
 {
+    fa_caller *caller = fa_caller_here();
     if (caller && team > caller->promised)
         caller->promised = team;
 }
@@ -261,14 +246,7 @@ int fa_known_room(void)
     return caller && caller->all ? caller->found : MOST;
 }
 
-void fa_watch_threads(void)
-{
-    have_keys = !pthread_key_create(&of_caller, end_caller) && !pthread_key_create(&of_worker, end_worker);
-    stack_size = read_stack_size();
-}
-
-/* In a forked child, which has one thread. */
-void fa_room_forget(void)
+static void forget(void) /* in a forked child, which has one thread */
 {
     fa_caller *mine = have_keys ? pthread_getspecific(of_caller) : 0;
     for (fa_caller *c = callers; c < callers + CALLERS; c++) {
@@ -276,3 +254,61 @@ void fa_room_forget(void)
         begin(c);
     }
 }
+
+void fa_room_start(void)
+{
+    have_keys = !pthread_key_create(&of_caller, end_caller) && !pthread_key_create(&of_worker, end_worker);
+    stack_size = read_stack_size();
+    fa_at_fork(0, forget);
+}
+
+#else /* no threads, or nobody knows */
+
+int fa_has_room(int team)
+{
+    (void)team;
+    return 1;
+}
+
+int fa_known_room(void)
+{
+    return MOST;
+}
+
+void fa_room_start(void)
+{
+}
+
+fa_caller *fa_caller_here(void)
+{
+    return 0;
+}
+
+int fa_room(fa_caller *caller, int team)
+{
+    (void)caller;
+    return team;
+}
+
+int fa_room_for_region(fa_caller *caller, int team, int *held)
+{
+    *held = 0;
+    return fa_room(caller, team);
+}
+
+void fa_works_for(fa_caller *caller)
+{
+    (void)caller;
+}
+
+void fa_had_team(fa_caller *caller, int team, int held)
+{
+    (void)caller, (void)team, (void)held;
+}
+
+void fa_promise(int team)
+{
+    (void)team;
+}
+
+#endif

@@ -4,8 +4,9 @@
  * period from one step's start to the next one's: threads that make the step shorter may make the rest of the program
  * slower, by competing with the workers of a BLAS. From time to time a few steps are taken with half as many, as many
  * and twice as many threads as now; more are kept if they make the step itself shorter and the period, too. */
-#include <string.h>
 #include "fastadam.h"
+
+#include <string.h>
 
 enum {
     TRIES = FA_TUNER_TRIES, /* steps with each number of threads; the first ones, which wake workers, do not count */
@@ -54,9 +55,9 @@ static void decide(fa_tuner *t)
     t->count = t->rested = t->slow = 0;
 }
 
-int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
+int fa_tuner_next(fa_tuner *t, int64_t lines, const void *team, int start, int most, double now)
 {
-    int known = lines > t->lines / 4 * 3 && lines / 4 * 3 < t->lines && most == t->most;
+    int known = lines > t->lines / 4 * 3 && lines / 4 * 3 < t->lines && team == t->team && most == t->most;
     t->is_other = !known;
     t->others += known ? -(t->others > 0) : 1;
     if (!known && t->lines && t->others < PATIENCE)
@@ -64,11 +65,10 @@ int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
     if (!known) {
         memset(t, 0, sizeof *t);
         t->lines = lines;
+        t->team = team;
         t->most = most;
         t->best = start;
         start_trial(t);
-    } else if (t->count && t->away) {
-        ; /* once more: in between there were steps on the other team */
     } else if (t->count) {
         t->period[t->candidate][t->tried] = now - t->started;
         if (++t->tried == TRIES) {
@@ -81,7 +81,6 @@ int fa_tuner_next(fa_tuner *t, int64_t lines, int start, int most, double now)
             t->rest = 0;
         start_trial(t);
     }
-    t->away = 0;
     t->started = now;
     return t->count ? t->candidates[t->candidate] : t->best;
 }

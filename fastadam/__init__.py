@@ -17,9 +17,9 @@ _wait_policy = _load.load()
 from fastadam import reference, schedules
 from fastadam._config import __version__, config, show_config
 from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
-from fastadam.blas import share_threads_with_blas
 from fastadam.optimizer import Optimizer
 from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
+from fastadam.threads import share_threads_with_blas
 from fastadam.tracing import Trace, trace
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 import fastadam
-from fastadam import _core, blas
+from fastadam import _core, threads
 
 try:
     __version__ = version("fastadam")
@@ -24,8 +24,9 @@ def config() -> dict[str, Any]:
     openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon sleep),
     "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
     "no OpenMP"; blas_shared (list of str), every OpenBLAS that `share_threads_with_blas` has put on one team
-    with steps; steps_on (str), whose threads the last step that could take several was given: "OpenBLAS", "fastadam"
-    (threads that OpenBLAS computes on, too) or "OpenMP", which it is before the first one, too.
+    with steps; steps_on (str), whose threads the last step that could take several was given: "fastadam" (threads that
+    OpenBLAS computes on, too) or "OpenMP", which it is before the first one, too; advice (str), what might make this
+    program faster, or empty.
 
     Examples
     --------
@@ -43,8 +44,9 @@ def config() -> dict[str, Any]:
         "openmp": _core.has_openmp(),
         "threads": _core.get_num_threads(),
         "openmp_waits": fastadam._wait_policy,
-        "blas_shared": sorted(blas.users),
-        "steps_on": blas.shared_team() if _core.ran_on_blas() else "OpenMP",
+        "blas_shared": sorted(threads.users),
+        "steps_on": _core.steps_on(),
+        "advice": threads.advice(),
     }
 
 

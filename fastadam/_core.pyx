@@ -11,7 +11,6 @@ from cpython.object cimport PyObject
 from libc.math cimport INFINITY, fabs, isfinite, sqrt
 from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
 from libc.string cimport memcpy, memset
-from posix.unistd cimport getpid
 
 from fastadam._arrays cimport (
     ALIGNED, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, flags_of, is_native, is_plain, is_ready, is_usable,
@@ -35,8 +34,6 @@ from fastadam._names import did_you_mean
 
 np.import_array()
 
-cdef extern from *:
-    void prefetch "__builtin_prefetch" (const void *) noexcept nogil
 
 cdef extern from "<fenv.h>" nogil:
     ctypedef struct fenv_t:
@@ -136,26 +133,13 @@ cdef int bound_of_threads():
     return cpu_quota if thread_bound is None or thread_bound > cpu_quota else thread_bound
 
 
-def borrow_from(size_t run, size_t count, bint only_if_ordered=False):
-    """Steps may run on the threads of the OpenBLAS whose functions have these addresses."""
-    cdef fa_lender lender
-    lender.run, lender.count = <void *>run, <void *>count
-    with nogil:
-        fa_borrow_from(lender, only_if_ordered)
+# Is our own team compiled in? What must an OpenBLAS be built for, and how many threads may it have, to compute on it?
+SHARED_TEAM, BLAS_NUMBERS, MOST_CALLBACK = bool(FA_SHARED_TEAM), FA_BLAS_NUMBERS, FA_MOST_CALLBACK
 
 
-def stop_borrowing():
-    """When the process ends: OpenBLAS ends its threads then, and would wait for ever for one that is in a step."""
-    borrow_from(0, 0)
-
-
-def order_from_blas(bint yes):
-    """Steps run on the team that OpenBLAS computes on, without a look at any clock; or no longer."""
-    fa_order_from_blas(yes)
-
-
-# What an OpenBLAS must be built for, and how many threads it may have, to take the callback.
-BLAS_NUMBERS, MOST_CALLBACK = FA_BLAS_NUMBERS, FA_MOST_CALLBACK
+def share_steps(bint yes):
+    """Steps run on our own team, or no longer."""
+    fa_share_steps(yes)
 
 
 def share_with_blas(size_t setter, bint share):
@@ -164,26 +148,26 @@ def share_with_blas(size_t setter, bint share):
         fa_share_with_blas(<fa_blas_setter>setter, share)
 
 
-def blas_threads_for(int count):
+def threads_to_share(int count):
     """How many of the threads for so many jobs of a BLAS call there are; those that are missing are made."""
     cdef int there
     with nogil:
-        there = fa_callback_room(count)
+        there = fa_share_room(count)
     return there
 
 
-def ran_on_blas():
-    """Was the last step that could take several threads given those of the team that OpenBLAS computes on?"""
-    return bool(fa_ran_on_blas())
+def steps_on():
+    """Whose threads the last step that could take several was given: "OpenMP" or "fastadam"."""
+    return fa_steps_on().decode()
 
 
 cdef bint has_fewer_threads(int order, int64_t lines, bint warn, int stacklevel) except -1:
     """Ask the system for the threads of an order; warn if it has fewer. The step then takes those that there are."""
     cdef int wanted = <int>min(<int64_t>order, lines), there
     with nogil:
-        fa_begin_writing()      # a fork waits
+        fa_gate_enter()      # a fork waits
         there = fa_order(wanted)
-        fa_end_writing()
+        fa_gate_leave()
     if there < wanted and warn:
         warnings.warn(
             f"threads={order} asks for {wanted} threads, and the system has room for {there}: this step takes those; "
@@ -374,9 +358,9 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     task.n = size_of(array[0])
     task.coefficients = &coefficients
     with nogil:
-        fa_begin_writing()
+        fa_gate_enter()
         fa_run(&task, 1, order, bound, NULL)
-        fa_end_writing()
+        fa_gate_leave()
 
 
 cdef object signature_of(function, Py_ssize_t required):
@@ -410,4 +394,5 @@ assert ARRAYS == FA_ARRAYS and STATES == FA_STATES
 assert (_layout.RECORD.itemsize, _layout.HEADER.itemsize) == (sizeof(fa_record), sizeof(Header))
 assert (_layout.FLUSHED, _layout.WRITTEN, _layout.TORN) == (IS_FLUSHED, IS_WRITTEN, IS_TORN)
 select_isa(os.environ.get("FASTADAM_ISA"))
-fa_watch_forks()
+fa_start()
+fa_share_start()

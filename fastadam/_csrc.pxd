@@ -75,34 +75,30 @@ cdef extern from "fastadam.h" nogil:
     ctypedef struct fa_tuner:
         pass
 
-    enum:
-        FA_TUNERS
-
-    int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuners)
+    int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
     int fa_order(int threads)
     int fa_has_room(int team)
     int fa_known_room()
-    int fa_ran_on_blas()
+    const char *fa_steps_on()
     int fa_has_openmp()
     int fa_max_threads()
-    void fa_watch_forks()
-    void fa_begin_writing()
-    void fa_end_writing()
+    void fa_start()
+    void fa_gate_enter()
+    void fa_gate_leave()
     void fa_mark(int64_t *where, int64_t value)
 
-    ctypedef struct fa_lender:
-        void *run       # functions that only C calls
-        void *count
-
-    void fa_borrow_from(fa_lender lender, int only_if_ordered)
-    void fa_order_from_blas(int yes)
-
-    ctypedef void *fa_blas_setter   # as above
     enum:
+        FA_SHARED_TEAM
         FA_BLAS_NUMBERS
         FA_MOST_CALLBACK
-    int fa_callback_room(int count)
-    void fa_share_with_blas(fa_blas_setter set, int share)
+    ctypedef void *fa_blas_setter   # a function that only C calls
+    void fa_share_start()
+    void fa_share_steps(int yes)
+    void fa_share_with_blas(fa_blas_setter set, int yes)
+    int fa_share_room(int count)
+
+    void prefetch "fa_prefetch" (const void *address)
+    int getpid "fa_process" ()
 
     ctypedef struct fa_record:
         int64_t step

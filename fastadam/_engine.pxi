@@ -11,7 +11,7 @@ cdef class Engine(Parameters):
     cdef readonly dict settings         # as they were given
     cdef fa_settings chosen             # the same in numbers
     cdef Py_ssize_t first               # of the parameters that this call is about
-    cdef fa_tuner tuners[FA_TUNERS]
+    cdef fa_tuner tuner
     cdef readonly int threads_used      # by the last step; 0 before the first
     cdef int denied                     # an order of threads that it was said of that the system has fewer
     cdef double norm                    # of the last step's gradients, if
@@ -123,7 +123,7 @@ cdef class Engine(Parameters):
             else:
                 self.begin_writing()
                 fa_advance_counters(c, scale)
-                self.threads_used = fa_run(c.tasks, count, s.threads, bound, NULL if alone else self.tuners)
+                self.threads_used = fa_run(c.tasks, count, s.threads, bound, NULL if alone else &self.tuner)
                 self.end_writing()
         return 0
 

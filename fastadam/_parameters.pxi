@@ -327,14 +327,14 @@ cdef class Parameters:
             self.store.check_owner()
 
     cdef void begin_writing(self) noexcept nogil:
-        fa_begin_writing()
+        fa_gate_enter()
         if self.header != NULL:
             fa_mark(&self.header.condition, IS_TORN)
 
     cdef void end_writing(self) noexcept nogil:
         if self.header != NULL:
             fa_mark(&self.header.condition, IS_TORN if self.swapped else IS_WRITTEN)
-        fa_end_writing()
+        fa_gate_leave()
 
     # -- memory that is written
 

@@ -1,7 +1,8 @@
 /* An imagined OpenBLAS hands its jobs to our team while steps run there, from several threads and beside forks: every
  * job must run once, at the same time as the others of its call, no two calls at once, and every element must be updated
  * once a step (tests/test_threads.py, .ci/sanitize). Prints the number of calls. */
-#define _GNU_SOURCE
+#include "fastadam.h"
+
 #include <limits.h>
 #include <pthread.h>
 #include <sched.h>
@@ -10,7 +11,6 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "fastadam.h"
 
 #ifdef __has_feature
 #if __has_feature(thread_sanitizer)
@@ -18,7 +18,7 @@
 #endif
 #endif
 
-enum { CALLERS = 3, CALLS = 150, MOST = 6, LENT = 3, N = 1 << 15, ASLEEP = 40000 /* us, after which the team sleeps */ };
+enum { CALLERS = 3, CALLS = 150, MOST = 6, N = 1 << 15, ASLEEP = 40000 /* us, after which the team sleeps */ };
 
 static fa_blas_callback callback; /* the imagined library's */
 static int calls_at_once, long_jobs, forked, done, lowest;
@@ -31,24 +31,6 @@ static int is_set(int *flag)
 static void set_callback(fa_blas_callback to)
 {
     callback = to;
-}
-
-/* As gotoblas_pthread, on threads that are made for each call. */
-static int lend(int count, void *(*function)(void *), void *arguments, int stride)
-{
-    pthread_t threads[LENT];
-    for (int i = 1; i < count; i++)
-        if (pthread_create(&threads[i], 0, function, (char *)arguments + i * stride))
-            exit(2);
-    function(arguments);
-    for (int i = 1; i < count; i++)
-        pthread_join(threads[i], 0);
-    return 0;
-}
-
-static int count_them(void)
-{
-    return LENT;
 }
 
 typedef struct {
@@ -115,9 +97,9 @@ static void *take_steps(void *calls)
     task.array[FA_PARAM] = x;
     task.n = N;
     for (; taken < *(int *)calls && !is_set(&done); taken++) {
-        fa_begin_writing();
+        fa_gate_enter();
         int threads = 1 + taken % MOST, used = fa_run(&task, 1, threads, MOST, 0);
-        fa_end_writing();
+        fa_gate_leave();
         if (used != (fa_has_openmp() ? threads : 1))
             exit(5);
     }
@@ -140,17 +122,15 @@ static void run(int calls)
 
 int main(void)
 {
-    fa_watch_forks();
-    fa_order_from_blas(1);
+    fa_start();
+    fa_share_start();
+    fa_share_steps(1);
     fa_share_with_blas(set_callback, 1);
     run(CALLS);
     int six = MOST;
     take_steps(&six); /* alone, the last with several threads */
-    if (fa_has_openmp() && !fa_ran_on_blas())
+    if (fa_has_openmp() && strcmp(fa_steps_on(), "fastadam") != 0)
         return 7;
-    fa_borrow_from((fa_lender){lend, count_them}, 0); /* calls with more jobs than it has threads run on ours */
-    run(CALLS);
-    fa_borrow_from((fa_lender){0, 0}, 0);
     int forks = 0;
 #ifndef NO_FORKS
     pthread_t others[2];

@@ -19,18 +19,19 @@ WITH_EXAMPLES = ["fastadam"] + [
     for n in (
         "_config",
         "_core",
-        "blas",
+        "options",
         "optimizer",
-        "optimizers",
         "persist.checkpoint",
         "reference",
+        "rules",
         "schedules",
+        "threads",
         "tracing",
     )
 ]
 
 
-@pytest.mark.filterwarnings("ignore:share_threads_with_blas")  # NumPy's wheels from 2.5 on lend no threads
+@pytest.mark.filterwarnings("ignore:share_threads_with_blas")  # where no BLAS can share its threads
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(name))

@@ -96,7 +96,7 @@ def test_floating_point_control_does_not_matter_to_the_norm(mxcsr):
 @x86_64_linux
 @pytest.mark.parametrize("threads", ["None", "2"])
 def test_choosing_threads_leaves_floating_point_control_alone(threads):
-    """From the first step on, which looks for OpenBLAS's threads; clocks are read in double precision."""
+    """From the first step on; clocks are read in double precision."""
     run_python(
         f"""
 import sys

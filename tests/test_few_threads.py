@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from helpers import LIBGOMP, run_python
-from test_blas import can_share, start
+from test_sharing import START as SHARING
+from test_sharing import can_share
 
 import fastadam
 
@@ -272,7 +273,7 @@ with fastadam.share_threads_with_blas() as sharing:
     assert "asks for 4 threads, and the system has room for 2" in words
     for _ in range(3): pair.step(2)
 """,
-        start=START + start("fastadam"),
+        start=START + SHARING,
         OPENBLAS_NUM_THREADS="2",
     )
 

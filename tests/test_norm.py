@@ -113,8 +113,7 @@ def test_the_memory_order_of_the_parameter_counts():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_norms_pass_keeps_to_the_bound_of_threads():
     """After a bound was set, no other thread may run; and an order of before is none any more."""
-    run_python(
-        """
+    run_python("""
 import os, numpy as np, fastadam
 p, g = np.ones(1 << 20, np.float32), np.ones(1 << 20, np.float32)
 opt = fastadam.Adam(p, max_norm=1.0)
@@ -132,9 +131,7 @@ while not asleep(): pass
 before = spent()
 for _ in range(20): opt.step(g)
 assert opt.threads_used == 1 and spent() == before
-""",
-        FASTADAM_BORROW="0",  # OpenBLAS's threads stay awake for a while by themselves
-    )
+""")
 
 
 def test_pickle_and_copy_keep_how_to_clip():

@@ -134,24 +134,10 @@ def test_shares_are_equal_whole_lines_and_cover_everything_once(run_program):
     assert re.fullmatch(r"\d{3,} mixtures\n", result.stdout)
 
 
-def test_steps_on_lent_threads_update_everything_once(run_program):
-    """tests/lender.c: several callers, a lender that comes, has too few threads, and is chosen or ordered."""
-    result = run_program("lender.c")
-    assert result.returncode == 0, result.stdout
-    assert re.fullmatch(r"0, \d+, \d+, \d+, 0 steps lent\n", result.stdout)
-
-
 def test_the_jobs_of_a_call_run_once_and_at_the_same_time_beside_steps(run_program):
     """tests/team.c: an imagined OpenBLAS's threads callback, steps, forks."""
     result = run_program("team.c")
     assert (result.returncode, result.stdout) == (0, "900 calls, 20 forks\n")
-
-
-def test_openblas_threads_are_borrowed_while_products_keep_them_awake(run_program):
-    """tests/awake.c: imagined programs on imagined clocks."""
-    result = run_program("awake.c")
-    assert result.returncode == 0, result.stdout
-    assert len(result.stdout.splitlines()) == 13
 
 
 def test_the_choice_of_threads_finds_what_is_best_and_follows_changes(run_program):

@@ -1,7 +1,8 @@
 /* Drives the choice of threads through imagined programs, on an imagined clock (tests/test_threads.py). */
+#include "fastadam.h"
+
 #include <stdio.h>
 #include <string.h>
-#include "fastadam.h"
 
 /* A program: seconds of a step and of the rest of an iteration, with so many threads. */
 typedef struct {
@@ -35,10 +36,11 @@ static double noise(void) /* a tenth more or less, and now and then a long break
 
 static double now;
 static int last;
+static const void *team;
 
 static int take_step(fa_tuner *t, const program *p, int64_t lines)
 {
-    int threads = fa_tuner_next(t, lines, 1, p->most, now);
+    int threads = fa_tuner_next(t, lines, team, 1, p->most, now);
     if (threads < 1 || threads > p->most)
         return -1;
     double part = threads > 1 && p->least > 1.0 / threads ? p->least : 1.0 / threads;
@@ -90,7 +92,7 @@ int main(void)
         int chosen = take_step(&t, &programs[0], 100000);
         wrong += i > 500 && chosen != 2;
         now += 0.1;
-        wrong += fa_tuner_next(&t, 20000, 1, 2, now) != 1;
+        wrong += fa_tuner_next(&t, 20000, team, 1, 2, now) != 1;
         fa_tuner_done(&t, now += 0.1);
     }
     printf("two kinds: %d of 10000 steps astray\n", wrong);
@@ -108,5 +110,12 @@ int main(void)
     int other = astray(&t, &programs[5], 1000000, 100);
     printf("other work: %d of 100 steps astray\n", other);
     failed += other > 20;
+
+    /* Another team, for which that is not true: likewise. */
+    astray(&t, &programs[5], 1000000, 3000);
+    team = &t;
+    other = astray(&t, &programs[0], 1000000, 100);
+    printf("another team: %d of 100 steps astray\n", other);
+    failed += other > 40;
     return failed;
 }

@@ -1,7 +1,4 @@
-"""One team for OpenBLAS and steps: when, what they compute, and every way in which the threads can be missing.
-
-Where NumPy's OpenBLAS lends its threads, they are the team; there ours, and its callback, are tested as if it did not.
-"""
+"""One team for OpenBLAS and steps: when, what they compute, and every way in which the threads can be missing."""
 
 import ctypes
 import os
@@ -13,23 +10,15 @@ import threadpoolctl
 from helpers import LIBGOMP, LIBOMP, run_python
 
 import fastadam
-from fastadam import blas
+from fastadam import threads
 
 OPENBLAS = [e for e in threadpoolctl.threadpool_info() if e["internal_api"] == "openblas" and e["num_threads"] > 1]
 FEW = not OPENBLAS or fastadam.get_num_threads() < 2
-NEW = [library for library in blas.blas_libraries() if (library.version or "") >= "0.3.29"]
-can_lend = pytest.mark.skipif(
-    FEW or blas.lender not in [e["filepath"] for e in OPENBLAS],
-    reason="needs two threads of an OpenBLAS that lends them",
-)
+NEW = [library for library in threads.blas_libraries() if (library.version or "") >= "0.3.29"]
 can_share = pytest.mark.skipif(  # looked up here, so that no wrong refusal skips a test
-    FEW or not any(blas.address_of(library, "openblas_set_threads_callback_function") for library in NEW),
+    FEW or not any(threads.address_of(library, "openblas_set_threads_callback_function") for library in NEW),
     reason="needs two threads, and an OpenBLAS that takes threads from outside",
 )
-each_team = pytest.mark.parametrize(
-    "team", [pytest.param("OpenBLAS", marks=can_lend), pytest.param("fastadam", marks=can_share)]
-)
-
 # After a product OpenBLAS's threads look for work for 2**16 ticks, not for 2**28, which is a tenth of a second.
 SOON_ASLEEP = {"OPENBLAS_THREAD_TIMEOUT": "16"}
 
@@ -46,27 +35,16 @@ def check(times=1):
         assert np.allclose(a @ a, product, rtol=1e-12, atol=1e-10)
         assert np.allclose(a @ x, image, rtol=1e-12, atol=1e-10)
 
-def threads():
+def alive():
     return len(os.listdir("/proc/self/task"))
 """
 
 
-def start(team):
-    """Code to begin with, for either team; nothing is shared yet."""
-    if team == "OpenBLAS":
-        return START
-    return f"""{START}
-from fastadam import blas
-blas._core.stop_borrowing()
-blas.lender = ""        # as if NumPy's OpenBLAS did not lend its threads
-"""
-
-
-@each_team
+@can_share
 @pytest.mark.parametrize("sizes", [(1, 2, 17, 250), pytest.param((400,), marks=pytest.mark.slow)])
-def test_the_whole_of_linear_algebra_computes_the_same(team, sizes):
+def test_the_whole_of_linear_algebra_computes_the_same(sizes):
     run_python(
-        f"""{start(team)}
+        f"""{START}
 def results(n, dtype):
     a = np.random.default_rng(n).standard_normal((n, n)).astype(dtype)
     if dtype == np.complex128:
@@ -95,27 +73,27 @@ for n, (dtype, tolerance) in itertools.product({sizes}, kinds):
     )
 
 
-@each_team
+@can_share
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 @pytest.mark.parametrize("make", ["fastadam.Adam(p)", "fastadam.Adam(p, threads=2)", "fastadam.Adam(p, max_norm=1.0)"])
-def test_shared_steps_run_on_the_threads_that_products_run_on(team, make):
-    """No thread of OpenMP's is started; OpenBLAS is lent ours if it does not lend its own."""
+def test_shared_steps_run_on_the_threads_that_products_run_on(make):
+    """No thread of OpenMP's is started."""
     run_python(
-        f"""{start(team)}
-before = threads()
+        f"""{START}
+before = alive()
 p = np.ones(1 << 20)
 opt = {make}
 with fastadam.share_threads_with_blas() as sharing:
     shared = [entry["library"] for entry in sharing.libraries if entry["shared"]]
     assert fastadam.config()["blas_shared"] == sorted(shared) != [], sharing
     check()
-    workers = threads() - before
-    assert (workers > 0) == ({team!r} == "fastadam")
+    workers = alive() - before
+    assert workers > 0
     for _ in range(40):
         opt.step(p.copy())
-        assert fastadam.config()["steps_on"] == {team!r}
+        assert fastadam.config()["steps_on"] == "fastadam"
     check()
-    assert threads() == before + workers
+    assert alive() == before + workers
 assert fastadam.config()["blas_shared"] == []
 for _ in range(50):
     opt.step(p.copy())
@@ -129,7 +107,7 @@ for _ in range(50):
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_undone_openblas_computes_on_its_own_threads():
     """Ours, which were made when sharing was ordered, fall asleep, and none is woken again."""
-    run_python(f"""{start("fastadam")}
+    run_python(f"""{START}
 import time
 from pathlib import Path
 
@@ -150,72 +128,6 @@ assert wakings() == asleep
 """)
 
 
-@can_lend
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clocks of other threads are not to be had")
-def test_by_default_a_program_begins_on_openblas_threads_and_leaves_them_if_it_computes_no_products():
-    run_python(f"""{START}
-import time
-p = np.ones(1 << 20, np.float32)
-grad, opt = p.copy(), fastadam.Adam(p, threads=2)
-opt.step(grad)
-assert fastadam.config()["steps_on"] == "OpenBLAS"
-while fastadam.config()["steps_on"] == "OpenBLAS":
-    time.sleep(0.02)
-    opt.step(grad)
-for _ in range(50):
-    time.sleep(0.002)
-    opt.step(grad)
-    assert fastadam.config()["steps_on"] == "OpenMP"
-""")
-
-
-@pytest.mark.timing
-@can_lend
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clocks of other threads are not to be had")
-def test_by_default_steps_run_on_openblas_threads_while_products_keep_them_awake():
-    """And on OpenMP's in a program that computes no products, or computes elsewhere; again and again.
-
-    Other programs that want the cores keep OpenBLAS's threads from being awake.
-    """
-    run_python(f"""{START}
-import time
-p = np.ones(1 << 20, np.float32)
-grad, opt = p.copy(), fastadam.Adam(p)
-
-def train(until, work):
-    while fastadam.config()["steps_on"] != until:
-        work()
-        opt.step(grad)
-
-b = np.ones((512, 512), np.float32)
-for _ in range(2):
-    train("OpenBLAS", lambda: b @ b)
-    train("OpenMP", lambda: time.sleep(0.002))
-    for _ in range(200):                # while they sleep it stays like that
-        time.sleep(0.002)
-        opt.step(grad)
-        assert fastadam.config()["steps_on"] == "OpenMP"
-""")
-
-
-@can_lend
-@pytest.mark.parametrize(
-    "environment", [{"FASTADAM_BORROW": "0"}, {"OPENBLAS_NUM_THREADS": "1"}], ids=["forbidden", "it has one thread"]
-)
-def test_openblas_threads_are_left_alone_where(environment):
-    run_python(
-        f"""{START}
-p = np.ones(1 << 20, np.float32)
-opt = fastadam.Adam(p, threads=2)
-for _ in range(100):
-    check()
-    opt.step(p.copy())
-    assert (fastadam.config()["steps_on"], opt.threads_used) == ("OpenMP", 2)
-""",
-        **environment,
-    )
-
-
 @pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build has nothing to share")
 def test_an_interrupted_order_leaves_nothing_behind(monkeypatch):
     """Ctrl-C while it waits for a product, at the second of two libraries; and while it is undone."""
@@ -227,32 +139,32 @@ def test_an_interrupted_order_leaves_nothing_behind(monkeypatch):
             raise KeyboardInterrupt
 
     libraries = [Library("openblas"), Library("openblas", path="/other")]
-    monkeypatch.setattr(blas, "lender", "")
-    monkeypatch.setattr(blas, "blas_libraries", lambda: libraries)
-    monkeypatch.setattr(blas, "offer_of", lambda library: blas.Offer(takes=1 + libraries.index(library)))
-    monkeypatch.setattr(blas._core, "share_with_blas", share_with_blas)
+    libraries[1].dynlib.openblas_set_threads_callback_function = ctypes.c_void_p(2)
+    monkeypatch.setattr(threads, "blas_libraries", lambda: libraries)
+    monkeypatch.setattr(threads, "refusal", lambda library: "")
+    monkeypatch.setattr(threads._core, "share_with_blas", share_with_blas)
     with pytest.raises(KeyboardInterrupt):
-        blas.SharedThreads()
-    assert calls == [(1, True), (2, True), (1, False), (2, False)] and blas.users == {}
+        threads.SharedThreads()
+    assert calls == [(1, True), (2, True), (1, False), (2, False)] and threads.users == {}
 
     calls.clear()
     state["interrupt"] = 3
-    first = blas.SharedThreads()
+    first = threads.SharedThreads()
     with pytest.raises(KeyboardInterrupt):
         first.undo()
-    second = blas.SharedThreads()
+    second = threads.SharedThreads()
     first.undo()
-    assert list(blas.users.values()) == [{second}, {second}]
+    assert list(threads.users.values()) == [{second}, {second}]
     second.undo()
-    assert blas.users == {} and calls[-2:] == [(1, False), (2, False)]
+    assert threads.users == {} and calls[-2:] == [(1, False), (2, False)]
     count = len(calls)
     second.undo()
     assert len(calls) == count  # a callback that somebody else has set since stays
 
     with second:
-        assert list(blas.users.values()) == [{second}, {second}]
+        assert list(threads.users.values()) == [{second}, {second}]
         assert "ended" not in repr(second)
-    assert "ended" in repr(second) and blas.users == {}
+    assert "ended" in repr(second) and threads.users == {}
     assert calls[count:] == [(1, True), (2, True), (1, False), (2, False)]
 
 
@@ -264,7 +176,7 @@ def test_our_team_is_not_bound_to_one_core_with_the_thread_that_starts_it():
         f"""
 import os
 everywhere, before = os.sched_getaffinity(0), set(os.listdir("/proc/self/task"))
-{start("fastadam")}
+{START}
 assert os.sched_getaffinity(0) < everywhere, "it is not bound, so this tests nothing"
 others = set(os.listdir("/proc/self/task"))
 fastadam.share_threads_with_blas()
@@ -279,7 +191,7 @@ assert ours and all(os.sched_getaffinity(int(thread)) == everywhere for thread i
 @can_share
 def test_a_step_does_not_wait_for_the_product_of_another_thread():
     """Its team is taken: it takes OpenMP's."""
-    run_python(f"""{start("fastadam")}
+    run_python(f"""{START}
 fastadam.share_threads_with_blas()
 big, p = np.ones((2000, 2000)), np.ones(1 << 20, np.float32)
 opt, seen = fastadam.Adam(p, threads=2), set()
@@ -299,52 +211,41 @@ assert fastadam.config()["steps_on"] == "fastadam"
 """)
 
 
-@each_team
-def test_several_users_share_until_the_last_one_leaves(team):
-    run_python(f"""{start(team)}
+@can_share
+def test_several_users_share_until_the_last_one_leaves():
+    run_python(f"""{START}
 p = np.ones(1 << 20)
 opt = fastadam.Adam(p, threads=2)
 def shared():
     opt.step(p.copy())
-    steps, libraries = fastadam.config()["steps_on"] == {team!r}, bool(fastadam.config()["blas_shared"])
+    steps, libraries = fastadam.config()["steps_on"] == "fastadam", bool(fastadam.config()["blas_shared"])
     assert steps == libraries
     return steps
 
-import time
 first = fastadam.share_threads_with_blas()
 with fastadam.share_threads_with_blas() as second:
-    assert shared() and "shared, on {team}'s threads" in repr(second)
-    assert ("through its callback" in repr(second)) == any(entry["callback"] for entry in second.libraries)
+    assert shared() and "shared, on fastadam's threads" in repr(second)
+    assert all(entry["callback"] == entry["shared"] for entry in second.libraries)
     first.undo()
     first.undo()        # changes nothing
     assert shared() and "ended" in repr(first) and "ended" not in repr(second)
-time.sleep(0.3)         # what products were there may keep OpenBLAS's threads awake no longer
 assert not fastadam.config()["blas_shared"]
-if {team!r} == "fastadam":
-    assert not shared()
+assert not shared()
 with second:            # once more
     assert shared()
 """)
 
 
+@can_share
 @pytest.mark.parametrize(("calls", "n"), [(400, 400), pytest.param(10_000, 700, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    ("team", "sharing"),
-    [
-        pytest.param("OpenBLAS", True, marks=can_lend),
-        pytest.param("OpenBLAS", False, marks=can_lend),
-        pytest.param("fastadam", True, marks=can_share),
-    ],
-)
-def test_python_threads_get_right_results_from_blas_and_steps(team, calls, n, sharing):
+def test_python_threads_get_right_results_from_blas_and_steps(calls, n):
     """Four multiply and factorise while two step, all on the same threads.
 
     LU gives jobs to OpenBLAS's own threads, past the callback: it hung when the callback's jobs bore their numbers.
     """
-    code = f"""{start(team)}
+    code = f"""{START}
 import time
-if {sharing}:
-    fastadam.share_threads_with_blas()
+fastadam.share_threads_with_blas()
 a, x = rng.standard_normal(({n}, {n})), rng.standard_normal({n})
 product, image, spd = a @ a, a @ x, a @ a.T + {n} * np.eye({n})
 factor = np.linalg.cholesky(spd)
@@ -390,7 +291,7 @@ assert wrong == [0] * 6, wrong
 def test_products_beside_forks_are_right():
     """Calls that come first after a fork make OpenBLAS's threads anew, and free all but their work buffers."""
     run_python(
-        f"""{start("fastadam")}
+        f"""{START}
 import time, warnings
 warnings.simplefilter("ignore")     # newer Pythons warn of forks in processes with threads
 assert any(entry["callback"] for entry in fastadam.share_threads_with_blas().libraries)
@@ -414,10 +315,10 @@ assert not wrong and len(right) > 2500, wrong
     )
 
 
-@each_team
-def test_inside_a_parallel_region_blas_does_not_hang_and_steps_are_serial(team):
+@can_share
+def test_inside_a_parallel_region_blas_does_not_hang_and_steps_are_serial():
     run_python(
-        f"""{start(team)}
+        f"""{START}
 import ctypes
 from fastadam._load import openmp_runtimes
 runtime, = openmp_runtimes()        # LLVM's has this function of libgomp's, too
@@ -440,34 +341,32 @@ assert used == [1, 1] and not wrong, (used, wrong)
     )
 
 
-@each_team
-def test_limits_of_threadpoolctl_inside_and_outside(team):
-    """BLAS's limit bounds what OpenBLAS lends, OpenMP's what a step takes; products are right under any."""
+@can_share
+def test_limits_of_threadpoolctl_inside_and_outside():
+    """OpenMP's limit bounds what a step takes; products are right under any."""
     run_python(
-        f"""{start(team)}
+        f"""{START}
 p = np.ones(1 << 20, np.float32)
-lent = {team!r} == "OpenBLAS"
 def step(threads=None):
     opt = fastadam.Adam(p, threads=threads)
     opt.step(p.copy())
     return fastadam.config()["steps_on"], opt.threads_used
 
 with fastadam.share_threads_with_blas():
-    assert step(2) == ({team!r}, 2)
+    assert step(2) == ("fastadam", 2)
     for limits in 1, {{"blas": 1}}, {{"openmp": 1}}, {{"blas": 2, "openmp": 1}}:
         with threadpoolctl.threadpool_limits(limits):
             check(5)
-            few = lent and (limits == 1 or limits.get("blas") == 1)
-            assert step(2) == ("OpenMP" if few else {team!r}, 2)
+            assert step(2) == ("fastadam", 2)
             assert step()[1] == 1 or limits == {{"blas": 1}}
     check(5)
-    assert step(2) == ({team!r}, 2)
+    assert step(2) == ("fastadam", 2)
 with threadpoolctl.threadpool_limits(1):
     with fastadam.share_threads_with_blas():
         check(5)
-        assert step(2) == ("OpenMP" if lent else {team!r}, 2)
+        assert step(2) == ("fastadam", 2)
 with threadpoolctl.threadpool_limits(2, "blas"), fastadam.share_threads_with_blas():
-    assert step(3) == ("OpenMP" if lent else {team!r}, 3)
+    assert step(3) == ("fastadam", 3)
 check(5)
 """,
         **SOON_ASLEEP,
@@ -477,15 +376,15 @@ check(5)
 @can_share
 def test_a_limit_of_openmps_leaves_products_whole():
     """Their jobs wait for each other."""
-    run_python(f"{start('fastadam')}\nfastadam.share_threads_with_blas()\ncheck(20)", OMP_THREAD_LIMIT="1")
+    run_python(f"{START}\nfastadam.share_threads_with_blas()\ncheck(20)", OMP_THREAD_LIMIT="1")
 
 
-@each_team
-def test_a_program_ends_while_another_thread_steps(team):
+@can_share
+def test_a_program_ends_while_another_thread_steps():
     """OpenBLAS ends its threads at exit, and would wait for ever for one that has our work."""
     for _ in range(4):
         run_python(
-            f"""{start(team)}
+            f"""{START}
 import time
 fastadam.share_threads_with_blas()
 p = np.ones(1 << 20)
@@ -502,18 +401,11 @@ time.sleep(0.05)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.skipif(not fastadam.config()["openmp"], reason="needs OpenMP")
-@pytest.mark.parametrize(
-    ("team", "sharing"),
-    [
-        pytest.param("OpenBLAS", True, marks=can_lend),
-        pytest.param("fastadam", True, marks=can_share),
-        ("OpenBLAS", False),
-    ],
-)
-def test_forks_while_another_thread_steps(team, sharing):
+@pytest.mark.parametrize("sharing", [pytest.param(True, marks=can_share), False])
+def test_forks_while_another_thread_steps(sharing):
     """Parent, children and grandchildren multiply and step on with whole teams."""
     run_python(
-        f"""{start(team)}
+        f"""{START}
 import warnings
 warnings.simplefilter("ignore")     # newer Pythons warn of forks in processes with threads
 grad = np.ones(1 << 18, np.float32)
@@ -599,7 +491,7 @@ def new_openblas(**other):
 )
 def test_a_blas_that_cannot_share_is_named_and_nothing_changes(monkeypatch, libraries, why):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(blas, "blas_libraries", lambda: libraries)
+    monkeypatch.setattr(threads, "blas_libraries", lambda: libraries)
     with pytest.warns(RuntimeWarning, match=f"changed nothing: .*{why}"):
         sharing = fastadam.share_threads_with_blas()
     assert [entry["shared"] for entry in sharing.libraries] == [False] * len(libraries)
@@ -619,87 +511,70 @@ def test_a_blas_that_cannot_share_is_named_and_nothing_changes(monkeypatch, libr
 def test_an_openblas_that_just_can_share(monkeypatch, environment):
     for name in "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS":
         monkeypatch.setenv(name, environment.get(name, ""))
-    assert blas.offer_of(new_openblas(num_threads=32, num_procs=64)) == blas.Offer(takes=1)
-    lends = {"gotoblas_pthread": ctypes.c_void_p(2), "openblas_get_num_threads": ctypes.c_void_p(3)}
-    old = Library("openblas")
-    vars(old.dynlib).update(lends)
-    assert blas.offer_of(old) == blas.Offer(lends=(2, 3))
+    assert threads.refusal(new_openblas(num_threads=32, num_procs=64)) == ""
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("has", "words"),
     [
-        ("/env/site-packages/numpy.libs/libscipy_openblas64_-1.so", True),
-        ("/env/site-packages/numpy/.dylibs/libscipy_openblas64_.dylib", True),
-        ("/opt/conda/lib/libopenblasp-r0.3.31.so", True),
-        ("/usr/lib/x86_64-linux-gnu/openblas-pthread/libblas.so.3", True),
-        ("/env/site-packages/scipy.libs/libscipy_openblas-1.so", False),
-        ("/env/site-packages/scipy/.dylibs/libscipy_openblas.dylib", False),
-        ("/env/site-packages/opencv_python.libs/libopenblas-1.so", False),
+        ("has_openmp", "has no OpenMP, so its steps are serial"),
+        ("SHARED_TEAM", "has no threads to share (csrc/team_shared.c)"),
     ],
 )
-def test_whose_openblas_it_is(path, expected):
-    assert blas.is_numpys(path) == expected
+def test_a_build_without_threads_has_nothing_to_share(monkeypatch, has, words):
+    monkeypatch.setattr(threads._core, "has_openmp", lambda: has != "has_openmp")
+    monkeypatch.setattr(threads._core, "SHARED_TEAM", has != "SHARED_TEAM")
+    assert threads.refusal(new_openblas()) == f"this build of fastadam {words}"
 
 
-def test_a_serial_build_has_nothing_to_share(monkeypatch):
-    monkeypatch.setattr(blas._core, "has_openmp", lambda: False)
-    assert blas.offer_of(Library("openblas")).why == "this build of fastadam has no OpenMP, so its steps are serial"
-
-
-def test_without_threadpoolctl_the_error_says_what_to_install_and_import_goes_on(monkeypatch):
+def test_without_threadpoolctl_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with pytest.raises(ImportError, match="pip install threadpoolctl"):
         fastadam.share_threads_with_blas()
-    blas.find_lender()
+    assert fastadam.config()["advice"] == ""
 
 
-@can_lend
-def test_forbidden_threads_can_still_be_ordered():
-    run_python(
-        f"""{START}
-opt = fastadam.Adam(np.ones(1 << 20), threads=2)
-for expected in "OpenMP", "OpenBLAS", "OpenMP":
-    with fastadam.share_threads_with_blas() if expected == "OpenBLAS" else contextlib.nullcontext():
-        for _ in range(20):
-            check()
-            opt.step(np.ones(1 << 20))
-            assert fastadam.config()["steps_on"] == expected
-""",
-        FASTADAM_BORROW="0",
-    )
+def test_threadpoolctl_is_loaded_when_it_is_needed():
+    run_python("""
+import sys, numpy as np, fastadam
+fastadam.Adam(np.ones(1 << 20), threads=2).step(np.ones(1 << 20))
+assert "threadpoolctl" not in sys.modules
+""")
+
+
+@can_share
+def test_config_advises_to_share_where_it_may_help():
+    """Not if it is done, nor if OpenBLAS, or a step, has one thread anyway."""
+    run_python(f"""{START}
+advice = fastadam.config()["advice"]
+assert "fastadam.share_threads_with_blas()" in advice
+with fastadam.share_threads_with_blas():
+    assert fastadam.config()["advice"] == ""
+assert fastadam.config()["advice"] == advice
+fastadam.set_num_threads(1)
+assert fastadam.config()["advice"] == ""
+""")
+    run_python(f"{START}\nassert fastadam.config()['advice'] == ''", OPENBLAS_NUM_THREADS="1")
 
 
 @pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build has another reason")
-@pytest.mark.parametrize(
-    ("offer", "shared", "why"),
-    [
-        (blas.Offer(lends=(1, 1)), False, "it was loaded after fastadam"),
-        (blas.Offer(lends=(1, 1)), False, "steps take the threads of /lib/other.so"),
-        (blas.Offer(takes=1), True, ""),
-    ],
-)
-def test_an_openblas_that_is_not_the_lender_takes_threads_if_it_can(monkeypatch, offer, shared, why):
+def test_a_library_is_told_once_and_untold_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(blas, "lender", "/lib/other.so" if "other" in why else "")
-    monkeypatch.setattr(blas, "blas_libraries", lambda: [Library("openblas")])
-    monkeypatch.setattr(blas, "offer_of", lambda library: offer)
-    monkeypatch.setattr(blas._core, "share_with_blas", lambda setter, share: calls.append((setter, share)))
-    sharing = blas.SharedThreads()
-    with blas.SharedThreads():
+    monkeypatch.setattr(threads, "blas_libraries", lambda: [new_openblas(), Library("mkl")])
+    monkeypatch.setattr(threads._core, "share_with_blas", lambda setter, share: calls.append((setter, share)))
+    sharing = threads.SharedThreads()
+    with threads.SharedThreads():
         pass
-    entry = sharing.libraries[0]
     sharing.undo()
-    assert (entry["shared"], bool(entry["threads"])) == (shared, shared) and entry["why"].startswith(why)
-    assert calls == ([(1, True), (1, False)] if shared else [])
-    assert blas.users == {}
+    assert [(entry["shared"], entry["threads"]) for entry in sharing.libraries] == [(True, "fastadam"), (False, "")]
+    assert calls == [(1, True), (1, False)] and threads.users == {}
 
 
-@each_team
-def test_training_has_the_same_bits_with_sharing(team):
+@can_share
+def test_training_has_the_same_bits_with_sharing():
     """The same number of jobs, so even the sums in the products are the same."""
     run_python(
-        f"""{start(team)}
+        f"""{START}
 from fastadam.gallery.demo import MLP
 
 def train():

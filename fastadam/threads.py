@@ -1,55 +1,38 @@
-"""One team of threads for the OpenBLAS that NumPy computes with and the optimizers' steps."""
+"""One team of threads for every OpenBLAS in the process and the optimizers' steps."""
 
-import atexit
-import contextlib
 import ctypes
 import os
 import re
 import threading
 import warnings
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastadam import _core
 
 PREFIXES, SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of names in OpenBLAS's builds
 WITH_CALLBACK = 0, 3, 29  # older ones keep no work buffers for threads that are not their own
+SETTER = "openblas_set_threads_callback_function"
 lock = threading.Lock()  # made anew in forked children, where nobody may be left to release it
 users: dict[str, set["SharedThreads"]] = {}  # file of an OpenBLAS that is shared -> who has asked for it
-lender = ""  # the file of the OpenBLAS whose threads steps may take
-
-
-class Offer(NamedTuple):
-    """What a BLAS has for us: addresses of its functions."""
-
-    lends: tuple[int, int] | None = None  # what runs a function on its threads, and what counts them
-    takes: int = 0  # what sets a callback that runs its jobs instead of them
-    why: str = ""  # it has neither
 
 
 class SharedThreads:
     """What `share_threads_with_blas` did. A context manager; leaving it, or `undo`, takes the order back.
 
     ``libraries`` has a dict for each BLAS in the process: library (str, its file), kind (str, "openblas" for one),
-    version (str or None), shared (bool), threads (str, whose the common team is: "OpenBLAS", or "fastadam"; empty if
-    not shared), callback (bool, does it compute there through its threads callback) and why (str, empty if shared).
+    version (str or None), shared (bool), threads (str, whose the common team is: "fastadam"; empty if not shared),
+    callback (bool, does it compute there through its threads callback: if it is shared) and why (str, empty if shared).
     To print it says the same, and whether it has ended. Entered after its end, it orders the same once more; several
     `with` blocks of one object do not nest: the first that is left ends it.
     """
 
     def __init__(self) -> None:
         self.libraries: list[dict[str, Any]] = []
-        self._shared: dict[str, int] = {}  # file -> address of what sets its callback; 0 for the lender
+        self._shared: dict[str, int] = {}  # file -> address of what sets its callback
         for blas in blas_libraries():
-            offer = offer_of(blas)
-            lends = blas.filepath == lender
-            why = "" if lends else offer.why or ("" if offer.takes else too_late())
-            if not lends and not why:
-                why = why_no_threads(threads_of(blas))
-            shared = not why
-            if shared:
-                self._shared[blas.filepath] = 0 if lends else offer.takes
-            if shared and not lends:
+            why = refusal(blas) or why_no_threads(threads_of(blas))
+            if not why:
+                self._shared[blas.filepath] = address_of(blas, SETTER)
                 # Makes its threads, if a fork before fastadam was imported has ended them, while nobody computes.
                 call(blas, "openblas_set_num_threads", None, blas.num_threads)
             self.libraries.append(
@@ -57,9 +40,9 @@ class SharedThreads:
                     "library": blas.filepath,
                     "kind": blas.internal_api,
                     "version": blas.version,
-                    "shared": shared,
-                    "threads": shared_team() if shared else "",
-                    "callback": shared and not lends,
+                    "shared": not why,
+                    "threads": "" if why else "fastadam",
+                    "callback": not why,
                     "why": why,
                 }
             )
@@ -70,10 +53,10 @@ class SharedThreads:
     def _share(self) -> None:
         for library, setter in self._shared.items():
             mine = users.setdefault(library, set())
-            if setter and not mine:
+            if not mine:
                 _core.share_with_blas(setter, True)
             mine.add(self)
-        _core.order_from_blas(bool(users))
+        _core.share_steps(bool(users))
 
     def undo(self) -> None:
         """Let steps choose again, if nobody else has asked for sharing. A second call does nothing."""
@@ -86,11 +69,10 @@ class SharedThreads:
                 continue
             others = users[library]
             others.discard(self)
-            if setter and not others:
-                _core.share_with_blas(setter, False)
             if not others:
+                _core.share_with_blas(setter, False)
                 del users[library]
-        _core.order_from_blas(bool(users))
+        _core.share_steps(bool(users))
 
     def __enter__(self) -> "SharedThreads":
         try:
@@ -106,26 +88,11 @@ class SharedThreads:
 
     def __repr__(self) -> str:
         ended = bool(self._shared) and not any(self in users.get(library, ()) for library in self._shared)
-        lines = [f"{entry['library']} ({entry['kind']} {entry['version']}): {said(entry)}" for entry in self.libraries]
+        lines = [f"{e['library']} ({e['kind']} {e['version']}): {e['why'] or SHARED}" for e in self.libraries]
         return f"<SharedThreads{', ended' * ended}" + "".join(f"\n  {line}" for line in lines) + ">"
 
 
-def said(entry: dict[str, Any]) -> str:
-    return entry["why"] or f"shared, on {entry['threads']}'s threads{', through its callback' * entry['callback']}"
-
-
-def shared_team() -> str:
-    """Whose threads serve BLAS and steps, if the same ones do."""
-    return "OpenBLAS" if lender else "fastadam"
-
-
-def too_late() -> str:
-    """Why an OpenBLAS that could lend its threads, and can do nothing else, does not."""
-    return (
-        f"steps take the threads of {lender}"
-        if lender
-        else "it was loaded after fastadam, too late to lend its threads"
-    )
+SHARED = "shared, on fastadam's threads, through its callback"
 
 
 def renew_lock() -> None:
@@ -145,18 +112,9 @@ def blas_libraries() -> list[Any]:
             "share_threads_with_blas() finds BLAS libraries with threadpoolctl, which is not installed: "
             "python -m pip install threadpoolctl"
         ) from error
-    return [library for library in quietly(ThreadpoolController).lib_controllers if library.user_api == "blas"]
-
-
-def quietly(controller: Any) -> Any:
     with warnings.catch_warnings(action="ignore"):  # of OpenMP runtimes that we have nothing to do with
-        return controller()
-
-
-def is_numpys(path: str) -> bool:
-    """Is it the library that came with NumPy, or one that came with no package, as conda's and Debian's?"""
-    folder = Path(path).parent
-    return "numpy" in (*folder.parts[-2:], folder.stem) or not folder.name.endswith((".libs", ".dylibs"))
+        libraries = ThreadpoolController().lib_controllers
+    return [library for library in libraries if library.user_api == "blas"]
 
 
 def address_of(blas: Any, name: str) -> int:
@@ -166,28 +124,26 @@ def address_of(blas: Any, name: str) -> int:
     return 0
 
 
-def offer_of(blas: Any) -> Offer:
+def call(blas: Any, name: str, result: Any, *numbers: int) -> Any:
+    """None if it has no such function."""
+    address = address_of(blas, name)
+    return ctypes.CFUNCTYPE(result, *[ctypes.c_int] * len(numbers))(address)(*numbers) if address else None
+
+
+def refusal(blas: Any) -> str:
+    """Why it cannot run jobs on threads of ours, with numbers that its own do not have (csrc/team_shared.c); or ""."""
     if not _core.has_openmp():
-        return Offer(why="this build of fastadam has no OpenMP, so its steps are serial")
+        return "this build of fastadam has no OpenMP, so its steps are serial"
+    if not _core.SHARED_TEAM:
+        return "this build of fastadam has no threads to share (csrc/team_shared.c)"
     if blas.internal_api != "openblas":
-        return Offer(why=f"{blas.internal_api} has no interface for threads to share; only OpenBLAS has")
+        return f"{blas.internal_api} has no interface for threads to share; only OpenBLAS has"
     if blas.threading_layer != "pthreads":
-        return Offer(why=f"this OpenBLAS has no threads of its own (its threading is {blas.threading_layer!r})")
-    lends = address_of(blas, "gotoblas_pthread"), address_of(blas, "openblas_get_num_threads")
-    setter = address_of(blas, "openblas_set_threads_callback_function")
-    why = why_no_callback(blas, setter)
-    takes = 0 if why else setter
-    if all(lends) and is_numpys(blas.filepath):
-        return Offer(lends, takes)
-    return Offer(None, takes, why)
-
-
-def why_no_callback(blas: Any, setter: int) -> str:
-    """Empty if it can run its jobs on threads of ours, with numbers that none of its own has (csrc/callback.c)."""
+        return f"this OpenBLAS has no threads of its own (its threading is {blas.threading_layer!r})"
     if version_of(blas) < WITH_CALLBACK:
         newer = ".".join(map(str, WITH_CALLBACK))
         return f"OpenBLAS {blas.version} has no interface for threads to share; {newer} and newer have"
-    if not setter or not blas.num_threads:
+    if not address_of(blas, SETTER) or not blas.num_threads:
         return "this OpenBLAS was built without its interface for threads to share"
     numbers, threads = numbers_of(blas), threads_of(blas)
     if numbers < _core.BLAS_NUMBERS:
@@ -203,7 +159,7 @@ def why_no_callback(blas: Any, setter: int) -> str:
 
 def why_no_threads(wanted: int) -> str:
     """Empty if there are so many for its jobs, which wait for each other: fewer cannot run them."""
-    there = _core.blas_threads_for(wanted)
+    there = _core.threads_to_share(wanted)
     if there >= wanted:
         return ""
     return (
@@ -234,47 +190,32 @@ def threads_of(blas: Any) -> int:
     return max(at_start, blas.num_threads)
 
 
-def call(blas: Any, name: str, result: Any, *numbers: int) -> Any:
-    """None if it has no such function."""
-    address = address_of(blas, name)
-    return ctypes.CFUNCTYPE(result, *[ctypes.c_int] * len(numbers))(address)(*numbers) if address else None
-
-
-def find_lender() -> None:
-    """When fastadam is imported: only a BLAS that was loaded before can lend its threads (csrc/forks.c).
-
-    FASTADAM_BORROW=0 forbids to borrow them, unless `share_threads_with_blas` orders it.
-    """
-    with contextlib.suppress(Exception):  # whatever threadpoolctl makes of the libraries here, steps need none of them
-        _find_lender()  # a call, as in optimizer.py
-
-
-def _find_lender() -> None:
-    global lender
-    for blas in blas_libraries():
-        offer = offer_of(blas)
-        if offer.lends:
-            _core.borrow_from(*offer.lends, only_if_ordered=os.environ.get("FASTADAM_BORROW") == "0")
-            atexit.register(_core.stop_borrowing)
-            lender = blas.filepath
-            break
+def advice() -> str:
+    """For `config`: what to call if an OpenBLAS with several threads could share them and does not; else empty."""
+    if users or _core.get_num_threads() < 2:
+        return ""
+    try:
+        libraries = blas_libraries()
+    except Exception:  # whatever threadpoolctl makes of the libraries here, this is only advice
+        return ""
+    if not any(library.num_threads and library.num_threads > 1 and not refusal(library) for library in libraries):
+        return ""
+    return (
+        "call fastadam.share_threads_with_blas() once if this program trains next to NumPy's products: docs/threads.md"
+    )
 
 
 def share_threads_with_blas() -> SharedThreads:
-    """Let steps and NumPy's OpenBLAS run on the same threads, so that one team serves both.
+    """Let steps and every OpenBLAS in the process run on the same threads, so that one team serves both.
 
     OpenBLAS's threads do not sleep after a product: they look for the next one, busily, for a tenth of a second. Steps
-    that take other threads compete with them for the cores. Where NumPy's OpenBLAS lends its threads (NumPy's wheels up
-    to 2.4), steps take them, always and without a look; by default they do so only while products keep them awake.
-    Where it does not (newer wheels), products run on threads of fastadam's, through OpenBLAS's threads callback, and
-    steps take those. Every other OpenBLAS in the process (SciPy's wheels bring one) computes on the same team through
-    its callback; libraries that are loaded later need another call. Results do not change.
+    that take other threads compete with them for the cores. So products run on threads of fastadam's, through
+    OpenBLAS's threads callback, and steps take those, too. They look for work for 20 ms, and leave the core to others
+    whenever those want it. Libraries that are loaded later need another call. Results do not change.
 
-    It does harm where NumPy's products are not what the program computes with: the threads go on looking for work after
-    a step, too. Where a callback is set, Python threads that call any such OpenBLAS take turns. Set it, and leave it,
-    while no thread is inside BLAS; do not raise OpenBLAS's threads above 32 later; and in the first second of products
-    after a fork do not factorise (``np.linalg.solve``, ``inv``, ``det``) in one Python thread while another multiplies:
-    that can hang.
+    Python threads that call any such OpenBLAS take turns. Share, and end it, while no thread is inside BLAS. Do not
+    raise OpenBLAS's threads above 32 later. In the first second of products after a fork, do not factorise
+    (``np.linalg.solve``, ``inv``, ``det``) in one Python thread while another multiplies: that can hang.
 
     Returns
     -------
@@ -290,9 +231,9 @@ def share_threads_with_blas() -> SharedThreads:
     -----
     RuntimeWarning
         If there is no BLAS to share threads with, with the reason; nothing has changed then. MKL, BLIS and Accelerate
-        cannot, nor can an OpenBLAS that does not lend its threads and is older than 0.3.29, was built for fewer than
-        64 threads or has more than 32; nor if the system has no threads for it. (A product in a forked child makes
-        them anew, and ends the process if the system has none any more.)
+        cannot, nor can an OpenBLAS that is older than 0.3.29, was built for fewer than 64 threads or has more than 32;
+        nor if the system has no threads for it. (A product in a forked child makes them anew, and ends the process if
+        the system has none any more.)
 
     Examples
     --------
@@ -304,14 +245,10 @@ def share_threads_with_blas() -> SharedThreads:
 
     Notes
     -----
-    OpenBLAS's ``gotoblas_pthread``, which runs a function on its threads (its header does not declare it), and its
-    ``openblas_set_threads_callback_function`` (one at a time: a program that set its own loses it).
+    OpenBLAS's ``openblas_set_threads_callback_function`` (one at a time: a program that set its own loses it).
     """
     shared = SharedThreads()
     if not any(entry["shared"] for entry in shared.libraries):
         found = "; ".join(f"{entry['library']}: {entry['why']}" for entry in shared.libraries) or "no BLAS was found"
         warnings.warn(f"share_threads_with_blas() changed nothing: {found}", RuntimeWarning, stacklevel=2)
     return shared
-
-
-find_lender()

@@ -1,0 +1,166 @@
+/* OpenMP's team: one parallel region a step, of no more threads than there are (room.c). */
+#include "threads.h"
+
+/* What a step takes if nothing has been measured is a thread for each AT_FIRST (8 MiB of parameters), because between
+ * BLAS calls, whose own workers still spin on the other cores, more threads gain nothing before that (python -m bench
+ * loop). */
+enum { AT_FIRST = 131072 }; /* cache lines */
+
+#ifdef _OPENMP
+#include <omp.h>
+
+/* ---- forks
+ *
+ * libgomp's threads do not exist in a forked child, but its records of them do, so that a child's first parallel region
+ * waits for ever. Giving the threads back before the fork (OpenMP 5's omp_pause_resource_all, hard) leaves parent and
+ * child with records that are true: both make new threads when they need them. LLVM's and Intel's runtimes see to it
+ * themselves, and deadlock if paused. In a child of any other runtime steps are serial. */
+
+static int orphaned; /* this process is a child without the threads that its runtime believes in */
+
+#if FA_POSIX
+#include <dlfcn.h>
+
+enum { HARD = 2 }; /* omp_pause_hard, which old headers do not have */
+
+static int (*pause_all)(int); /* libgomp's, if it has it */
+static int safe;              /* the runtime, or the last pause, makes children whole */
+
+static void find_runtime(void)
+{
+    Dl_info runtime;
+    void *library = 0;
+    if (dladdr((void *)(uintptr_t)omp_get_max_threads, &runtime) && runtime.dli_fname)
+        library = dlopen(runtime.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    if (!library)
+        return;
+    safe = dlsym(library, "kmp_get_blocktime") != 0; /* LLVM's or Intel's, which may pose as libgomp */
+    if (safe)
+        omp_get_max_threads(); /* it registers its own handlers now, so that ours, which wait for regions, run first */
+    if (!safe && dlsym(library, "GOMP_parallel"))
+        *(void **)&pause_all = dlsym(library, "omp_pause_resource_all");
+}
+
+static void give_threads_back(void)
+{
+    if (pause_all)
+        safe = !omp_in_parallel() && pause_all(HARD) == 0;
+}
+
+static void mark_child(void)
+{
+    if (!safe)
+        orphaned = 1;
+}
+
+void fa_openmp_start(void)
+{
+    find_runtime();
+    fa_at_fork(give_threads_back, mark_child);
+    fa_room_start();
+}
+
+#else
+
+void fa_openmp_start(void)
+{
+    fa_room_start();
+}
+
+#endif
+
+/* ---- the team */
+
+int fa_has_openmp(void)
+{
+    return 1;
+}
+
+int fa_is_serial_here(void)
+{
+    return orphaned || omp_in_parallel();
+}
+
+int fa_max_threads(void)
+{
+    if (fa_is_serial_here())
+        return 1;
+    int threads = omp_get_max_threads(), cpus = omp_get_num_procs();
+    return threads < cpus ? threads : cpus;
+}
+
+static int limited(int threads)
+{
+    int most = omp_get_thread_limit();
+    return threads < most ? threads : most < 1 ? 1 : most;
+}
+
+static int width(int wanted, int make)
+{
+    int team = limited(wanted), there = make ? fa_room(fa_caller_here(), team) : team;
+    if (there < team)
+        return there;
+    if (make)
+        fa_promise(wanted);
+    return wanted; /* who limits the runtime's threads knows why there are fewer */
+}
+
+static int run(fa_part part, void *data, int team)
+{
+    fa_caller *caller = team > 1 ? fa_caller_here() : 0;
+    int held = 0;
+    if (team > 1)
+        team = fa_room_for_region(caller, limited(team), &held);
+    if (team <= 1) {
+        part(0, 1, data);
+        return 1;
+    }
+#pragma omp parallel num_threads(team)
+    {
+        if (omp_get_thread_num() > 0)
+            fa_works_for(caller);
+#pragma omp single nowait
+        team = omp_get_num_threads(); /* the runtime may give fewer than asked for */
+        part(omp_get_thread_num(), omp_get_num_threads(), data);
+    }
+    fa_had_team(caller, team, held);
+    return team;
+}
+
+#else /* serial */
+
+void fa_openmp_start(void)
+{
+}
+
+int fa_has_openmp(void)
+{
+    return 0;
+}
+
+int fa_is_serial_here(void)
+{
+    return 1;
+}
+
+int fa_max_threads(void)
+{
+    return 1;
+}
+
+static int width(int wanted, int make)
+{
+    (void)make;
+    return wanted;
+}
+
+static int run(fa_part part, void *data, int team)
+{
+    (void)team;
+    part(0, 1, data);
+    return 1;
+}
+
+#endif
+
+const fa_team fa_openmp_team = {"OpenMP", AT_FIRST, width, run};
