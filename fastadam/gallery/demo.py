@@ -176,7 +176,7 @@ def main(path="fastadam-demo.png", hidden=512, epochs=EPOCHS, batch=32):
     warning = busy()
     if warning:
         print(warning)
-    with tqdm(range(epochs), desc="training both, in turns", unit="epoch") as bar:
+    with fastadam.share_threads_with_blas(), tqdm(range(epochs), desc="training both, in turns", unit="epoch") as bar:
         for done in bar:
             for run in runs:
                 run.epoch()
