@@ -52,6 +52,8 @@ class BuildExt(build_ext):
     """Adds OpenMP where a small program that uses it compiles and links, unless FASTADAM_OPENMP=0."""
 
     def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            raise CompileError("fastadam: Microsoft's compiler lacks what the kernel needs; only gcc and clang have it")
         refused = REFUSED.intersection([*self.compiler.compiler_so, *self.compiler.linker_so])
         if refused:
             raise CompileError(

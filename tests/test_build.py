@@ -1,11 +1,14 @@
 """Builds as users make them: wheel, sdist, without OpenMP, with flags of their own. The slow ones need the network."""
 
+import ast
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 
@@ -130,6 +133,44 @@ names = ["bits", "arrays", "adam_update", "state", "threads", "vectorised"]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *(f"{ROOT}/tests/test_{{name}}.py" for name in names)]))
 """
     assert " passed" in run_python(code, timeout=600, PYTHONPATH=str(tmp_path / "serial")).stdout
+
+
+@slow
+def test_a_build_without_threads_of_its_own_works_and_says_so(tmp_path):
+    tree = copy_of_tree(tmp_path / "tree")
+    (tree / "csrc" / "team_shared.c").unlink()
+    install(tree, tmp_path / "built")
+    assert check(tmp_path / "built") is True
+    run_from(
+        tmp_path / "built",
+        """
+import warnings, numpy as np, fastadam
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    fastadam.share_threads_with_blas()
+assert "this build of fastadam has no threads to share (csrc/team_shared.c)" in str(caught[0].message)
+assert fastadam.config()["blas_shared"] == [] and fastadam.config()["advice"] == ""
+opt = fastadam.Adam(np.ones(1 << 20), threads=2)
+opt.step(np.ones(1 << 20))
+assert (fastadam.config()["steps_on"], opt.threads_used) == ("OpenMP", 2)
+""",
+    )
+
+
+def test_microsofts_compiler_is_refused_with_words():
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    tree.body = [part for part in tree.body if isinstance(part, (ast.Import, ast.ImportFrom, ast.ClassDef))]
+    names = {}
+    exec(compile(tree, "setup.py", "exec"), names)
+    command = types.SimpleNamespace(compiler=types.SimpleNamespace(compiler_type="msvc"))
+    with pytest.raises(names["CompileError"], match="only gcc and clang"):
+        names["BuildExt"].build_extensions(command)
+
+
+def test_only_one_file_asks_which_compiler_processor_or_system_it_is():
+    asks = re.compile(r"__(x86_64|aarch64|clang|GNUC|GLIBC|linux|ELF|APPLE)_*\b|\b_(WIN32|MSC_VER)\b")
+    files = [file for file in (ROOT / "csrc").iterdir() if file.suffix in (".c", ".h", ".inc")]
+    assert [file.name for file in files if asks.search(file.read_text())] == ["platform.h"]
 
 
 # ---- flags of the user's that change the arithmetic, or that of the whole process
