@@ -69,30 +69,11 @@ void fa_gate_unlock(void)
 
 #else /* nothing forks */
 
-void fa_at_fork(void (*before)(void), void (*in_child)(void))
-{
-    (void)before;
-    (void)in_child;
-}
-
-void fa_gate_start(void)
-{
-}
-
-void fa_gate_enter(void)
-{
-}
-
-void fa_gate_leave(void)
-{
-}
-
-void fa_gate_lock(void)
-{
-}
-
-void fa_gate_unlock(void)
-{
-}
+void fa_at_fork(void (*before)(void), void (*in_child)(void)) { (void)before; (void)in_child; }
+void fa_gate_start(void) {}
+void fa_gate_enter(void) {}
+void fa_gate_leave(void) {}
+void fa_gate_lock(void) {}
+void fa_gate_unlock(void) {}
 
 #endif

@@ -102,41 +102,15 @@ static inline void fa_forget_underflow(void)
 #define FA_X86_64 0
 #include <fenv.h>
 
-static inline int fa_cpu_has_avx2(void)
-{
-    return 0;
-}
-
-static inline int fa_cpu_has_avx512(void)
-{
-    return 0;
-}
-
+static inline int fa_cpu_has_avx2(void) { return 0; }
+static inline int fa_cpu_has_avx512(void) { return 0; }
 typedef fenv_t fa_fp_state;
 
-static inline void fa_fp_read(fa_fp_state *state)
-{
-    fegetenv(state);
-}
-
-static inline void fa_fp_write(const fa_fp_state *state)
-{
-    fesetenv(state);
-}
-
-static inline void fa_fp_reset(void)
-{
-    fesetenv(FE_DFL_ENV);
-}
-
-static inline int fa_underflowed(void) /* subnormal numbers are as fast as others */
-{
-    return 0;
-}
-
-static inline void fa_forget_underflow(void)
-{
-}
+static inline void fa_fp_read(fa_fp_state *state) { fegetenv(state); }
+static inline void fa_fp_write(const fa_fp_state *state) { fesetenv(state); }
+static inline void fa_fp_reset(void) { fesetenv(FE_DFL_ENV); }
+static inline int fa_underflowed(void) { return 0; } /* subnormal numbers are as fast as others */
+static inline void fa_forget_underflow(void) {}
 #endif
 
 /* ---- the system */
@@ -204,16 +178,8 @@ static inline int fa_thread_counts(long thread)
     return syscall(SYS_tgkill, getpid(), thread, 0) == 0;
 }
 #else
-static inline long fa_thread(void)
-{
-    return 0;
-}
-
-static inline int fa_thread_counts(long thread)
-{
-    (void)thread;
-    return 0;
-}
+static inline long fa_thread(void) { return 0; }
+static inline int fa_thread_counts(long thread) { (void)thread; return 0; }
 #endif
 #endif
 

@@ -264,51 +264,14 @@ void fa_room_start(void)
 
 #else /* no threads, or nobody knows */
 
-int fa_has_room(int team)
-{
-    (void)team;
-    return 1;
-}
-
-int fa_known_room(void)
-{
-    return MOST;
-}
-
-void fa_room_start(void)
-{
-}
-
-fa_caller *fa_caller_here(void)
-{
-    return 0;
-}
-
-int fa_room(fa_caller *caller, int team)
-{
-    (void)caller;
-    return team;
-}
-
-int fa_room_for_region(fa_caller *caller, int team, int *held)
-{
-    *held = 0;
-    return fa_room(caller, team);
-}
-
-void fa_works_for(fa_caller *caller)
-{
-    (void)caller;
-}
-
-void fa_had_team(fa_caller *caller, int team, int held)
-{
-    (void)caller, (void)team, (void)held;
-}
-
-void fa_promise(int team)
-{
-    (void)team;
-}
+int fa_has_room(int team) { (void)team; return 1; }
+int fa_known_room(void) { return MOST; }
+void fa_room_start(void) {}
+fa_caller *fa_caller_here(void) { return 0; }
+int fa_room(fa_caller *caller, int team) { (void)caller; return team; }
+int fa_room_for_region(fa_caller *caller, int team, int *held) { *held = 0; return fa_room(caller, team); }
+void fa_works_for(fa_caller *caller) { (void)caller; }
+void fa_had_team(fa_caller *caller, int team, int held) { (void)caller, (void)team, (void)held; }
+void fa_promise(int team) { (void)team; }
 
 #endif

@@ -129,37 +129,12 @@ static int run(fa_part part, void *data, int team)
 
 #else /* serial */
 
-void fa_openmp_start(void)
-{
-}
-
-int fa_has_openmp(void)
-{
-    return 0;
-}
-
-int fa_is_serial_here(void)
-{
-    return 1;
-}
-
-int fa_max_threads(void)
-{
-    return 1;
-}
-
-static int width(int wanted, int make)
-{
-    (void)make;
-    return wanted;
-}
-
-static int run(fa_part part, void *data, int team)
-{
-    (void)team;
-    part(0, 1, data);
-    return 1;
-}
+void fa_openmp_start(void) {}
+int fa_has_openmp(void) { return 0; }
+int fa_is_serial_here(void) { return 1; }
+int fa_max_threads(void) { return 1; }
+static int width(int wanted, int make) { (void)make; return wanted; }
+static int run(fa_part part, void *data, int team) { (void)team; part(0, 1, data); return 1; }
 
 #endif
 
