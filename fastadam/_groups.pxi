@@ -173,7 +173,7 @@ cdef class Group:
         elif self.isa == chosen_isa:
             return 0
         rule = fa_rule_of(self.family, &self.c.options)
-        for k in range(FA_REALS):
+        for k in range(<int>FA_REALS):
             self.c.kernel[k] = fa_kernel_of(chosen_isa, rule, <fa_real>k)
         self.isa = chosen_isa
         return 0
