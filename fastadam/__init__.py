@@ -14,13 +14,9 @@ from fastadam import _load
 
 _wait_policy = _load.load()
 
-from fastadam import reference, schedules
-from fastadam._config import __version__, config, show_config
 from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set_num_threads
 from fastadam.optimizer import Optimizer
 from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
-from fastadam.threads import share_threads_with_blas
-from fastadam.tracing import Trace, trace
 
 __all__ = [
     "SGD",
@@ -51,14 +47,33 @@ __all__ = [
 
 
 if TYPE_CHECKING:  # for which names that are not there are errors
+    from fastadam import reference, schedules
+    from fastadam._config import __version__, config, show_config
     from fastadam.persist.checkpoint import inspect, load, save
+    from fastadam.threads import share_threads_with_blas
+    from fastadam.tracing import Trace, trace
 else:
+    # The modules of names that not every program needs. They are loaded when a name is first used.
+    LATER = {
+        "Trace": "tracing",
+        "__version__": "_config",
+        "config": "_config",
+        "inspect": "persist.checkpoint",
+        "load": "persist.checkpoint",
+        "reference": "reference",
+        "save": "persist.checkpoint",
+        "schedules": "schedules",
+        "share_threads_with_blas": "threads",
+        "show_config": "_config",
+        "trace": "tracing",
+    }
 
     def __getattr__(name: str) -> object:
-        if name in ("inspect", "load", "save"):  # what they need is loaded when one of them is first used
-            from fastadam.persist import checkpoint
+        if name in LATER:
+            from importlib import import_module
 
-            globals().update(inspect=checkpoint.inspect, load=checkpoint.load, save=checkpoint.save)
+            module = import_module(f"fastadam.{LATER[name]}")
+            globals()[name] = module if name == LATER[name] else getattr(module, name)
             return globals()[name]
         from fastadam._names import did_you_mean
 

@@ -1,7 +1,6 @@
 """What somebody may have meant by a name that is not there, and what to write instead."""
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
 from typing import ParamSpec, TypeVar
@@ -27,6 +26,8 @@ ELSEWHERE = {
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """What to add to a name in an error message; nothing if nothing is near."""
+    from difflib import get_close_matches
+
     folded = {str(each).casefold(): str(each) for each in known}
     meant = ELSEWHERE.get(str(name), "")
     found = [meant] if meant in folded else get_close_matches(str(name).casefold(), folded, 1)

@@ -1,6 +1,5 @@
 """What all optimizers have in common: groups, state, steps. No arithmetic on arrays here: `_core.Engine` does it."""
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -531,6 +530,8 @@ class Optimizer(Options):
         raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Optimizer":
+        import copy
+
         with _core.Locked(self._engine):  # no step in the middle
             copied = type(self).__new__(type(self))
             memo[id(self)] = copied
