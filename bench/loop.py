@@ -1,13 +1,10 @@
 """Inside a NumPy training loop.
 
 A float32 MLP 64-h-h-10 in plain NumPy. What counts is the whole iteration: threads that wait for work slow the BLAS
-calls of the forward and backward pass.
-
-"OpenMP threads" are all threads, ordered. "Spinning" is the same with workers that wait as OpenMP's do if nobody says
-otherwise. "Shared team" is after `fastadam.share_threads_with_blas()`.
-
-Contenders take turns. Every round of every contender is a new process; other libraries take part in three rounds, our
-variants in more. In the end all must have trained, and fastadam's variants have the same loss to the last bit.
+calls of the forward and backward pass. "OpenMP threads" are all threads, ordered. "Spinning" is the same with workers
+that wait as OpenMP's do if nobody says otherwise. "Shared team" is after `fastadam.share_threads_with_blas()`.
+Contenders take turns, and every round of each is a new process. Other libraries take part in three rounds, our variants
+in more. In the end all must have trained, and fastadam's variants have the same loss to the last bit.
 """
 
 import statistics
