@@ -9,9 +9,8 @@
  * processors take loads from the one for loads of what was just stored in the other: steps take up to three times as
  * long. malloc makes such pairs: arrays of 4 MiB, one after the other, are 4 MiB + 16 apart. So the one that trails is
  * first copied to the stack: its loads and those stores are then apart in time. */
-#include "fastadam.h"
-
 #include <string.h>
+#include "fastadam.h"
 
 enum { ALIAS = 1 << 20, REACH = 192, BLOCK = 2048 }; /* bytes */
 

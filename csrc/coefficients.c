@@ -1,9 +1,8 @@
 /* From what the user chose to what the loops read: float64, once for each group and step.
  * `pow` is what Python's float ** calls, so reference.py finds the same coefficients. */
-#include "fastadam.h"
-
 #include <math.h>
 #include <string.h>
+#include "fastadam.h"
 
 #define HYPER(name, kind) {#name, kind, offsetof(fa_options, name)}
 const fa_hyper fa_hypers[] = {

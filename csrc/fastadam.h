@@ -272,6 +272,7 @@ const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t 
 
 /* ---- forks (fork.c) ------------------------------------------------------------------------------------- */
 
+int fa_process(void);           /* a number that a forked child does not share with its parent */
 void fa_gate_enter(void);       /* a fork waits until all have left; nothing in between may need the GIL */
 void fa_gate_leave(void);
 void fa_gate_lock(void);        /* all have left; nobody enters until it is unlocked */

@@ -41,6 +41,11 @@ static void in_child(void)
         hooks[i].in_child();
 }
 
+int fa_process(void)
+{
+    return (int)getpid();
+}
+
 void fa_gate_start(void)
 {
     fa_rwlock_init(&gate);
@@ -70,6 +75,7 @@ void fa_gate_unlock(void)
 #else /* nothing forks */
 
 void fa_at_fork(void (*before)(void), void (*in_child)(void)) { (void)before; (void)in_child; }
+int fa_process(void) { return 0; }
 void fa_gate_start(void) {}
 void fa_gate_enter(void) {}
 void fa_gate_leave(void) {}

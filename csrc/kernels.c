@@ -2,10 +2,9 @@
  *
  * Instruction sets are attributes of single functions, so one ordinary compilation makes them all and the rest
  * of the extension runs on any CPU of the architecture. */
-#include "fastadam.h"
-
 #include <math.h>
 #include <string.h>
+#include "fastadam.h"
 
 enum { BLOCK = 1024 }; /* elements between two looks at the processor's underflow flag */
 

@@ -1,9 +1,8 @@
 /* The norm of the gradients of a call, before anything changes; and where NaN or infinity comes from. */
-#include "fastadam.h"
-
 #include <float.h>
 #include <math.h>
 #include <string.h>
+#include "fastadam.h"
 
 static int64_t blocks_of(int64_t n)
 {

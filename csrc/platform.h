@@ -1,12 +1,6 @@
-/* What compilers, processors and systems have. No other file asks which of them it is on.
- *
- * It comes before any header of the system, which read _GNU_SOURCE. */
+/* What compilers, processors and systems have. No other file asks which of them it is on. */
 #ifndef FASTADAM_PLATFORM_H
 #define FASTADAM_PLATFORM_H
-
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 
 /* ---- the compiler */
 
@@ -117,6 +111,13 @@ static inline void fa_forget_underflow(void) {}
 
 #ifdef _WIN32
 #define FA_POSIX 0 /* has it threads, locks and forks of POSIX? */
+#else
+#define FA_POSIX 1
+#endif
+
+#ifdef FA_NEEDS_SYSTEM /* threads.h says so, before any header of the system */
+
+#if !FA_POSIX
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
 #include <windows.h>
@@ -129,13 +130,7 @@ static inline double fa_now(void) /* seconds since some moment */
     return (double)ticks.QuadPart / (double)a_second.QuadPart;
 }
 
-static inline int fa_process(void) /* its number */
-{
-    return (int)GetCurrentProcessId();
-}
-
 #else
-#define FA_POSIX 1
 #include <pthread.h>
 #include <sched.h>
 #include <time.h>
@@ -146,11 +141,6 @@ static inline double fa_now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static inline int fa_process(void)
-{
-    return (int)getpid();
 }
 
 /* A lock that readers share; who wants it alone is not kept waiting by readers that come later, where that can be had. */
@@ -183,7 +173,7 @@ static inline int fa_thread_counts(long thread) { (void)thread; return 0; }
 #endif
 #endif
 
-#if defined(__GLIBC__)
+#ifdef __GLIBC__
 #define FA_AFFINITY 1 /* can a thread be made that runs on given CPUs? */
 #else
 #define FA_AFFINITY 0
@@ -193,4 +183,5 @@ static inline int fa_thread_counts(long thread) { (void)thread; return 0; }
 #define FA_WEAK __attribute__((weak)) /* a function whose address is 0 if nobody has it */
 #endif
 
+#endif
 #endif

@@ -1,7 +1,6 @@
 /* Memory that is written: does anything overlap? Ranges are sorted and disjoint once fa_ranges_sort has said so. */
-#include "fastadam.h"
-
 #include <stdlib.h>
+#include "fastadam.h"
 
 static int by_begin(const void *a, const void *b)
 {

@@ -1,7 +1,6 @@
 /* One call of an optimizer's step: what each parameter's task is, and how it is counted. */
-#include "fastadam.h"
-
 #include <math.h>
+#include "fastadam.h"
 
 void fa_build_task(const fa_call *c, int64_t i)
 {

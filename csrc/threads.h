@@ -5,6 +5,10 @@
 #ifndef FASTADAM_THREADS_H
 #define FASTADAM_THREADS_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#define FA_NEEDS_SYSTEM
 #include "fastadam.h"
 
 /* ---- teams (driver.c takes one) */

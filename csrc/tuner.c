@@ -4,9 +4,8 @@
  * period from one step's start to the next one's: threads that make the step shorter may make the rest of the program
  * slower, by competing with the workers of a BLAS. From time to time a few steps are taken with half as many, as many
  * and twice as many threads as now; more are kept if they make the step itself shorter and the period, too. */
-#include "fastadam.h"
-
 #include <string.h>
+#include "fastadam.h"
 
 enum {
     TRIES = FA_TUNER_TRIES, /* steps with each number of threads; the first ones, which wake workers, do not count */

@@ -115,6 +115,10 @@ cdef class Parameters:
     def index_of(self, key):
         return self.index[key]
 
+    @property
+    def family(self):
+        return (<bytes>self.call.family.name).decode()
+
     def records(self):
         """A copy of all counters."""
         cdef Py_ssize_t i
@@ -179,7 +183,7 @@ cdef class Parameters:
         if self.store is not None:
             about = [[str(key), param.dtype.str, list(param.shape), "C" if param.flags.c_contiguous else "F"]
                      for key, param in zip(keys, plain)]
-            about = {"optimizer": (<bytes>self.call.family.name).decode(), "state": names, "arrays": about}
+            about = {"optimizer": self.family, "state": names, "arrays": about}
             section = self.store.section(len(self.groups), about, plain, size)
         group.records = _layout.new_records(len(params)) if section is None else section.records
         block = numpy.zeros(size, numpy.uint8) if section is None else section.block

@@ -27,49 +27,44 @@ class Optimizer(Options):
         Arrays of float32 or float64 of any shape: native byte order, aligned, writeable, C- or F-contiguous, not
         overlapping. Groups are dicts with the key "params" and the hyper-parameters that differ from the optimizer's.
     defaults : dict
-        The hyper-parameters of the rule. One that is a number may be a callable instead: it is given the number of
-        steps that the group has taken (0 first) and returns the value for the next. (What surrounds the rule takes no
-        callables: set `opt.ema_decay` and the like between steps.)
+        The hyper-parameters of the rule. One that is a number may also be a callable. It is given the number of steps
+        that the group has taken (0 first), and returns the value for the next. (The options below take no callables:
+        set `opt.ema_decay` and the like between steps.)
     max_norm : float > 0 or None, default None
-        Clip by the global norm, over all arrays and groups, as ``torch.nn.utils.clip_grad_norm_`` but without changing
-        the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)); if the norm is NaN, by NaN, as torch
-        does, if it is infinite, by 0. May be set later.
+        Clip by the global norm, over all arrays and groups. As ``torch.nn.utils.clip_grad_norm_``, without changing
+        the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)); if the norm is NaN, by NaN, as in torch,
+        if it is infinite, by 0. May be set later.
     max_value : float > 0 or None, default None
-        Clip each element of the gradients, grad_scale included, to [-max_value, max_value]; not together with
+        Clip each element of the gradients, grad_scale included, to [-max_value, max_value]. Not together with
         `max_norm`. May be set later.
     nonfinite : "propagate", "raise" or "skip", default "propagate"
-        What to do about NaN and infinity in gradients, or in them times grad_scale and clipped by the norm, or about a
-        norm to clip by that overflows: let them into the parameters; raise a FloatingPointError; or leave the step out
-        and count it in `skipped_steps`. Decided before anything changes. With `accumulate`, a call is left out that
-        would spoil the sum, and another takes its place; a sum that was spoilt before by "propagate" stays so. May be
-        set later.
+        What to do about NaN and infinity: in gradients, in gradients times grad_scale and the clip factor, or in the
+        norm to clip by. Let them into the parameters; raise a FloatingPointError; or skip the step and count it in
+        `skipped_steps`. This is decided before anything changes. With `accumulate`, a gradient that would spoil the sum
+        is skipped, and another takes its place. A sum that "propagate" has let be spoilt stays so. May be set later.
     accumulate : int >= 1, default 1
-        Step on the mean of so many gradients: `step` adds all but every accumulate-th of an array's gradients to a sum,
-        an array of the parameter's type (one more of its size). May be changed later, but not from 1.
+        Step on the mean of so many gradients. `step` adds all but every accumulate-th gradient of an array to a sum,
+        an array of the parameter's type and size. May be set later, but not from 1.
     ema_decay : float from 0 to 1, or None, default None
-        Keep a moving average of the parameters, in the same pass: after each step of an array
-        ema = ema_decay * ema + (1 - ema_decay) * p, beginning with p as it is given (one more array of its size). The
-        average of an array that takes no step (None) stays where it is; to have it where the array is frozen, copy:
-        ``opt.ema[key][...] = p``. See `ema` and `swap_ema`. May be changed later, but not from None.
+        Keep a moving average of the parameters, in the same pass. It begins as a copy of them; after each step of an
+        array ema = ema_decay * ema + (1 - ema_decay) * p. While an array takes no step (None), its average stays; to
+        set it, copy: ``opt.ema[key][...] = p``. See `ema` and `swap_ema`. May be set later, but not from None.
     threads : int, 1 to 1024, or None
-        An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then
-        what makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
+        An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then what
+        makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
     state_file : path or None, default None
-        Keep the state in this file, mapped into memory, for state larger than memory. A file that is there is gone on
-        with, if it is the state of such parameters, and whole: what a process that ends leaves in it always is, unless
-        it was in the middle of a step or inside `swap_ema`. Parameters may be in files, too: pass arrays of
-        ``np.lib.format.open_memmap``. (Those in memory are yours to bring back as they were, and so are
-        hyper-parameters: AdamW may go on with Adam's state.) It is no checkpoint: if the machine goes down after a step
-        that no `flush` has followed, the file is refused. Forked children can neither step nor copy such an optimizer,
-        and keep its file locked while they live.
+        Memory-map the state from this file, for state larger than memory, and resume from an existing file. A file that
+        was left in the middle of a step or of `swap_ema`, or not flushed before the machine went down, is rejected; the
+        end of a process, however it comes, does no harm. Saving in-memory parameters and hyper-parameters is up to you.
+        Parameters may be memory maps, too (``np.lib.format.open_memmap``). Forked children can neither step nor copy
+        such an optimizer, and keep its file locked while they live.
     overrides : dict of dict, or None, default None
         Other hyper-parameters for some arrays: {"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}. Patterns are
         those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern that
-        matches, and of no other. Groups are made of it: first the arrays that match nothing, then those of each set of
-        values. `step` takes the one container all the same. Not together with `params` given as groups.
+        matches it, and of no other. Each distinct set of values becomes a group, after that of the arrays that match
+        nothing. `step` still takes the one container. Not together with `params` given as groups.
 
-    All but `params`, `defaults`, `state_file` and `overrides` are kept by pickle, not by `state_dict`; copies keep
-    their state in memory.
+    pickle and copies keep all options but `state_file`; a `state_dict` has the hyper-parameters only.
 
     Attributes
     ----------
@@ -78,8 +73,7 @@ class Optimizer(Options):
     threads_used : int
         The threads that the last step took; 0 before the first.
     grad_norm : float or None
-        The global norm of the last step's gradients, if `max_norm` or `nonfinite` asked for it; after `step_one`, of
-        that array's.
+        The global norm of the last gradients (of `step_one`: of one), if `max_norm` or `nonfinite` asked for it.
     skipped_steps : int
         The calls that ``nonfinite="skip"`` has left out.
     steps : int
@@ -93,7 +87,7 @@ class Optimizer(Options):
     ------
     TypeError, ValueError
         Something is of the wrong kind, dtype, value or shape; the message says what is allowed. Or the state file is of
-        something else, damaged, in use, or was left in the middle of a step, when nothing in it can be trusted.
+        something else, damaged, in use, or rejected as above.
     OSError
         The state file cannot be opened, or has no room on its disk.
 
@@ -240,9 +234,9 @@ class Optimizer(Options):
     def step_one(self, key: Any, grad: np.ndarray | np.floating, *, grad_scale: float = 1.0) -> None:
         """Update one parameter as soon as its gradient is there, so that the gradient's memory can be used again.
 
-        As `step` with None for all other parameters: the array's own counter goes on. A backward pass that calls it for
-        each parameter ends where one `step` would have, to the bit, but for two things: schedules are given the array's
-        own counter instead of the group's largest, and `nonfinite` decides about each array alone.
+        As `step` with None for all other parameters. Called for each parameter, it has the result of one `step`, to the
+        bit, but for two things: schedules are given the array's own counter instead of the group's largest, and
+        `nonfinite` decides about each array alone.
 
         Parameters
         ----------
@@ -291,9 +285,9 @@ class Optimizer(Options):
     def swap_ema(self) -> AbstractContextManager[None]:
         """A context manager in which the parameters hold their averages, to evaluate or save a model.
 
-        Parameters and averages are exchanged in place, and back at the end; what is written into a parameter meanwhile
-        is lost to its average. Meanwhile `ema` has what the parameters held; save the parameters alone
-        (``fastadam.save(path, params=...)``): steps, saving, loading and copying of the optimizer raise a RuntimeError.
+        Parameters and averages are exchanged in place, and back at the end. Meanwhile `ema` has what the parameters
+        held, and steps, saving, loading and copying of the optimizer raise a RuntimeError; to save the averages, save
+        the parameters alone (``fastadam.save(path, params=...)``). What is written into them goes into the averages.
 
         Raises
         ------
@@ -319,17 +313,16 @@ class Optimizer(Options):
     def state(self) -> Mapping[Any, Mapping[str, Any]]:
         """For each key {"step": int, and the state of the rule by torch's names, "exp_avg": ndarray for example}.
 
-        Keys are the running index in a sequence and the name in a mapping, joined by dots when nested. The arrays
-        are live views, new ones each time: write into them; freezing or reshaping one is of no consequence for
-        the optimizer. The mapping is read-only (`load_state_dict` sets counters).
+        Keys are the running index in a sequence and the name in a mapping, joined by dots when nested. The arrays are
+        live views: write into them. The mapping is read-only (`load_state_dict` sets counters).
         """
         return State(self._engine)
 
     def state_dict(self) -> dict[str, Any]:
         """State and hyper-parameters in the layout of ``torch.optim.Optimizer.state_dict``.
 
-        State is keyed by running index; keys of ours are in ``["param_groups"][i]["param_names"]``. The arrays are
-        live, not copies: copy.deepcopy keeps a moment. Schedules are code and are left out.
+        State is keyed by running index; our keys are in ``["param_groups"][i]["param_names"]``. The arrays are live: to
+        keep a moment, use copy.deepcopy. Schedules are code and are left out.
 
         Examples
         --------
@@ -444,8 +437,6 @@ class Optimizer(Options):
 
         Examples
         --------
-        See `save`.
-
         >>> import numpy as np, fastadam
         >>> fastadam.Adam(np.ones(3)).load("optimizer.pickle")
         Traceback (most recent call last):
@@ -457,17 +448,15 @@ class Optimizer(Options):
         return checkpoint.load(path, optimizer=self, mmap=mmap, progress=progress)
 
     def flush(self) -> None:
-        """Put on the disk what is mapped from files: the `state_file`, and parameters.
+        """Write memory-mapped arrays to disk: the `state_file`, and parameters. Optimizers that end do so, too.
 
-        Until the next step, what is in them outlives the machine's going down; without it, only the process's end. From
-        the next step on a state file is refused after the machine has gone down, so it takes no checkpoint's place.
-        (What you write into arrays yourself is flushed, too, but not announced in the file. As optimizers end, they
-        flush their state files.)
+        After it, and until the next step, a crash of the machine does no harm. From the next step on, such a crash
+        makes the state file unusable, so it takes no checkpoint's place.
 
         Raises
         ------
         OSError
-            The disk does not take it.
+            Writing to disk failed.
 
         Examples
         --------
@@ -492,39 +481,11 @@ class Optimizer(Options):
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
         with _core.Locked(self._engine):
-            engine = self._engine
-            engine.check_readable()
-            engine.check_groups(self.param_groups)
-            saved = {
-                "keys": list(engine.keys),
-                "masks": [group.mask for group in engine.groups],
-                "arrays": [arrays[1:] for arrays in engine.arrays],
-                "records": engine.records(),
-                "settings": dict(engine.settings),
-                "skipped": engine.skipped,
-                "structure": engine.structure,
-                "wrap_mask": engine.wrap_mask,
-            }
-            return {**self.__dict__, "_engine": saved}
+            return {**self.__dict__, "_engine": statedict.plain_of(self._engine, self.param_groups)}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
-        saved = attributes["_engine"]
-        params = [array for group in attributes["param_groups"] for array in group["params"]]
-        for key, array in zip(saved["keys"], params, strict=True):
-            if not array.flags.writeable and maps_of([array]):
-                raise ValueError(
-                    f"parameter {key!r} comes as a read-only memory map; with joblib give max_nbytes=None or "
-                    "mmap_mode='c' to Parallel, mmap_mode='c' to load"
-                )
-        self.__dict__.update(attributes)
-        engine = self._engine = _core.Engine(self._family, list(self._defaults), saved["settings"], saved["wrap_mask"])
-        engine.skipped = saved["skipped"]
-        remaining = iter(saved["keys"])
-        with engine:
-            for group, mask in zip(self.param_groups, saved["masks"], strict=True):
-                keys = [next(remaining) for _ in group["params"]]
-                engine.add_group(keys, group["params"], group, [], saved["structure"], mask)
-            engine.load(LoadPlan([], [], saved["arrays"], saved["records"]))
+        engine = statedict.engine_of(attributes["_engine"], attributes["param_groups"])
+        self.__dict__.update({**attributes, "_engine": engine})
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")

@@ -39,6 +39,11 @@ INSTEAD = {
 }
 
 
+def hyper_parameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those among the arguments of a rule's constructor, given as its locals()."""
+    return {name: value for name, value in arguments.items() if name not in ("self", "params", "common", "__class__")}
+
+
 class Setting(Generic[Value]):
     """A common option that may be set between steps. The engine has it, and checks it when it is set."""
 

@@ -1,10 +1,10 @@
-"""The optimizers: the hyper-parameters of each rule, and what the rule is. `Optimizer` does the rest."""
+"""The optimizers: one class for each rule, with its hyper-parameters. `Optimizer` does the rest."""
 
 from typing import Any, Unpack
 
 from fastadam.containers import Container
 from fastadam.optimizer import Optimizer
-from fastadam.options import Betas, CommonOptions, Number
+from fastadam.options import Betas, CommonOptions, Number, hyper_parameters
 
 
 class Adam(Optimizer):
@@ -40,7 +40,7 @@ class Adam(Optimizer):
         Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
         lr * sqrt(1 - beta2**t), and v is not corrected.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
-        What surrounds the rule, as for every optimizer: see `Optimizer`.
+        The common options: see `Optimizer`.
 
     Raises
     ------
@@ -91,19 +91,7 @@ class Adam(Optimizer):
         eps_hat: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        hyper = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "bias_correction": bias_correction,
-            "eps_root": eps_root,
-            "eps_hat": eps_hat,
-        }
-        super().__init__(params, hyper, **common)
+        super().__init__(params, hyper_parameters(locals()), **common)
 
 
 class AdamW(Adam):
@@ -116,7 +104,7 @@ class AdamW(Adam):
     params, lr, betas, eps, amsgrad, maximize, bias_correction, eps_root, eps_hat
         As for `Adam`.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
-        What surrounds the rule, as for every optimizer: see `Optimizer`.
+        The common options: see `Optimizer`.
     weight_decay : float or callable, default 1e-2, finite, >= 0
         Decay of the parameters per step, in units of lr.
 
@@ -205,7 +193,7 @@ class NAdam(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
-        What surrounds the rule, as for every optimizer: see `Optimizer`.
+        The common options: see `Optimizer`.
 
     Raises
     ------
@@ -246,16 +234,7 @@ class NAdam(Optimizer):
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        hyper = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum_decay": momentum_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyper, **common)
+        super().__init__(params, hyper_parameters(locals()), **common)
 
 
 class RAdam(Optimizer):
@@ -285,7 +264,7 @@ class RAdam(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
-        What surrounds the rule, as for every optimizer: see `Optimizer`.
+        The common options: see `Optimizer`.
 
     Raises
     ------
@@ -327,15 +306,7 @@ class RAdam(Optimizer):
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        hyper = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyper, **common)
+        super().__init__(params, hyper_parameters(locals()), **common)
 
 
 class Adamax(Optimizer):
@@ -360,7 +331,7 @@ class Adamax(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
-        What surrounds the rule, as for every optimizer: see `Optimizer`.
+        The common options: see `Optimizer`.
 
     Raises
     ------
@@ -400,14 +371,7 @@ class Adamax(Optimizer):
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        hyper = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyper, **common)
+        super().__init__(params, hyper_parameters(locals()), **common)
 
 
 class SGD(Optimizer):
@@ -434,7 +398,7 @@ class SGD(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
-        What surrounds the rule, as for every optimizer: see `Optimizer`.
+        The common options: see `Optimizer`.
 
     Raises
     ------
@@ -478,15 +442,7 @@ class SGD(Optimizer):
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        hyper = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyper, **common)
+        super().__init__(params, hyper_parameters(locals()), **common)
 
     @staticmethod
     def _check_group(group: dict[str, Any]) -> None:
@@ -526,7 +482,7 @@ class RMSprop(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
-        What surrounds the rule, as for every optimizer: see `Optimizer`.
+        The common options: see `Optimizer`.
 
     Raises
     ------
@@ -570,16 +526,7 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        hyper = {
-            "lr": lr,
-            "alpha": alpha,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "centered": centered,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyper, **common)
+        super().__init__(params, hyper_parameters(locals()), **common)
 
 
 class Adagrad(Optimizer):
@@ -605,7 +552,7 @@ class Adagrad(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
-        What surrounds the rule, as for every optimizer: see `Optimizer`.
+        The common options: see `Optimizer`.
 
     Raises
     ------
@@ -648,12 +595,4 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        hyper = {
-            "lr": lr,
-            "lr_decay": lr_decay,
-            "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value,
-            "eps": eps,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyper, **common)
+        super().__init__(params, hyper_parameters(locals()), **common)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from fastadam import _core, _numbers
+from fastadam._checks import maps_of
 from fastadam._layout import new_records
 from fastadam.options import with_own_betas
 
@@ -87,6 +88,44 @@ def plan_load(
     params = [sources.get(id(arrays[0]), arrays[0]) for arrays in engine.arrays]
     arrays, records = match_state(state_dict, indices, State(engine), params, initial)
     return LoadPlan(param_groups, changes, arrays, records, others)
+
+
+def plain_of(engine: _core.Engine, param_groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """What pickle and copy keep of an engine."""
+    engine.check_readable()
+    engine.check_groups(param_groups)
+    return {
+        "family": engine.family,
+        "names": list(engine.names),
+        "settings": dict(engine.settings),
+        "wrap_mask": engine.wrap_mask,
+        "structure": engine.structure,
+        "keys": list(engine.keys),
+        "masks": [group.mask for group in engine.groups],
+        "arrays": [arrays[1:] for arrays in engine.arrays],
+        "records": engine.records(),
+        "skipped": engine.skipped,
+    }
+
+
+def engine_of(saved: dict[str, Any], param_groups: list[dict[str, Any]]) -> _core.Engine:
+    """The engine again."""
+    params = [array for group in param_groups for array in group["params"]]
+    for key, array in zip(saved["keys"], params, strict=True):
+        if not array.flags.writeable and maps_of([array]):
+            raise ValueError(
+                f"parameter {key!r} comes as a read-only memory map; with joblib give max_nbytes=None or "
+                "mmap_mode='c' to Parallel, mmap_mode='c' to load"
+            )
+    engine = _core.Engine(saved["family"], saved["names"], saved["settings"], saved["wrap_mask"])
+    engine.skipped = saved["skipped"]
+    remaining = iter(saved["keys"])
+    with engine:
+        for group, mask in zip(param_groups, saved["masks"], strict=True):
+            keys = [next(remaining) for _ in group["params"]]
+            engine.add_group(keys, group["params"], group, [], saved["structure"], mask)
+        engine.load(LoadPlan([], [], saved["arrays"], saved["records"]))
+    return engine
 
 
 def match_groups(

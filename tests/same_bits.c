@@ -1,11 +1,10 @@
 /* Runs every baseline loop over numbers of every magnitude and prints a digest of the results, so that two processors
  * can be compared (tests/test_aarch64.py). Rounding mode and threads are set to something else on purpose. */
-#include "fastadam.h"
-
 #include <fenv.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include "fastadam.h"
 
 static uint64_t state = 88172645463325252u;
 static uint64_t digest = 1469598103934665603u;

@@ -1,10 +1,9 @@
 /* Runs the driver with kernels that only record their calls, and checks how the work was shared
  * (tests/test_threads.py). Prints the number of mixtures that passed. */
-#include "fastadam.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "fastadam.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -1,8 +1,7 @@
 /* An imagined OpenBLAS hands its jobs to our team while steps run there, from several threads and beside forks: every
  * job must run once, at the same time as the others of its call, no two calls at once, and every element must be updated
  * once a step (tests/test_threads.py, .ci/sanitize). Prints the number of calls. */
-#include "fastadam.h"
-
+#define _GNU_SOURCE
 #include <limits.h>
 #include <pthread.h>
 #include <sched.h>
@@ -11,6 +10,7 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "fastadam.h"
 
 #ifdef __has_feature
 #if __has_feature(thread_sanitizer)

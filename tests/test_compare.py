@@ -11,8 +11,8 @@ import pytest
 from helpers import run_python
 
 import fastadam
-from fastadam.gallery import compare
-from fastadam.gallery.compare import BETA1, BETA2, CONTENDERS, OPENING, RATES, SETTINGS
+from fastadam.gallery.compare import grid as computed
+from fastadam.gallery.compare.grid import BETA1, BETA2, CONTENDERS, OPENING, RATES, SETTINGS
 from fastadam.gallery.compare.landscapes import LANDSCAPES
 from fastadam.gallery.compare.page import MANTISSA, pack, surface, write_page
 
@@ -23,7 +23,7 @@ by_landscape = pytest.mark.parametrize("landscape", LANDSCAPES, ids=lambda lands
 
 @pytest.fixture(scope="module")
 def grid():
-    return compare.compute(STEPS)
+    return computed.compute(STEPS)
 
 
 # ---- landscapes
@@ -73,7 +73,7 @@ def directly(name, x, lr, beta1, beta2):
 
 def test_every_optimizer_runs_with_every_beta_that_it_uses():
     betas = {c.name: [] for c in CONTENDERS}
-    for run in compare.runs():
+    for run in computed.runs():
         betas[CONTENDERS[run.contender].name].append((run.beta1, run.beta2))
     assert betas == {
         "SGD": [(None, None)],
@@ -85,9 +85,9 @@ def test_every_optimizer_runs_with_every_beta_that_it_uses():
 
 
 @by_landscape
-@pytest.mark.parametrize("number", range(len(compare.runs())))
+@pytest.mark.parametrize("number", range(len(computed.runs())))
 def test_paths_are_those_of_the_optimizers(grid, landscape, number):
-    run = compare.runs()[number]
+    run = computed.runs()[number]
     name = CONTENDERS[run.contender].name
     i, start = LANDSCAPES.index(landscape), number % len(landscape.starts)
     for j, setting in enumerate(SETTINGS):
@@ -183,7 +183,7 @@ def test_every_long_stage_shows_how_far_it_is():
             yield item
             stages.append((stage, number + 1, len(items)))
 
-    compare.compute(1, progress)
+    computed.compute(1, progress)
     paths = len(LANDSCAPES) * len(SETTINGS) * len(LANDSCAPES[0].starts)
     assert stages == [
         *(("base rates", done, len(LANDSCAPES)) for done in range(1, len(LANDSCAPES) + 1)),
@@ -193,7 +193,7 @@ def test_every_long_stage_shows_how_far_it_is():
 
 def test_without_its_extra_it_says_how_to_get_it(tmp_path):
     (tmp_path / "plotly.py").write_text("raise ImportError('no', name='plotly')")
-    code = "from fastadam.__main__ import main; main(['compare'])"
+    code = "from fastadam.gallery.commands import main; main(['compare'])"
     result = run_python(code, check=False, PYTHONPATH=str(tmp_path))
     assert result.returncode == 1
     assert result.stderr.strip() == "the comparison needs plotly: python -m pip install 'fastadam[viz]'"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import run_python
 
-import fastadam.__main__
-from fastadam.gallery import demo
+import fastadam
+from fastadam.gallery import commands, demo
 
 
 def png_size(path):
@@ -41,7 +41,7 @@ def test_demo_learns_the_digits_and_both_ways_agree(tmp_path, capsys):
 @pytest.mark.demo
 @pytest.mark.parametrize(("options", "epochs"), [(["--quick"], demo.QUICK), (["--epochs", "1"], 1)])
 def test_a_short_demo_says_beforehand_how_long_it_takes_and_does_all_the_rest(tmp_path, capsys, options, epochs):
-    fastadam.__main__.main(["demo", "--output", str(tmp_path / "picture.png"), *options])
+    commands.main(["demo", "--output", str(tmp_path / "picture.png"), *options])
     printed = capsys.readouterr().out
     before, after = printed.split("\nDigits, MLP")
     assert re.search(r"^Training takes about [1-9]\d* s here\.$", before, re.MULTILINE)
@@ -53,7 +53,7 @@ def test_a_short_demo_says_beforehand_how_long_it_takes_and_does_all_the_rest(tm
 @pytest.mark.parametrize("missing", ["matplotlib", "sklearn", "tqdm"])
 def test_demo_without_its_extra_says_how_to_get_it_before_it_trains(tmp_path, missing):
     (tmp_path / f"{missing}.py").write_text(f"raise ImportError('no', name={missing!r})")
-    code = "from fastadam.__main__ import main; main(['demo'])"
+    code = "from fastadam.gallery.commands import main; main(['demo'])"
     result = run_python(code, check=False, PYTHONPATH=str(tmp_path))
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.strip() == f"the demo needs {missing}: python -m pip install 'fastadam[demo]'"
@@ -120,13 +120,13 @@ def test_the_sentence_comes_before_the_figures(monkeypatch, tmp_path, capsys):
 )
 def test_a_bad_argument_is_named_before_anything_begins(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
-        fastadam.__main__.main(arguments)
+        commands.main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_config_is_a_command(capsys):
-    fastadam.__main__.main(["config"])
+    commands.main(["config"])
     assert "isa:" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastadam
-from fastadam.gallery.compare import BETA1, BETA2, CONTENDERS, OPENING, SETTINGS, STEPS
+from fastadam.gallery.compare.grid import BETA1, BETA2, CONTENDERS, OPENING, SETTINGS, STEPS
 from fastadam.gallery.compare.landscapes import LANDSCAPES
 
 pytestmark = pytest.mark.viz
@@ -22,7 +22,7 @@ PANELS = "landscape-3d", "contour", "losses", "corrections", "inside"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The page and the pictures, as the command makes them."""
-    from fastadam.__main__ import main
+    from fastadam.gallery.commands import main
 
     folder = tmp_path_factory.mktemp("compare")
     main(["compare", "--output", str(folder / "page.html"), "--pictures", str(folder)])

@@ -1,8 +1,7 @@
 /* Drives the choice of threads through imagined programs, on an imagined clock (tests/test_threads.py). */
-#include "fastadam.h"
-
 #include <stdio.h>
 #include <string.h>
+#include "fastadam.h"
 
 /* A program: seconds of a step and of the rest of an iteration, with so many threads. */
 typedef struct {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.gallery.compare import ADAM, BETA1, BETA2, CONTENDERS, OPENING, SAME, SETTINGS, Grid, rate, runs
+from fastadam.gallery.compare.grid import ADAM, BETA1, BETA2, CONTENDERS, OPENING, SAME, SETTINGS, Grid, rate, runs
 from fastadam.gallery.compare.landscapes import LANDSCAPES, Landscape
 
 POINTS = 81  # of the surface, each way

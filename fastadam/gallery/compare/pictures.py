@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from fastadam.gallery.compare import ADAM, CONTENDERS, OPENING, SETTINGS, Grid, Progress, runs
+from fastadam.gallery.compare.grid import ADAM, CONTENDERS, OPENING, SETTINGS, Grid, Progress, runs
 from fastadam.gallery.compare.landscapes import LANDSCAPES
 from fastadam.gallery.compare.page import surface
 
