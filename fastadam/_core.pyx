@@ -16,7 +16,7 @@ from fastadam._arrays cimport (
     ALIGNED, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, flags_of, is_native, is_plain, is_ready, is_usable,
     lines_of, nbytes_of, ndim_of, overlaps, real_of, same_layout, shape_of, size_of, type_of)
 from fastadam._csrc cimport *
-from fastadam._values cimport as_beta, as_flag, as_grad_scale, as_magnitude, as_pair, as_threads
+from fastadam._values cimport as_beta, as_flag, as_grad_scale, as_magnitude, as_pair, as_step, as_threads
 
 import inspect
 import os
@@ -301,10 +301,7 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     options.eps_hat = as_flag(eps_hat, "eps_hat")
     if options.amsgrad != (max_exp_avg_sq is not None):
         raise ValueError("amsgrad=True needs max_exp_avg_sq, and max_exp_avg_sq needs amsgrad=True")
-    step = _numbers.as_integer(step, "step", "an integer")
-    if not 1 <= step < 2**63:
-        raise ValueError(f"step counts from 1 and is less than 2**63, got {step}")
-    t = step
+    t = as_step(step)
 
     array[0], array[1], array[2] = <Array *>param, <Array *>exp_avg, <Array *>exp_avg_sq
     if options.amsgrad:

@@ -1,5 +1,6 @@
 # Quick readings of numbers and flags; what is no plain Python value goes to _numbers.py, which also has the errors.
 from libc.math cimport isfinite
+from libc.stdint cimport int64_t
 
 
 cdef inline double as_number(object value, str name) except? -1.0:
@@ -45,6 +46,15 @@ cdef inline int as_threads(object threads) except -1:
         return 0
     from fastadam import _numbers
     return _numbers.as_threads(threads, "threads")
+
+
+cdef inline int64_t as_step(object step) except -1:
+    if type(step) is not int:
+        from fastadam import _numbers
+        step = _numbers.as_integer(step, "step", "an integer")
+    if not 1 <= step < 2**63:
+        raise ValueError(f"step counts from 1 and is less than 2**63, got {step}")
+    return step
 
 
 cdef inline object as_pair(object betas):
