@@ -70,9 +70,11 @@ def check_group(dict group):
 cdef bint stays(object value):
     """The same object will always mean the same number."""
     kind = type(value)
+    if kind is float:
+        return True
     if kind is tuple:
         return all([stays(part) for part in <tuple>value])
-    return kind is float or kind is int or kind is bool
+    return kind is int or kind is bool
 
 
 @cython.final
@@ -85,7 +87,7 @@ cdef class Group:
     cdef readonly int mask      # of the state that each parameter has: 1 M, 2 V, 4 W, EMA_BIT, SUM_BIT
     cdef bint amsgrad, centered     # when it was made
     cdef str where
-    cdef list seen              # what the dict held at the last reading: name, value, ...; or None
+    cdef list seen              # what the dict held at the last reading: name, value, ...
     cdef fa_isa isa             # of the kernels
     cdef readonly object records    # counters of its parameters
 
@@ -151,25 +153,30 @@ cdef class Group:
                 error.add_note(f"in {self.where}")
             raise
 
-    cdef bint is_as_before(self, object values) noexcept:
-        """Compares objects, so it runs no Python code and takes no time."""
+    cdef list changes_in(self, dict values):
+        """(place in `seen`, name, value) where the dict holds another object than before. Runs no Python code."""
         cdef PyObject *name
         cdef PyObject *value
         cdef Py_ssize_t at = 0, k = 0
-        if self.seen is None or type(values) is not dict or 2 * len(<dict>values) != len(self.seen):
-            return False
+        cdef list changes = None
         while PyDict_Next(values, &at, &name, &value):
             if name != <PyObject *>self.seen[k] or value != <PyObject *>self.seen[k + 1]:
-                return False
+                if changes is None:
+                    changes = []
+                changes.append((k, <object>name, <object>value))
             k += 2
-        return True
+        return changes
 
     cdef int read(self, object values, int64_t count) except -1:
         """The hyper-parameters for the next step; schedules are called with `count`."""
         cdef fa_rule rule
         cdef int k
-        if not self.is_as_before(values):
-            self.read_changed(values, count)
+        cdef list changes
+        if type(values) is not dict or 2 * len(<dict>values) != len(self.seen):
+            self.check_params(values)
+        changes = self.changes_in(<dict>values)
+        if changes is not None:
+            self.read_changes(values, changes, count)
         elif self.isa == chosen_isa:
             return 0
         rule = fa_rule_of(self.family, &self.c.options)
@@ -178,33 +185,35 @@ cdef class Group:
         self.isa = chosen_isa
         return 0
 
-    cdef int read_changed(self, object values, int64_t count) except -1:
+    cdef int read_changes(self, object values, list changes, int64_t count) except -1:
         cdef fa_options *options = &self.c.options
-        cdef Py_ssize_t k = 0
-        cdef list before = self.seen, now = []
+        cdef Py_ssize_t k
         cdef str name = None    # of the value that is being read
-        self.check_params(values)
-        self.seen = None
         try:
-            for key, value in list((<dict>values).items()):     # a schedule may change the dict
-                same_key = before is not None and before[k] is key
-                if not same_key and key not in self.names and key != "params":
-                    raise KeyError(key)     # which is said below
-                if not (same_key and before[k + 1] is value) and key != "params":
+            for k, key, value in changes:
+                if self.seen[k] is not key and key != "params" and key not in self.names:
+                    raise KeyError(key)     # which is explained below
+                if key != "params":
                     kind, offset = KINDS[key]
                     name = key
                     read_value(value, name, kind, count, <char *>options + <Py_ssize_t>offset)
                     name = None
-                now += (key, value if key == "params" or stays(value) else UNKNOWN)
-                k += 2
+                elif value is not self.params:
+                    self.check_params(values)
+                self.seen[k], self.seen[k + 1] = key, value if key == "params" or stays(value) else UNKNOWN
             if (options.amsgrad != self.amsgrad or options.centered != self.centered
                     or self.states_for(options) & ~self.mask or (options.nesterov and options.dampening != 0.0)):
                 self.check_fixed(options)
         except Exception as error:
+            self.forget()
             self.check_keys(values)
             if name is not None and has_schedule(values[name]):
                 error.add_note(f"in the schedule {name}, called with the number of steps taken, {count}")
             error.add_note(f"in {self.where}")
             raise
-        self.seen = now
+        return 0
+
+    cdef int forget(self) except -1:
+        """Read everything at the next step."""
+        self.seen = [UNKNOWN] * (2 * len(self.names) + 2)
         return 0
