@@ -192,6 +192,26 @@ def test_schedule_that_empties_the_groups_does_no_harm():
         opt.step([ones(), ones()])
 
 
+def test_values_that_change_in_place_are_read_at_every_step():
+    lr, betas, beta1 = np.array(0.5), [0.9, 0.99], np.array(0.9)
+    opt = fastadam.Adam([{"params": ones(), "lr": lr}, {"params": ones()}, {"params": ones()}])
+    opt.param_groups[1]["betas"], opt.param_groups[2]["betas"] = betas, (beta1, 0.99)
+    for values in (0.5, 0.9), (0.25, 0.8), (0.125, 0.7):
+        lr[...], betas[0], beta1[...] = values[0], values[1], values[1]
+        opt.step([ones()] * 3)
+        assert [last["betas"][0] for last in opt.last_values[1:]] == [values[1]] * 2
+        assert opt.last_values[0]["lr"] == values[0]
+
+
+def test_settings_that_a_schedule_changes_count_from_the_next_step_on():
+    a = ones()
+    opt = fastadam.SGD(a, lr=lambda count: setattr(opt, "max_norm", 1e-3) or 0.25)
+    opt.step(ones())
+    assert a[0] == 0.75
+    opt.step(ones())
+    assert 0.74 < a[0] < 0.75
+
+
 def test_lr_reads_and_sets_all_groups():
     opt = fastadam.Adam([{"params": ones()}, {"params": ones()}], lr=0.1)
     assert opt.lr == 0.1
