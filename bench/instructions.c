@@ -29,9 +29,9 @@ int main(int argc, char **argv)
     if (n < 1 || n > MOST)
         return 2;
 
-    fa_factors factors = {.s = 1, .wd = 0.1, .d = 0.9999, .b1 = 0.9, .c1 = 0.1, .b2 = 0.999, .c2 = 1e-3,
-                          .step_size = 1e-3, .inv_bc2 = 1, .eps = 1e-8, .grad_size = 1e-4};
-    fa_around around = {.s = 1, .mean = 0.5, .limit = 0.7, .decay = 0.9, .rest = 0.1};
+    fa_coefficients coefficients = {.s = 1, .wd = 0.1, .d = 0.9999, .b1 = 0.9, .c1 = 0.1, .b2 = 0.999, .c2 = 1e-3,
+                                    .step_size = 1e-3, .inv_bc2 = 1, .eps = 1e-8, .grad_size = 1e-4};
+    fa_wrap wrap = {.s = 1, .mean = 0.5, .limit = 0.7, .decay = 0.9, .rest = 0.1};
     fa_task task = {.n = n};
     for (int array = 0; array < FA_ARRAYS; array++)
         task.array[array] = &data[array];
@@ -40,16 +40,16 @@ int main(int argc, char **argv)
             for (int real = 0; real < FA_REALS; real++) {
                 double sums[MOST / FA_SQUARES];
                 task.kernel = fa_kernel_of(isas[i], rule, real);
-                task.factors = rule < FA_GRADIENT      ? (void *)&factors
-                               : rule < FA_SUM_SQUARES ? (void *)&around
-                                                       : (void *)sums;
+                task.coefficients = rule < FA_GRADIENT      ? (void *)&coefficients
+                                    : rule < FA_SUM_SQUARES ? (void *)&wrap
+                                                            : (void *)sums;
                 fill(real, n);
                 if (task.kernel->run)
                     task.kernel->run(&task, 0, n);
                 task.before = fa_kernel_of(isas[i], FA_GRADIENT, real);
-                task.around = &around;
-                if (task.kernel->run_made)
-                    task.kernel->run_made(&task, 0, n);
+                task.wrap = &wrap;
+                if (task.kernel->run_wrapped)
+                    task.kernel->run_wrapped(&task, 0, n);
             }
     return 0;
 }

@@ -1,5 +1,5 @@
-/* From what the user chose to what the loops read: float64, once for each group and step.
- * `pow` is what Python's float ** calls, so reference.py finds the same coefficients. */
+/* From what the user chose to what the loops read: in float64, once for each group and counter.
+ * Python's float ** calls `pow`, too, so reference.py finds the same coefficients. */
 #include <math.h>
 #include <string.h>
 #include "fastadam.h"
@@ -143,7 +143,7 @@ fa_rule fa_rule_of(const fa_family *family, const fa_options *o)
 }
 
 void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *o, double grad_scale, double product,
-                   fa_coefficients *out)
+                        fa_coefficients *out)
 {
     fa_fp_state saved;
     fa_fp_default(&saved);

@@ -4,11 +4,11 @@
  *   - array[FA_PARAM] and the state arrays hold n elements of the kernel's type, aligned, and overlap nothing
  *     but themselves, or are NULL where there is none; array[FA_GRAD] holds n elements, is only read, and overlaps
  *     nothing that is written;
- *   - kernel and coefficients belong to the same rule, and the arrays are those that it needs, or more. (Where a gradient only
+ *   - kernel and coefficients belong to the same rule, and all arrays that it needs are there. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
- * In return nothing here allocates, fails, calls Python or keeps state, except what is known about forks and threads, and
- * threads. Where the system has no threads to give, steps take those that there are. A BLAS call on our threads cannot do
- * with fewer than it asked for: if they cannot be made, it ends the process (team_shared.c).
+ * In return nothing here allocates, fails or calls Python. It keeps no state but threads and what it knows of threads and
+ * forks. A step does with the threads that the system has. A BLAS call on our threads cannot do with fewer than it asked
+ * for: if they cannot be made, it ends the process (team_shared.c).
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -23,16 +23,16 @@
 /* A rule is a loop and the flags that are constant in it. */
 typedef int fa_rule;
 
-enum { /* loops */
+enum { /* loops, each with 16 numbers: one for each combination of its flags */
     FA_ADAM = 0,
     FA_SGD = 16,
     FA_RMSPROP = 32,
     FA_NADAM = 48,
     FA_ADAMAX = 64,
     FA_RULES = 80,
-    FA_GRADIENT = FA_RULES, /* what stands before a rule: makes the gradient that it takes */
-    FA_AVERAGE = 96,        /* what stands after a rule: the moving average of the parameters */
-    FA_SUM_SQUARES,         /* updates nothing: a double for each block of FA_SQUARES elements of the gradient */
+    FA_GRADIENT = FA_RULES,       /* runs before a rule: makes the gradient that it takes */
+    FA_AVERAGE = FA_GRADIENT + 16, /* runs after a rule: the moving average of the parameters */
+    FA_SUM_SQUARES,               /* changes nothing: the sum of squares of each FA_SQUARES elements of the gradient */
     FA_ALL_RULES
 };
 
@@ -43,7 +43,7 @@ enum { /* flags */
     FA_MOMENTUM = 4,  /* SGD, RMSprop */
     FA_NESTEROV = 8,  /* SGD */
     FA_CENTERED = 8,  /* RMSprop */
-    FA_SUMMED = 1,    /* gradient: added to the sum of those before */
+    FA_SUMMED = 1,    /* gradient: added to the sum of pending ones */
     FA_CLIPPED = 2,   /* gradient: by value */
     FA_IN_PLACE = 4   /* gradient: the sum itself becomes the result */
 };
@@ -52,8 +52,8 @@ enum { FA_SQUARES = 4096 };
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
 
-/* The order of a task's arrays. M, V and W are state: what each holds is said by the family (coefficients.c). EMA is the
- * moving average of the parameters, SUM that of gradients that wait for a step. */
+/* The order of a task's arrays. M, V and W are state: the family says what each holds (coefficients.c). EMA is the moving
+ * average of the parameters, SUM the sum of pending gradients. */
 enum { FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_ARRAYS, FA_STATE = FA_M, FA_STATES = 5 };
 
 /* ---- families of rules (coefficients.c) ---------------------------------------------------------------------- */
@@ -65,16 +65,16 @@ typedef struct {
     int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered;
 } fa_options;
 
-/* What the loops read: the same for all elements of one group at one step. Kernels round each to their element type,
- * once. */
+/* What the loops read: the same for all parameters of a group with the same counter. Kernels round each to their element
+ * type, once. */
 typedef struct {
     double s;                    /* multiplies the gradient */
     double wd, d;                /* L2: g += wd*p; decoupled: p *= d */
     double b1, c1, b2, c2;       /* averages: m = b1*m + c1*g, v = b2*v + c2*g*g */
     double step_size, inv_bc2;   /* learning rate and bias corrections */
     double eps_root, eps;
-    double grad_size;            /* NAdam: what the gradient itself contributes */
-    double product;              /* NAdam: of all momenta up to and with this step */
+    double grad_size;            /* NAdam: multiplies the gradient in the step */
+    double product;              /* NAdam: of the momenta of all steps, this one included */
 } fa_coefficients;
 
 /* What the loops before and after a rule read. */
@@ -89,8 +89,8 @@ typedef enum {
     FA_BETA,      /* a number in [0, 1) */
     FA_BETAS,     /* a pair of these */
     FA_FLAG,
-    FA_FIXED_FLAG, /* decided when the group is made, because it needs state */
-    FA_INITIAL     /* a magnitude that only the first state depends on, so no schedule */
+    FA_FIXED_FLAG, /* needs state, so it is chosen when the group is made */
+    FA_INITIAL     /* a magnitude that only the first state depends on: no schedule */
 } fa_kind;
 typedef struct {
     const char *name;
@@ -104,7 +104,7 @@ typedef struct {
     const char *name;
     const char *state[3];                                         /* names of M, V, W, or NULL */
     fa_rule loop;
-    int (*flags)(const fa_options *options);                      /* those of the loop that decay does not decide */
+    int (*flags)(const fa_options *options);                      /* of the loop; fa_rule_of adds those of decay */
     void (*coefficients)(int64_t step, const fa_options *options, fa_coefficients *f);
 } fa_family;
 
@@ -113,7 +113,7 @@ fa_rule fa_rule_of(const fa_family *family, const fa_options *options);
 
 /* `product` is the one after the step before, 1 at the start. */
 void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *options, double grad_scale, double product,
-                   fa_coefficients *out);
+                        fa_coefficients *out);
 
 /* ---- kernels and instruction sets (kernels.c, cpu.c) ---------------------------------------------------- */
 
@@ -122,9 +122,9 @@ typedef struct fa_task fa_task;
 typedef struct {
     void (*run)(const fa_task *task, int64_t begin, int64_t end); /* updates elements [begin, end) */
     int64_t line;                                                 /* elements in a cache line of parameters */
-    int states;                                                   /* the state arrays that it needs: 1 M, 2 V, 4 W */
+    int states;                                                   /* the state arrays that it needs: 1 M + 2 V + 4 W */
     int64_t size;                                                 /* bytes of an element */
-    void (*run_made)(const fa_task *task, int64_t begin, int64_t end); /* run, after what stands before it; or NULL */
+    void (*run_wrapped)(const fa_task *task, int64_t begin, int64_t end); /* task->before and run, in one; or NULL */
 } fa_kernel;
 
 typedef enum { FA_BASELINE, FA_AVX2, FA_AVX512, FA_ISAS } fa_isa;
@@ -140,23 +140,23 @@ struct fa_task {
     const fa_kernel *kernel;
     void *array[FA_ARRAYS];
     int64_t n;
-    const void *coefficients; /* of FA_SUM_SQUARES: where its sums go; of loops before and after a rule: fa_wrap */
+    const void *coefficients; /* fa_coefficients; fa_wrap for loops before and after; FA_SUM_SQUARES: where sums go */
     const fa_kernel *before, *after; /* loops that run block by block with the rule, or NULL */
     const fa_wrap *wrap;
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 
-/* What an optimizer has learned about the number of threads (tuner.c); zeros at the start. */
+/* What an optimizer has measured of numbers of threads (tuner.c); zeros at the start. */
 enum { FA_TUNER_TRIES = 8 };
 typedef struct {
-    int64_t lines;                     /* the work that it knows, in cache lines */
-    const void *team;                  /* and whose threads did it */
-    int most, best;                    /* threads: the bound, and what is best so far */
+    int64_t lines;                     /* the work that was measured, in cache lines */
+    const void *team;                  /* whose threads did it */
+    int most, best;                    /* threads: the bound; the best so far */
     int candidates[3], count;          /* threads on trial; count is 0 between trials */
     int candidate, tried;
-    int others, is_other;              /* steps of other work, less those of known; was the last one such? */
-    int rest, rested, slow;            /* steps between trials; since the last; in a row that took too long */
-    double started, usual;             /* seconds: when the last step began; what a step takes */
+    int others, is_other;              /* steps of other work, less those of this; was the last step other work? */
+    int rest, rested, slow;            /* steps between trials; since the last trial; slow ones in a row */
+    double started, usual;             /* seconds: when the last step began; how long a step takes */
     double own[3][FA_TUNER_TRIES], period[3][FA_TUNER_TRIES];
 } fa_tuner;
 
@@ -165,12 +165,12 @@ int fa_tuner_next(fa_tuner *tuner, int64_t lines, const void *team, int start, i
 void fa_tuner_done(fa_tuner *tuner, double now);
 
 /* Run all tasks, on one team of threads, and return how many it had.
- * threads > 0 is an order: exactly min(threads, cache lines), as far as the system has them. threads == 0: at most bound,
- * and no more than have enough to do; what is best within that is learned by the tuner, if there is one. Inside a parallel
- * region, and in an orphaned child, it is always 1. Between fa_gate_enter and fa_gate_leave only. */
+ * threads > 0 is an order: exactly min(threads, cache lines), or as many as the system has. threads == 0: at most bound,
+ * and no more than have enough to do; the tuner, if there is one, measures which number is best. Inside a parallel region,
+ * and in a forked child without its threads, it is always 1. Call it between fa_gate_enter and fa_gate_leave. */
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner);
-int fa_order(int threads);      /* how many there are for such an order; fa_has_room asks without a call of the system */
-const char *fa_steps_on(void);  /* whose threads took the last step that could take several: "OpenMP" or "fastadam" */
+int fa_order(int threads);      /* how many threads would such an order get? It may ask the system */
+const char *fa_steps_on(void);  /* whose threads took the last step of several threads: "OpenMP" or "fastadam" */
 
 /* Update elements [begin, end) of one task with its kernel (blocks.c). */
 void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
@@ -181,7 +181,7 @@ void fa_start(void);            /* call once, before all else here */
 
 int fa_has_openmp(void);
 int fa_max_threads(void);       /* what the OpenMP runtime would give the calling thread; 1 without OpenMP */
-int fa_has_room(int team);      /* is it known that there are so many? */
+int fa_has_room(int team);      /* is it known, without asking the system, that there are so many? */
 int fa_known_room(void);        /* threads that there were, if fewer than were asked for; else many */
 
 /* ---- a step of many parameters (step.c, norm.c) ----------------------------------------------------------- */
@@ -190,9 +190,9 @@ int fa_known_room(void);        /* threads that there were, if fewer than were a
 typedef struct {
     int64_t step;
     double product;  /* NAdam's */
-    int64_t pending; /* gradients in its sum, which wait for a step */
+    int64_t pending; /* gradients in its sum */
 } fa_record;
-_Static_assert(sizeof(fa_record) == 24, "state files have it so");
+_Static_assert(sizeof(fa_record) == 24, "fastadam/_layout.py: RECORD");
 
 /* What an optimizer does before and after its rule. */
 typedef struct {
@@ -210,21 +210,21 @@ typedef struct {
     int stepped;                       /* it has taken one */
     const fa_kernel *kernel[FA_REALS]; /* for each element type */
     int64_t count;                     /* its largest step counter */
-    int64_t call;                      /* the last one that it took part in */
-    fa_coefficients *coefficients;     /* the last made then, for this counter and product: */
+    int64_t call;                      /* the last call of step that it took part in */
+    fa_coefficients *coefficients;     /* the last made in it, for this counter and product: */
     int64_t step;
     double product;
 } fa_group;
 
 /* A parameter. */
 typedef struct {
-    void *place; /* where it was when last looked at */
+    void *place; /* its address, when last read */
     int64_t n;
     fa_real real;
     fa_group *group;
     fa_record *record;
     int active; /* has a gradient in this call */
-    int steps;  /* which completes its sum, so it takes a step */
+    int steps;  /* takes a step in this call; else the gradient joins its sum */
 } fa_slot;
 
 /* A call of step: of all parameters, or of one. */
@@ -234,32 +234,32 @@ typedef struct {
     fa_settings settings;
     double scale;   /* grad_scale */
     int blockwise;  /* sums of gradients, or clipping by value: block by block, before the rule */
-    int64_t number; /* of such calls */
-    fa_slot *slots; /* the parameters that it is about */
-    fa_task *tasks; /* one for each, of no length while it has nothing to do */
-    int64_t count;
-    fa_wrap *wraps;                /* room for as many */
-    fa_coefficients *coefficients; /* as above */
-    fa_task *squares;              /* the same gradients, to be summed before */
-    double *sums;                  /* of the squares, one for each block */
+    int64_t number; /* counts calls */
+    fa_slot *slots; /* the parameters of this call */
+    fa_task *tasks; /* one for each slot; n is 0 if it has nothing to do */
+    int64_t count;                 /* of slots */
+    fa_wrap *wraps;                /* room for one a slot */
+    fa_coefficients *coefficients; /* as many */
+    fa_task *squares;              /* tasks that sum the squares of the gradients */
+    double *sums;                  /* of squares, one for each block */
 } fa_call;
 
 void fa_build_task(const fa_call *call, int64_t i);
-void fa_build_wraps(fa_call *call); /* one for each number of gradients that have been summed */
+void fa_build_wraps(fa_call *call); /* the same for neighbours with as many pending gradients */
 void fa_advance_counters(fa_call *call, double scale); /* and make coefficients for each group, counter and product */
 
-/* The norm is made in two: sums of squares for each block, and their total in a fixed order, so that threads do not
+/* The norm takes two calls: the sum of squares of each block, and their total in a fixed order, so that threads do not
  * matter. */
 int64_t fa_blocks_of_call(const fa_call *call);
 void fa_sum_squares(fa_call *call, int threads);
 double fa_add_squares(const fa_call *call);
 
-/* After fa_sum_squares: the first parameter with NaN or infinity in its gradient, or in what is made of it. If the norm is
- * infinite and counts, it is the largest gradient where there is no other. */
+/* After fa_sum_squares: which is the first parameter with NaN or infinity in its gradient, or in the sum or scaled gradient
+ * made of it? If there is none, but the norm is infinite and counts, the one with the largest gradient. */
 typedef enum { FA_FINITE, FA_NONFINITE, FA_OVERFLOWS, FA_NORM_OVERFLOWS } fa_anomaly;
 fa_anomaly fa_find_anomaly(const fa_call *call, int norm_counts, double scale, int64_t *which);
 
-/* ---- memory that is written (ranges.c) -------------------------------------------------------------------- */
+/* ---- memory that is written (ranges.c) ------------------------------------------------------------------ */
 
 typedef struct {
     uintptr_t begin, end;
@@ -267,8 +267,10 @@ typedef struct {
     int array;
 } fa_range;
 
-const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count); /* the first that overlaps the one behind it, or NULL */
-const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end); /* that touches it */
+/* Sort; the first range that overlaps the next one, or NULL. */
+const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count);
+/* The first of sorted, disjoint ranges that shares a byte with [begin, end), or NULL. */
+const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end);
 
 /* ---- forks (fork.c) ------------------------------------------------------------------------------------- */
 
@@ -278,7 +280,7 @@ void fa_gate_leave(void);
 void fa_gate_lock(void);        /* all have left; nobody enters until it is unlocked */
 void fa_gate_unlock(void);
 
-/* For a file that is mapped: whatever ends the process, what stands before is written before, what follows after. */
+/* Write into a mapped file, after every write before this call and before every write after it. */
 static inline void fa_mark(int64_t *where, int64_t value)
 {
     fa_fence();
@@ -294,20 +296,20 @@ static inline void fa_mark(int64_t *where, int64_t value)
 #define FA_SHARED_TEAM 0
 #endif
 
-/* OpenBLAS's threads callback: run job(n, data + i * size, extra) for i = 0 .. count - 1, all at the same time, with a
- * number n of its own for each. */
+/* OpenBLAS's threads callback: run job(n, data + i * size, extra) for i = 0 .. count - 1, all at the same time. Each has a
+ * number n of its own. */
 typedef void (*fa_blas_job)(int number, void *data, int extra);
 typedef void (*fa_blas_callback)(int sync, fa_blas_job job, int count, size_t size, void *data, int extra);
 typedef void (*fa_blas_setter)(fa_blas_callback callback);
 
-/* An OpenBLAS must take as many numbers as FA_BLAS_NUMBERS (NumPy's and SciPy's wheels do), and have FA_MOST_CALLBACK
- * threads at most. */
+/* An OpenBLAS must allow FA_BLAS_NUMBERS numbers, as NumPy's and SciPy's wheels do, and have FA_MOST_CALLBACK threads at
+ * most. */
 enum { FA_BLAS_NUMBERS = 64, FA_MOST_CALLBACK = FA_BLAS_NUMBERS / 2 };
 
 #if FA_SHARED_TEAM
 void fa_share_start(void);          /* call once, after fa_start */
 void fa_share_steps(int yes);       /* steps run on our own threads; or no longer */
-void fa_share_with_blas(fa_blas_setter set, int yes); /* so do the jobs of the OpenBLAS that this function belongs to */
+void fa_share_with_blas(fa_blas_setter set, int yes); /* so do the jobs of the OpenBLAS whose setter this is */
 int fa_share_room(int count);       /* make threads for so many jobs; how many are there? */
 #else
 static inline void fa_share_start(void) {}

@@ -1,4 +1,4 @@
-/* rules x element type x instruction set, by inclusion, and the table that names them.
+/* Every rule for every element type and instruction set, by inclusion, and the table of them.
  *
  * Instruction sets are attributes of single functions, so one ordinary compilation makes them all and the rest
  * of the extension runs on any CPU of the architecture. */

@@ -1,4 +1,4 @@
-/* The norm of the gradients of a call, before anything changes; and where NaN or infinity comes from. */
+/* The norm of the gradients of a call, before anything changes; and the search for NaN and infinity in them. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -17,7 +17,7 @@ int64_t fa_blocks_of_call(const fa_call *c)
     return blocks;
 }
 
-/* Gradients that only join a sum are squared, too, so that NaN and infinity in them are found. */
+/* Pending gradients, too, so that NaN and infinity in them are found. */
 void fa_sum_squares(fa_call *c, int threads)
 {
     int64_t blocks = 0;
@@ -32,7 +32,7 @@ void fa_sum_squares(fa_call *c, int threads)
         task->n = own->n;
         task->coefficients = &c->sums[blocks];
         task->wrap = own->wrap;
-        if (own->before || !slot->steps) /* the mean, not clipped; or the sum */
+        if (own->before || !slot->steps) /* of the mean, not clipped; or of the sum */
             task->before = fa_kernel_of(c->isa, FA_GRADIENT + (slot->record->pending ? FA_SUMMED : 0), slot->real);
         blocks += blocks_of(task->n);
     }
@@ -52,33 +52,30 @@ double fa_add_squares(const fa_call *c)
     return total;
 }
 
-/* One element of a gradient; and, scaled, what the rule would take, or the sum that it joins. */
-static fa_anomaly classify32(const fa_task *t, int pending, double scale, int64_t i)
+static double element(const void *array, int is32, int64_t i)
 {
-    float x = ((const float *)t->array[FA_GRAD])[i];
-    if (!isfinite(x))
-        return FA_NONFINITE;
-    if (t->before) {
-        x = (float)t->wrap->s * x;
-        if (pending)
-            x = ((const float *)t->array[FA_SUM])[i] + x;
-        x = x * (float)t->wrap->mean;
-    }
-    return isfinite((float)scale * x) ? FA_FINITE : FA_OVERFLOWS;
+    return is32 ? (double)((const float *)array)[i] : ((const double *)array)[i];
 }
 
-static fa_anomaly classify64(const fa_task *t, int pending, double scale, int64_t i)
+/* A float32 product or sum is the same if it is made in float64 and then rounded. */
+static double rounded(double x, int is32)
 {
-    double x = ((const double *)t->array[FA_GRAD])[i];
+    return is32 ? (double)(float)x : x;
+}
+
+/* One element of a gradient; and, scaled, what the rule would take, or the sum that it joins. */
+static fa_anomaly classify(const fa_task *t, int is32, int pending, double scale, int64_t i)
+{
+    double x = element(t->array[FA_GRAD], is32, i);
     if (!isfinite(x))
         return FA_NONFINITE;
     if (t->before) {
-        x = t->wrap->s * x;
+        x = rounded(rounded(t->wrap->s, is32) * x, is32);
         if (pending)
-            x = ((const double *)t->array[FA_SUM])[i] + x;
-        x = x * t->wrap->mean;
+            x = rounded(element(t->array[FA_SUM], is32, i) + x, is32);
+        x = rounded(x * rounded(t->wrap->mean, is32), is32);
     }
-    return isfinite(scale * x) ? FA_FINITE : FA_OVERFLOWS;
+    return isfinite(rounded(rounded(scale, is32) * x, is32)) ? FA_FINITE : FA_OVERFLOWS;
 }
 
 fa_anomaly fa_find_anomaly(const fa_call *c, int norm_counts, double scale, int64_t *which)
@@ -89,7 +86,7 @@ fa_anomaly fa_find_anomaly(const fa_call *c, int norm_counts, double scale, int6
         const fa_task *task = &c->squares[i];
         const fa_slot *slot = &c->slots[i];
         int pending = slot->record->pending != 0, is32 = slot->real == FA_FLOAT32;
-        double limit = 0.999 * (is32 ? FLT_MAX : DBL_MAX); /* less than the most, because of rounding */
+        double limit = 0.999 * (is32 ? FLT_MAX : DBL_MAX); /* a little less than the largest number: sums are rounded */
         for (int64_t block = 0; block < blocks_of(task->n); block++) {
             double squares = ((const double *)task->coefficients)[block];
             if (slot->steps && squares > most) {
@@ -101,7 +98,7 @@ fa_anomaly fa_find_anomaly(const fa_call *c, int norm_counts, double scale, int6
                 continue;
             int64_t end = task->n - block * FA_SQUARES < FA_SQUARES ? task->n : (block + 1) * FA_SQUARES;
             for (int64_t k = block * FA_SQUARES; k < end; k++) {
-                fa_anomaly found = (is32 ? classify32 : classify64)(task, pending, scale, k);
+                fa_anomaly found = classify(task, is32, pending, scale, k);
                 *which = i;
                 if (found != FA_FINITE)
                     return found;

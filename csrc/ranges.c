@@ -1,4 +1,4 @@
-/* Memory that is written: does anything overlap? Ranges are sorted and disjoint once fa_ranges_sort has said so. */
+/* Ranges of memory that is written: does anything overlap them? */
 #include <stdlib.h>
 #include "fastadam.h"
 

@@ -1,4 +1,4 @@
-/* One call of an optimizer's step: what each parameter's task is, and how it is counted. */
+/* One call of an optimizer's step: the task of each parameter, and its counters. */
 #include <math.h>
 #include "fastadam.h"
 
@@ -46,8 +46,8 @@ void fa_build_wraps(fa_call *c)
     fa_fp_restore(&saved);
 }
 
-/* Before the arrays are updated, which pushes the counters out of the cache: nothing in between can fail, and a state file
- * says that a step is going on. */
+/* This comes before the arrays are updated, because that pushes the counters out of the cache. Nothing in between can fail,
+ * and a state file says meanwhile that it is torn. */
 void fa_advance_counters(fa_call *c, double scale)
 {
     int64_t made = 0;

@@ -12,7 +12,7 @@ enum {
     WAKING = 2,
     SHORTEST = 128,         /* steps between trials, doubled as long as nothing changes */
     LONGEST = 2048,
-    PATIENCE = 8,           /* steps of twice the usual time before the next trial; of other work more than known, to begin anew */
+    PATIENCE = 8,           /* slow steps (twice the usual time) that start a trial; steps of other work that begin anew */
 };
 
 static double median(const double *samples)

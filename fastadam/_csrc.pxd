@@ -21,7 +21,7 @@ cdef extern from "fastadam.h" nogil:
         FA_STATES
         FA_ARRAYS
 
-    ctypedef struct fa_options:     # those that Cython names; fa_hypers has all
+    ctypedef struct fa_options:     # what Cython names; fa_hypers has all
         double lr, beta1, beta2, eps, weight_decay, eps_root, dampening, initial_accumulator_value
         int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered
 

@@ -46,8 +46,8 @@ static void place_near(fa_task *task)
     task->array[FA_GRAD] = (char *)task->array[FA_PARAM] + FAR - 16;
 }
 
-/* Surrounded: by sums, clipping and averages. */
-static void run(fa_rule rule, fa_real real, int64_t n, int threads, int surrounded)
+/* Wrapped: with sums, clipping and averages. */
+static void run(fa_rule rule, fa_real real, int64_t n, int threads, int wrapped)
 {
     size_t size = real == FA_FLOAT64 ? sizeof(double) : sizeof(float);
     const char *families[] = {"Adam", "SGD", "RMSprop", "NAdam", "Adamax"};
@@ -58,7 +58,7 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads, int surround
                           .bias_correction = 1, .momentum = 0.8, .alpha = 0.99, .momentum_decay = 4e-3};
     double product = 1.0;
     fa_task task = {.kernel = fa_kernel_of(FA_BASELINE, rule, real), .n = n};
-    if (surrounded) {
+    if (wrapped) {
         task.before = fa_kernel_of(FA_BASELINE, FA_GRADIENT + FA_SUMMED + FA_CLIPPED, real);
         task.after = rule < FA_RULES ? fa_kernel_of(FA_BASELINE, FA_AVERAGE, real) : NULL;
         task.wrap = &wrap;
@@ -77,12 +77,12 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads, int surround
         }
     }
     for (int64_t step = 1; step < 4; step++) {
-        fa_coefficients factors;
+        fa_coefficients coefficients;
         fesetround(FE_UPWARD);
         if (family)
-            fa_coefficients_at(family, step, &options, 0.7, product, &factors);
-        product = family ? factors.product : product;
-        task.coefficients = family ? (void *)&factors : rule == FA_SUM_SQUARES ? (void *)sums : (void *)&wrap;
+            fa_coefficients_at(family, step, &options, 0.7, product, &coefficients);
+        product = family ? coefficients.product : product;
+        task.coefficients = family ? (void *)&coefficients : rule == FA_SUM_SQUARES ? (void *)sums : (void *)&wrap;
         fa_run(&task, 1, threads, threads, 0);
         if (fegetround() != FE_UPWARD)
             exit(1);
@@ -109,9 +109,9 @@ int main(void)
                 if (fa_kernel_of(FA_BASELINE, rule, real)->run)
                     run(rule, real, n, 1 + (int)(n % 3), 0);
     for (int real = 0; real < FA_REALS; real++)
-        for (int surrounded = 0; surrounded < 2; surrounded++) {
-            run(FA_ADAM, real, 5000, 2, surrounded);
-            run(FA_SUM_SQUARES, real, 5 * 4 * FA_SQUARES + 37, 1 + surrounded, surrounded);
+        for (int wrapped = 0; wrapped < 2; wrapped++) {
+            run(FA_ADAM, real, 5000, 2, wrapped);
+            run(FA_SUM_SQUARES, real, 5 * 4 * FA_SQUARES + 37, 1 + wrapped, wrapped);
         }
     run(FA_ADAM, FA_FLOAT32, NEAR_N, 1, 0);
     run(FA_ADAM, FA_FLOAT32, NEAR_N, 2, 1);

@@ -23,7 +23,7 @@ RULES = [
     *("gradient" + name for name in ("", "_summed", "_clipped", "_summed_clipped", "_in_place")),
     "average",
 ]
-NORMS = ["squares", "squares_of_made"]
+NORMS = ["squares", "squares_wrapped"]
 PACKED = {  # (instruction set, element type): what a vectorised square root and division look like
     "x86_64": {
         ("baseline", "f32"): (r"\bsqrtps\s.*%xmm", r"\bdivps\s.*%xmm"),
