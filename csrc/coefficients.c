@@ -33,12 +33,6 @@ static double bias_correction(double beta, int64_t step, const fa_options *o)
     return o->bias_correction ? 1.0 - pow(beta, (double)step) : 1.0;
 }
 
-static int no_flags(const fa_options *o)
-{
-    (void)o;
-    return 0;
-}
-
 static int adam_flags(const fa_options *o)
 {
     return o->amsgrad ? FA_AMSGRAD : 0;
@@ -61,7 +55,6 @@ static void sgd(int64_t step, const fa_options *o, fa_coefficients *f)
 {
     f->b1 = o->momentum;
     f->c1 = step == 1 ? 1.0 : 1.0 - o->dampening; /* the first gradient is the buffer */
-    f->step_size = o->lr;
 }
 
 static int rmsprop_flags(const fa_options *o)
@@ -75,7 +68,6 @@ static void rmsprop(int64_t step, const fa_options *o, fa_coefficients *f)
     f->b1 = o->momentum;
     f->b2 = o->alpha;
     f->c2 = 1.0 - o->alpha;
-    f->step_size = o->lr;
 }
 
 /* RMSprop's loop with a sum in place of the average. */
@@ -122,10 +114,10 @@ static const fa_family families[] = {
     {"Adam", {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}, FA_ADAM, adam_flags, adam},
     {"SGD", {"momentum_buffer"}, FA_SGD, sgd_flags, sgd},
     {"RMSprop", {"grad_avg", "square_avg", "momentum_buffer"}, FA_RMSPROP, rmsprop_flags, rmsprop},
-    {"Adagrad", {NULL, "sum"}, FA_RMSPROP, no_flags, adagrad},
-    {"NAdam", {"exp_avg", "exp_avg_sq"}, FA_NADAM, no_flags, nadam},
-    {"RAdam", {"exp_avg", "exp_avg_sq"}, FA_ADAM, no_flags, radam},
-    {"Adamax", {"exp_avg", "exp_inf"}, FA_ADAMAX, no_flags, adamax},
+    {"Adagrad", {NULL, "sum"}, FA_RMSPROP, NULL, adagrad},
+    {"NAdam", {"exp_avg", "exp_avg_sq"}, FA_NADAM, NULL, nadam},
+    {"RAdam", {"exp_avg", "exp_avg_sq"}, FA_ADAM, NULL, radam},
+    {"Adamax", {"exp_avg", "exp_inf"}, FA_ADAMAX, NULL, adamax},
 };
 
 const fa_family *fa_family_named(const char *name)
@@ -139,7 +131,7 @@ const fa_family *fa_family_named(const char *name)
 fa_rule fa_rule_of(const fa_family *family, const fa_options *o)
 {
     int decay = o->weight_decay == 0.0 ? 0 : o->decoupled_weight_decay ? FA_DECOUPLED : FA_L2;
-    return family->loop | decay | family->flags(o);
+    return family->loop | decay | (family->flags ? family->flags(o) : 0);
 }
 
 void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *o, double grad_scale, double product,
@@ -155,6 +147,7 @@ void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options 
         .c1 = 1.0 - o->beta1,
         .b2 = o->beta2,
         .c2 = 1.0 - o->beta2,
+        .step_size = o->lr,
         .eps = o->eps,
         .product = product,
     };

@@ -104,7 +104,7 @@ typedef struct {
     const char *name;
     const char *state[3];                                         /* names of M, V, W, or NULL */
     fa_rule loop;
-    int (*flags)(const fa_options *options);                      /* of the loop; fa_rule_of adds those of decay */
+    int (*flags)(const fa_options *options);                      /* of the loop, or NULL; fa_rule_of adds decay's */
     void (*coefficients)(int64_t step, const fa_options *options, fa_coefficients *f);
 } fa_family;
 
