@@ -151,6 +151,7 @@ void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options 
         .eps = o->eps,
         .product = product,
     };
-    family->coefficients(step, o, out);
+    if (family->coefficients)
+        family->coefficients(step, o, out);
     fa_fp_restore(&saved);
 }

@@ -104,8 +104,8 @@ typedef struct {
     const char *name;
     const char *state[3];                                         /* names of M, V, W, or NULL */
     fa_rule loop;
-    int (*flags)(const fa_options *options);                      /* of the loop, or NULL; fa_rule_of adds decay's */
-    void (*coefficients)(int64_t step, const fa_options *options, fa_coefficients *f);
+    int (*flags)(const fa_options *options);                      /* of the loop, or NULL: none but decay's */
+    void (*coefficients)(int64_t step, const fa_options *options, fa_coefficients *f); /* or NULL: the common ones */
 } fa_family;
 
 const fa_family *fa_family_named(const char *name);               /* or NULL */
