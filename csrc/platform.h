@@ -143,7 +143,7 @@ static inline double fa_now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* A lock that readers share; who wants it alone is not kept waiting by readers that come later, where that can be had. */
+/* A read-write lock. With glibc a writer does not wait for readers that come later. */
 static inline void fa_rwlock_init(pthread_rwlock_t *lock)
 {
     pthread_rwlockattr_t kind;
@@ -155,7 +155,7 @@ static inline void fa_rwlock_init(pthread_rwlock_t *lock)
     pthread_rwlockattr_destroy(&kind);
 }
 
-/* The number of the calling thread, and whether the system still counts that one of this process; 0: it does not say. */
+/* The number of the calling thread, or 0; and does the system still count that thread of this process? */
 #ifdef __linux__
 #include <sys/syscall.h>
 static inline long fa_thread(void)

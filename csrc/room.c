@@ -15,17 +15,17 @@ enum { MOST = 1024 /* threads of a team */ };
 #include <stdlib.h>
 #include <string.h>
 
-static const double BELIEVED = 0.1; /* seconds: what was found is not asked again so soon */
-enum { CALLERS = 256 /* who have a record; others ask each time */ };
+static const double BELIEVED = 0.1; /* for so many seconds, what was found */
+enum { CALLERS = 256 /* with a record; others ask each time */ };
 
 struct fa_caller {
     int taken;    /* by a thread that is alive */
     int workers;  /* that are alive and worked for it last */
     int last;     /* the size of its last team */
     int found;    /* the threads that there were, when it asked last */
-    int all;      /* it had asked for more */
+    int all;      /* these were all: it had asked for more */
     double asked; /* when that was */
-    unsigned after; /* so many regions had made threads */
+    unsigned after; /* how many regions had made threads by then */
     int promised; /* so many were found for an order, and it has had no team since */
 };
 
@@ -57,7 +57,7 @@ fa_caller *fa_caller_here(void)
     for (fa_caller *c = callers; have_keys && !mine && c < callers + CALLERS; c++) {
         if (!fa_claim(&c->taken))
             continue;
-        if (fa_load(&c->workers) != 0) { /* some of who had it before have not ended */
+        if (fa_load(&c->workers) != 0) { /* workers of its last owner have not ended */
             end_caller(c);
         } else {
             begin(c);
@@ -81,7 +81,7 @@ void fa_works_for(fa_caller *caller)
         fa_add(&caller->workers, 1);
 }
 
-/* Held by who makes threads, to show that they can be made or for a region, so that nobody else takes them in between. */
+/* Held while threads are made, as a test or for a region, so that nobody else takes them in between. */
 static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
 static unsigned regions; /* that have made threads */
 
@@ -101,9 +101,9 @@ void fa_had_team(fa_caller *caller, int team, int held)
 extern size_t kmp_get_stacksize_s(void) FA_WEAK; /* LLVM's and Intel's runtimes have it */
 #endif
 
-static int keeps_threads; /* the runtime, those that a smaller region leaves over */
+static int keeps_threads; /* the runtime, those that a smaller region does not need */
 
-/* With itself. Threads that its last region had left over may be about to end. */
+/* The caller included. Threads that its last region did not need may be about to end. */
 static int threads_of(const fa_caller *c)
 {
     int workers = c ? fa_load(&c->workers) : 0;
@@ -169,7 +169,7 @@ static int make(int wanted)
     pthread_attr_t like_theirs;
     pthread_attr_init(&like_theirs);
     if (stack_size)
-        pthread_attr_setstacksize(&like_theirs, stack_size); /* if refused, the runtime, too, takes the usual */
+        pthread_attr_setstacksize(&like_theirs, stack_size); /* if refused, the runtime takes the default, too */
     pthread_mutex_lock(&barrier);
     while (count < wanted && pthread_create(&made[count], &like_theirs, show, &ids[count]) == 0)
         count++;

@@ -1,9 +1,8 @@
 /* OpenMP's team: one parallel region a step, of no more threads than there are (room.c). */
 #include "threads.h"
 
-/* What a step takes if nothing has been measured is a thread for each AT_FIRST (8 MiB of parameters), because between
- * BLAS calls, whose own workers still spin on the other cores, more threads gain nothing before that (python -m bench
- * loop). */
+/* If nothing has been measured, a step takes a thread for each AT_FIRST (8 MiB of parameters): between BLAS calls, whose
+ * workers still spin on the other cores, more threads gain nothing (python -m bench loop). */
 enum { AT_FIRST = 131072 }; /* cache lines */
 
 #ifdef _OPENMP
@@ -24,7 +23,7 @@ static int orphaned; /* this process is a child without the threads that its run
 enum { HARD = 2 }; /* omp_pause_hard, which old headers do not have */
 
 static int (*pause_all)(int); /* libgomp's, if it has it */
-static int safe;              /* the runtime, or the last pause, makes children whole */
+static int safe;              /* children have whole teams, by the runtime or by the last pause */
 
 static void find_runtime(void)
 {

@@ -1,12 +1,12 @@
-/* Threads of our own, for OpenBLAS's jobs and for steps, so that there is one team and nothing waits against anything.
+/* Threads of our own for OpenBLAS's jobs and for steps: one team, so that no two compete for the cores.
  *
- * OpenBLAS lets a program supply its threads: it then hands over the jobs of a call, which wait for each other and so
- * must all run at the same time, whatever OpenMP would give. And OpenMP's workers, as long as they are to do no harm
- * elsewhere, fall asleep between the products of a training loop: waking them costs more than many a product. These look
- * for work about as long as such a loop leaves them without, and leave the core to others whenever those want it.
+ * OpenBLAS lets a program supply its threads, and then hands it the jobs of a call. These wait for each other, so all must
+ * run at the same time, which OpenMP does not promise. And OpenMP's workers fall asleep between the products of a training
+ * loop; waking them takes longer than many products. Ours look for work about as long as such a loop leaves them without,
+ * and leave the core to others that want it.
  *
- * A job is told the number of the thread that it runs on, which chooses its work buffer. Calls use the same few numbers, so
- * only one may run its jobs at once. So callers, of steps and of BLAS, take turns. */
+ * A job is told a number, which chooses its work buffer. Calls use the same few numbers, so only one may run its jobs at
+ * once: callers, of steps and of BLAS, take turns. */
 #include "threads.h"
 
 #if FA_SHARED_TEAM
@@ -87,15 +87,15 @@ static void give(worker *to, const work *w)
 
 /* ---- starting them */
 
-/* A BLAS call has no other way: its jobs wait for each other. The threads were made when it was ordered to run here, so
- * this can be only after a fork, or if somebody has raised OpenBLAS's threads since. */
+/* A BLAS call needs all its threads, because its jobs wait for each other. They were made when sharing was ordered. So this
+ * happens only after a fork, or if somebody has raised OpenBLAS's threads since. */
 static void give_up(void)
 {
     fputs("fastadam: a BLAS call needs more threads than the system, or fastadam, has to give\n", stderr);
     abort();
 }
 
-/* OMP_PROC_BIND binds the thread that loads the runtime to one place, and what a thread starts, inherits that. */
+/* OMP_PROC_BIND binds the thread that loads the runtime to one place, and threads that it starts inherit that. */
 static void unbind(pthread_attr_t *attributes)
 {
 #if defined(_OPENMP) && FA_AFFINITY
@@ -117,7 +117,7 @@ static void unbind(pthread_attr_t *attributes)
 #endif
 }
 
-static double refused; /* when the system last had no thread for a step; 0: it had */
+static double refused; /* when the system last refused a thread for a step; 0: not since */
 
 static void start(int wanted, int must)
 {
@@ -173,7 +173,7 @@ static int run_parts(fa_part run, void *data, int parts, int must)
 
 /* ---- steps */
 
-/* The team may be in a product of another Python thread, for which a step should not wait. */
+/* A step does not wait for a product of another Python thread. */
 static int width(int wanted, int makes)
 {
     if (pthread_mutex_trylock(&turn) != 0)
@@ -204,8 +204,8 @@ void fa_share_steps(int yes)
 
 typedef struct {
     fa_blas_job run; /* each library has its own */
-    int forks;       /* that its calls know of */
-    double settled;  /* when all that came first after the last one have made its workers; 0: they have */
+    int forks;       /* how many there were, at its last call */
+    double settled;  /* when its own workers will have been made anew after the last one; 0: they have been */
 } library;
 
 enum { MOST_LIBRARIES = 16, SETTLING = 1 /* s */ };
@@ -223,11 +223,11 @@ static library *library_of(fa_blas_job run)
     return 0;
 }
 
-/* A job writes "busy" and "free" where OpenBLAS's own worker of its number has its mailbox, and uses the same work buffer
- * as it. LU hands jobs to these workers, past the callback: with their numbers it hangs. They have the lowest ones, so
- * jobs get the highest. But every Python thread whose call finds the workers gone after a fork makes them anew, once the
- * one before has, and frees the buffers of all other numbers: for a second, in which any that is on its way should get
- * there, jobs get the lowest. */
+/* A job writes "busy" and "free" into the mailbox of OpenBLAS's own worker of its number, and uses its work buffer. These
+ * workers have the lowest numbers, and LU hands them jobs past the callback: it hangs if ours have the same numbers. So
+ * jobs get the highest. But after a fork every Python thread whose call finds the workers gone makes them anew, one thread
+ * after the other, and frees the buffers of all other numbers. So for a second, in which all such calls should arrive, jobs
+ * get the lowest. */
 static int last_number(fa_blas_job run, int count)
 {
     library *l = library_of(run);

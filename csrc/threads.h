@@ -18,7 +18,7 @@ typedef void (*fa_part)(int part, int parts, void *data);
 typedef struct {
     const char *name;
     int64_t at_first; /* lines for each thread, if nothing has been measured */
-    /* How many threads has it for a step of so many? 0: none now, take another team. If it makes, the system is asked. */
+    /* How many of the wanted threads has it? 0: none now, take another team. If make, the system is asked. */
     int (*width)(int wanted, int make);
     int (*run)(fa_part part, void *data, int width); /* all parts, at the same time; returns how many there were */
 } fa_team;
@@ -35,7 +35,7 @@ typedef struct fa_caller fa_caller; /* what is known of a Python thread's team *
 void fa_room_start(void);           /* call once */
 fa_caller *fa_caller_here(void);
 int fa_room(fa_caller *caller, int team); /* threads that there are, of so many, for its next region */
-int fa_room_for_region(fa_caller *caller, int team, int *held); /* the same; held: until fa_had_team nobody makes others */
+int fa_room_for_region(fa_caller *caller, int team, int *held); /* the same; held: nobody else makes any, until fa_had_team */
 void fa_works_for(fa_caller *caller);     /* said by each worker of a region */
 void fa_had_team(fa_caller *caller, int team, int held);
 void fa_promise(int team);                /* the calling thread has so many, until its next region */
