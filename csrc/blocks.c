@@ -1,13 +1,13 @@
 /* Tasks that run block by block, with blocks of arrays on the stack. There are two reasons for it.
  *
- * Loops before and after a rule: `before` writes the gradient that the rule takes into a block on the stack; `after` reads
- * the parameters again, while they are in the first-level cache. Both read little else, so memory would be idle meanwhile.
- * So what they read in the next block is fetched just before each of them runs.
+ * Loops before and after a rule: `before` writes the gradient that the rule takes into a block on the stack; `after`
+ * reads the parameters again, while they are in the first-level cache. Both read little else, so memory would be idle
+ * meanwhile. So what they read in the next block is fetched just before each of them runs.
  *
- * Arrays nearly a multiple of 1 MiB apart: an array that is read lies a few bytes behind one that is written, modulo 1 MiB,
- * and both in huge pages, where addresses modulo 1 MiB are physical ones. Intel's processors then make loads from the one
- * wait for stores to the other, and a step takes up to three times as long. malloc makes such pairs: consecutive arrays of
- * 4 MiB are 4 MiB + 16 apart. So the array that trails is first copied to the stack. */
+ * Arrays nearly a multiple of 1 MiB apart: an array that is read lies a few bytes behind one that is written, modulo 1
+ * MiB, and both in huge pages, where addresses modulo 1 MiB are physical ones. Intel's processors then make loads from
+ * the one wait for stores to the other, and a step takes up to three times as long. malloc makes such pairs:
+ * consecutive arrays of 4 MiB are 4 MiB + 16 apart. So the array that trails is first copied to the stack. */
 #include <string.h>
 #include "fastadam.h"
 

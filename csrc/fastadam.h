@@ -52,8 +52,8 @@ enum { FA_SQUARES = 4096 };
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
 
-/* The order of a task's arrays. M, V and W are state: the family says what each holds (coefficients.c). EMA is the moving
- * average of the parameters, SUM the sum of pending gradients. */
+/* The order of a task's arrays. M, V and W are state: the family says what each holds (coefficients.c). EMA is the
+ * moving average of the parameters, SUM the sum of pending gradients. */
 enum { FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_ARRAYS, FA_STATE = FA_M, FA_STATES = 5 };
 
 /* ---- families of rules (coefficients.c) ---------------------------------------------------------------------- */
@@ -65,8 +65,8 @@ typedef struct {
     int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered;
 } fa_options;
 
-/* What the loops read: the same for all parameters of a group with the same counter. Kernels round each to their element
- * type, once. */
+/* What the loops read: the same for all parameters of a group with the same counter. Kernels round each to their
+ * element type, once. */
 typedef struct {
     double s;                    /* multiplies the gradient */
     double wd, d;                /* L2: g += wd*p; decoupled: p *= d */
@@ -105,7 +105,7 @@ typedef struct {
     const char *state[3];                                         /* names of M, V, W, or NULL */
     fa_rule loop;
     int (*flags)(const fa_options *options);                      /* of the loop, or NULL: none but decay's */
-    void (*coefficients)(int64_t step, const fa_options *options, fa_coefficients *f); /* or NULL: the common ones */
+    void (*coefficients)(int64_t step, const fa_options *options, fa_coefficients *f); /* or NULL: common ones do */
 } fa_family;
 
 const fa_family *fa_family_named(const char *name);               /* or NULL */
@@ -164,10 +164,10 @@ typedef struct {
 int fa_tuner_next(fa_tuner *tuner, int64_t lines, const void *team, int start, int most, double now);
 void fa_tuner_done(fa_tuner *tuner, double now);
 
-/* Run all tasks, on one team of threads, and return how many it had.
- * threads > 0 is an order: exactly min(threads, cache lines), or as many as the system has. threads == 0: at most bound,
- * and no more than have enough to do; the tuner, if there is one, measures which number is best. Inside a parallel region,
- * and in a forked child without its threads, it is always 1. Call it between fa_gate_enter and fa_gate_leave. */
+/* Run all tasks, on one team of threads, and return how many it had. threads > 0 is an order: exactly min(threads,
+ * cache lines), or as many as the system has. threads == 0: at most bound, and no more than have enough to do; the
+ * tuner, if there is one, measures which number is best. Inside a parallel region, and in a forked child without its
+ * threads, it is always 1. Call it between fa_gate_enter and fa_gate_leave. */
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner);
 int fa_order(int threads);      /* how many threads would such an order get? It may ask the system */
 const char *fa_steps_on(void);  /* whose threads took the last step of several threads: "OpenMP" or "fastadam" */
@@ -254,8 +254,8 @@ int64_t fa_blocks_of_call(const fa_call *call);
 void fa_sum_squares(fa_call *call, int threads);
 double fa_add_squares(const fa_call *call);
 
-/* After fa_sum_squares: which is the first parameter with NaN or infinity in its gradient, or in the sum or scaled gradient
- * made of it? If there is none, but the norm is infinite and counts, the one with the largest gradient. */
+/* After fa_sum_squares: which is the first parameter with NaN or infinity in its gradient, or in the sum or scaled
+ * gradient made of it? If there is none, but the norm is infinite and counts, the one with the largest gradient. */
 typedef enum { FA_FINITE, FA_NONFINITE, FA_OVERFLOWS, FA_NORM_OVERFLOWS } fa_anomaly;
 fa_anomaly fa_find_anomaly(const fa_call *call, int norm_counts, double scale, int64_t *which);
 
@@ -296,14 +296,14 @@ static inline void fa_mark(int64_t *where, int64_t value)
 #define FA_SHARED_TEAM 0
 #endif
 
-/* OpenBLAS's threads callback: run job(n, data + i * size, extra) for i = 0 .. count - 1, all at the same time. Each has a
- * number n of its own. */
+/* OpenBLAS's threads callback: run job(n, data + i * size, extra) for i = 0 .. count - 1, all at the same time. Each
+ * has a number n of its own. */
 typedef void (*fa_blas_job)(int number, void *data, int extra);
 typedef void (*fa_blas_callback)(int sync, fa_blas_job job, int count, size_t size, void *data, int extra);
 typedef void (*fa_blas_setter)(fa_blas_callback callback);
 
-/* An OpenBLAS must allow FA_BLAS_NUMBERS numbers, as NumPy's and SciPy's wheels do, and have FA_MOST_CALLBACK threads at
- * most. */
+/* An OpenBLAS must allow FA_BLAS_NUMBERS numbers, as NumPy's and SciPy's wheels do, and have FA_MOST_CALLBACK threads
+ * at most. */
 enum { FA_BLAS_NUMBERS = 64, FA_MOST_CALLBACK = FA_BLAS_NUMBERS / 2 };
 
 #if FA_SHARED_TEAM

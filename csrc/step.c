@@ -46,8 +46,8 @@ void fa_build_wraps(fa_call *c)
     fa_fp_restore(&saved);
 }
 
-/* This comes before the arrays are updated, because that pushes the counters out of the cache. Nothing in between can fail,
- * and a state file says meanwhile that it is torn. */
+/* This comes before the arrays are updated, because that pushes the counters out of the cache. Nothing in between can
+ * fail, and a state file says meanwhile that it is torn. */
 void fa_advance_counters(fa_call *c, double scale)
 {
     int64_t made = 0;

@@ -1,12 +1,12 @@
 /* Threads of our own for OpenBLAS's jobs and for steps: one team, so that no two compete for the cores.
  *
- * OpenBLAS lets a program supply its threads, and then hands it the jobs of a call. These wait for each other, so all must
- * run at the same time, which OpenMP does not promise. And OpenMP's workers fall asleep between the products of a training
- * loop; waking them takes longer than many products. Ours look for work about as long as such a loop leaves them without,
- * and leave the core to others that want it.
+ * OpenBLAS lets a program supply its threads, and then hands it the jobs of a call. These wait for each other, so all
+ * must run at the same time, which OpenMP does not promise. And OpenMP's workers fall asleep between the products of a
+ * training loop; waking them takes longer than many products. Ours look for work about as long as such a loop leaves
+ * them without, and leave the core to others that want it.
  *
- * A job is told a number, which chooses its work buffer. Calls use the same few numbers, so only one may run its jobs at
- * once: callers, of steps and of BLAS, take turns. */
+ * A job is told a number, which chooses its work buffer. Calls use the same few numbers, so only one may run its jobs
+ * at once: callers, of steps and of BLAS, take turns. */
 #include "threads.h"
 
 #if FA_SHARED_TEAM
@@ -87,8 +87,8 @@ static void give(worker *to, const work *w)
 
 /* ---- starting them */
 
-/* A BLAS call needs all its threads, because its jobs wait for each other. They were made when sharing was ordered. So this
- * happens only after a fork, or if somebody has raised OpenBLAS's threads since. */
+/* A BLAS call needs all its threads, because its jobs wait for each other. They were made when sharing was ordered. So
+ * this happens only after a fork, or if somebody has raised OpenBLAS's threads since. */
 static void give_up(void)
 {
     fputs("fastadam: a BLAS call needs more threads than the system, or fastadam, has to give\n", stderr);
@@ -223,11 +223,11 @@ static library *library_of(fa_blas_job run)
     return 0;
 }
 
-/* A job writes "busy" and "free" into the mailbox of OpenBLAS's own worker of its number, and uses its work buffer. These
- * workers have the lowest numbers, and LU hands them jobs past the callback: it hangs if ours have the same numbers. So
- * jobs get the highest. But after a fork every Python thread whose call finds the workers gone makes them anew, one thread
- * after the other, and frees the buffers of all other numbers. So for a second, in which all such calls should arrive, jobs
- * get the lowest. */
+/* A job writes "busy" and "free" into the mailbox of OpenBLAS's own worker of its number, and uses its work buffer.
+ * These workers have the lowest numbers, and LU hands them jobs past the callback: it hangs if ours have the same
+ * numbers. So jobs get the highest. But after a fork every Python thread whose call finds the workers gone makes them
+ * anew, one thread after the other, and frees the buffers of all other numbers. So for a second, in which all such
+ * calls should arrive, jobs get the lowest. */
 static int last_number(fa_blas_job run, int count)
 {
     library *l = library_of(run);
