@@ -19,6 +19,7 @@ from pathlib import Path
 from .results import table
 
 ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
 BUDGETS = Path(__file__).with_suffix(".json")
 SLACK = 1.01
 SIZES = [4096, 31]
@@ -29,14 +30,15 @@ WAY_OUT = "`python -m bench instructions --update`"
 
 
 def run(*command):
-    """What the command prints; where it cannot run, that is the end."""
+    """What the command prints; if it cannot run, that is the end."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         raise SystemExit(f"{command[0]} is missing: {NEEDS}") from None
-    except subprocess.CalledProcessError as error:
-        message = f"{shlex.join(command)} failed with status {error.returncode}; {NEEDS}"
-        raise SystemExit(f"{message}\n{error.stdout}{error.stderr}") from None
+    if done.returncode:
+        message = f"{shlex.join(command)} failed with status {done.returncode}; {NEEDS}"
+        raise SystemExit(f"{message}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def compiler_version(cc):
@@ -91,13 +93,13 @@ def executed(program, n, profile):
     return re.findall(rf"^cfn={KERNEL}\ncalls=.*\n\S+ (\d+)$", Path(profile).read_text(), flags=re.MULTILINE)
 
 
-def measure(cc, csrc):
+def measure(cc):
     """{kernel: {column: instructions per element}}, every column of every kernel."""
-    sources = [Path(__file__).with_suffix(".c"), *(csrc / f"{name}.c" for name in ("cpu", "factors", "kernels"))]
+    sources = [Path(__file__).with_suffix(".c"), *(CSRC / f"{name}.c" for name in ("cpu", "coefficients", "kernels"))]
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/instructions"
-        run(*cc, *flags(), f"-I{csrc}", *map(str, sources), "-o", program, "-lm")
+        run(*cc, *flags(), f"-I{CSRC}", *map(str, sources), "-o", program, "-lm")
         for function, body in functions(program).items():
             if found := re.fullmatch(KERNEL, function):
                 row = figures.setdefault(found[1], {})
@@ -141,7 +143,6 @@ def compare(figures, budget):
 def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m bench instructions", description=__doc__)
     parser.add_argument("--update", action="store_true", help="make what this compiler gives its budget")
-    parser.add_argument("--csrc", type=Path, default=ROOT / "csrc", help="the folder of the kernels")
     options = parser.parse_args(arguments)
     if platform.machine() != "x86_64":
         raise SystemExit(f"counts the kernels of x86-64; this machine is {platform.machine()}")
@@ -150,7 +151,7 @@ def main(arguments):
     budgets = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
     if compiler not in budgets and not options.update:
         raise SystemExit(f"no budget for {compiler}, only for {', '.join(budgets) or 'none'}: add it with {WAY_OUT}")
-    figures = measure(cc, options.csrc)
+    figures = measure(cc)
     if options.update:
         budgets[compiler] = figures
         text = json.dumps(budgets, indent=1, sort_keys=True)
