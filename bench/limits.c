@@ -5,10 +5,9 @@
  * reading_limit: read an array of whole cache lines once, each thread in eight places at once and half a page ahead; one,
  * four and sixteen places and other distances were slower.
  * arithmetic_limit: one square root and one division an element, in registers and the first-level cache.
- * Built by bench/limits.py with -O3 -march=native -fopenmp; f32 and f64 by inclusion of itself. */
-#ifndef REAL
-#include <math.h>
+ * Built by bench/limits.py with -O3 -march=native -fopenmp, once with REAL float and once with double. */
 #include <stdint.h>
+#include <tgmath.h>
 
 enum { LINE = 8, PLACES = 8 }; /* words in a cache line; lines read at once */
 
@@ -35,45 +34,30 @@ uint64_t reading_limit(const uint64_t *words, int64_t lines, int threads)
     return all;
 }
 
-#define REAL float
-#define SQRT sqrtf
-#define NAME(x) x##_f32
-#include "limits.c"
-#undef REAL
-#undef SQRT
-#undef NAME
-
-#define REAL double
-#define SQRT sqrt
-#define NAME(x) x##_f64
-#include "limits.c"
-
-#else
-
-void NAME(memory_limit)(REAL *restrict p, const REAL *restrict g, REAL *restrict a, REAL *restrict b, REAL *restrict c,
-                        REAL *restrict d, int64_t n, int threads, double zero)
-{
-    const REAL nothing = (REAL)zero;
-#define LOOP(body)                                                                                            \
+#define MOVE(x) x[i] += nothing * g[i];
+#define LOOP(moves)                                                                                           \
     _Pragma("omp parallel for simd schedule(static) num_threads(threads)") for (int64_t i = 0; i < n; i++)    \
     {                                                                                                         \
-        body                                                                                                  \
-        p[i] += nothing * g[i];                                                                               \
+        moves MOVE(p)                                                                                         \
     }
+
+void memory_limit(REAL *restrict p, const REAL *restrict g, REAL *restrict a, REAL *restrict b, REAL *restrict c,
+                  REAL *restrict d, int64_t n, int threads, double zero)
+{
+    const REAL nothing = (REAL)zero;
     if (d)
-        LOOP(a[i] += nothing * g[i]; b[i] += nothing * g[i]; c[i] += nothing * g[i]; d[i] += nothing * g[i];)
+        LOOP(MOVE(a) MOVE(b) MOVE(c) MOVE(d))
     else if (c)
-        LOOP(a[i] += nothing * g[i]; b[i] += nothing * g[i]; c[i] += nothing * g[i];)
+        LOOP(MOVE(a) MOVE(b) MOVE(c))
     else if (b)
-        LOOP(a[i] += nothing * g[i]; b[i] += nothing * g[i];)
+        LOOP(MOVE(a) MOVE(b))
     else if (a)
-        LOOP(a[i] += nothing * g[i];)
+        LOOP(MOVE(a))
     else
-        LOOP(;)
-#undef LOOP
+        LOOP()
 }
 
-double NAME(arithmetic_limit)(int64_t n, int threads, double one)
+double arithmetic_limit(int64_t n, int threads, double one)
 {
     enum { BLOCK = 1024 };
     double sum = 0;
@@ -82,15 +66,10 @@ double NAME(arithmetic_limit)(int64_t n, int threads, double one)
         REAL x[BLOCK];
         for (int i = 0; i < BLOCK; i++)
             x[i] = (REAL)one;
-        int64_t left = (n + threads - 1) / threads;
-        for (; left > 0; left -= BLOCK) {
-            int64_t now = left < BLOCK ? left : BLOCK;
-            for (int64_t i = 0; i < now; i++)
-                x[i] = (REAL)one / (SQRT(x[i]) + (REAL)one);
-        }
+        for (int64_t left = (n + threads - 1) / threads; left > 0; left -= BLOCK)
+            for (int64_t i = 0; i < (left < BLOCK ? left : BLOCK); i++)
+                x[i] = (REAL)one / (sqrt(x[i]) + (REAL)one);
         sum += x[0];
     }
     return sum;
 }
-
-#endif

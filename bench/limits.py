@@ -30,25 +30,19 @@ def alternate(contenders, rounds, calls=1):
 
 
 @functools.cache
-def library():
-    source = Path(__file__).with_name("limits.c")
-    built = Path(tempfile.mkdtemp(), "limits.so")
+def library(dtype):
+    built, real = Path(tempfile.mkdtemp(), "limits.so"), {"float32": "float", "float64": "double"}[dtype.name]
     flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, str(source), "-o", str(built), "-lm"], check=True)
+    source = Path(__file__).with_name("limits.c")
+    subprocess.run(["cc", *flags, f"-DREAL={real}", source, "-o", built, "-lm"], check=True)
     loaded = ctypes.CDLL(str(built))
-    for function in loaded.arithmetic_limit_f32, loaded.arithmetic_limit_f64:
-        function.restype = ctypes.c_double
-    loaded.reading_limit.restype = ctypes.c_uint64
+    loaded.arithmetic_limit.restype, loaded.reading_limit.restype = ctypes.c_double, ctypes.c_uint64
     return loaded
-
-
-def suffix(dtype):
-    return {"float32": "f32", "float64": "f64"}[np.dtype(dtype).name]
 
 
 def memory_limit(*arrays, threads):
     """A function that reads and writes the arrays as a step does: parameter, gradient, and up to four of state."""
-    function = library()[f"memory_limit_{suffix(arrays[0].dtype)}"]
+    function = library(arrays[0].dtype).memory_limit
     pointers = [ctypes.c_void_p(x.ctypes.data) for x in arrays] + [ctypes.c_void_p(None)] * (6 - len(arrays))
 
     def move():
@@ -60,7 +54,7 @@ def memory_limit(*arrays, threads):
 def reading_limit(array, threads):
     """A function that reads an array once, but for what follows its last whole cache line."""
     lines = ctypes.c_int64(array.nbytes // 64)
-    return lambda: library().reading_limit(ctypes.c_void_p(array.ctypes.data), lines, threads)
+    return lambda: library(array.dtype).reading_limit(ctypes.c_void_p(array.ctypes.data), lines, threads)
 
 
 class MemoryLimit(Contender):
@@ -83,7 +77,7 @@ class ArithmeticLimit(MemoryLimit):
     rules = ("Adam", "AdamW", "AMSGrad")
 
     def setup(self, threads):
-        function = library()[f"arithmetic_limit_{suffix(self.arrays[0].dtype)}"]
+        function = library(self.arrays[0].dtype).arithmetic_limit
         size = ctypes.c_int64(sum(p.size for p in self.arrays))
         self.limit = functools.partial(function, size, threads, ctypes.c_double(1))
 

@@ -1,5 +1,6 @@
 """What fastadam promises of its own steps: each beside another step of fastadam, in turns in one process."""
 
+import functools
 import mmap
 import statistics
 import tracemalloc
@@ -30,13 +31,18 @@ class Own:
         check(self.contender, self.params, self.grads, self.optimizer.steps)
 
 
+def over(what, found, pairs):
+    """{text: (name, base, bar)} as rows."""
+    for said, (name, base, bar) in pairs.items():
+        yield promise({"what": f"{what}: {said}"}, bar, ratio(found[name], found[base]))
+
+
 def compare(what, owners, turns, pairs, rounds, calls=1):
-    """{over: (name, base, bar)} as rows, once the results of all owners are right."""
+    """As rows, once the results of all owners are right."""
     found = alternate(turns, rounds, calls)
     for own in owners:
         own.check()
-    for over, (name, base, bar) in pairs.items():
-        yield promise({"what": f"{what}: {over}"}, bar, ratio(found[name], found[base]))
+    return over(what, found, pairs)
 
 
 def clipping(n, rounds, threads):
@@ -44,8 +50,7 @@ def clipping(n, rounds, threads):
     plain = own["Adam"]
     read = reading_limit(plain.grads[0], threads)
     assert read() == np.bitwise_or.reduce(plain.grads[0][: n // 16 * 16].view(np.uint64))
-    turns = {rule: each.step for rule, each in own.items()}
-    turns["read"] = lambda: (read(), plain.step())  # no norm costs less
+    turns = {rule: each.step for rule, each in own.items()} | {"read": lambda: (read(), plain.step())}
     pairs = {
         "max_norm=1 over a plain step": ("clipped", "Adam", "<= 1.2"),
         "gradients read once in C and a plain step over a plain step": ("read", "Adam", ""),
@@ -86,26 +91,19 @@ def instruction_sets(rounds, n=16 << 10):
     _core.select_isa(before)
 
 
-class Update:
+def updates(what, p, grads, m, v, step, threads, pairs, rounds, calls):
     """Calls of adam_update with one of several gradients, in turns; checked against the twin."""
+    start, taken = [array[:1000].copy() for array in (p, m, v)], []
 
-    def __init__(self, p, grads, m, v, step, threads):
-        self.arrays, self.start = (p, m, v), [array[:1000].copy() for array in (p, m, v)]
-        self.grads, self.step, self.threads, self.taken = grads, step, threads, []
+    def call(name):
+        fastadam.adam_update(p, grads[name], m, v, step, threads=threads)
+        taken.append(name)
 
-    def turn(self, number):
-        def call():
-            p, m, v = self.arrays
-            fastadam.adam_update(p, self.grads[number], m, v, self.step, threads=self.threads)
-            self.taken.append(number)
-
-        return call
-
-    def check(self):
-        p, m, v = self.start
-        for number in self.taken:
-            reference.adam_update(p, self.grads[number][:1000], m, v, self.step)
-        assert all(np.array_equal(a, b[:1000]) for a, b in zip((p, m, v), self.arrays, strict=True)), "twin differs"
+    found = alternate({name: functools.partial(call, name) for name in grads}, rounds, calls)
+    for name in taken:
+        reference.adam_update(start[0], grads[name][:1000], *start[1:], step)
+    assert all(np.array_equal(a, b[:1000]) for a, b in zip(start, (p, m, v), strict=True)), "twin differs"
+    yield from over(what, found, pairs)
 
 
 def neighbours(rounds, threads, n=1 << 19):
@@ -118,9 +116,8 @@ def neighbours(rounds, threads, n=1 << 19):
     places = 0, slot - 16, slot + 4096, 2 * slot + 65536, 3 * slot + 2 * 65536
     p, near, apart, m, v = (np.frombuffer(memory, np.float32, n, base + place) for place in places)
     p[...], near[...], apart[...] = 1, 0.5, 0.5
-    update = Update(p, [near, apart], m, v, 10, threads)
     pairs = {"gradient at 4 MiB - 16 over 4 MiB + 4096": ("near", "apart", "")}
-    return compare("512 Ki", [update], {"near": update.turn(0), "apart": update.turn(1)}, pairs, rounds, 10)
+    return updates("512 Ki", p, {"near": near, "apart": apart}, m, v, 10, threads, pairs, rounds, 10)
 
 
 def small_squares(rounds, n=1 << 20):
@@ -128,12 +125,9 @@ def small_squares(rounds, n=1 << 20):
     (p,), (g,) = Workload("", ((n,),)).make()
     some, tiny = g.copy(), g * np.float32(1e-20)
     some[::100] = tiny[::100]
-    update = Update(p, [g, some, tiny], np.zeros_like(p), np.ones_like(p), 1000, 1)
-    turns = {name: update.turn(number) for number, name in enumerate(("none", "one in 100", "all"))}
-    pairs = {
-        f"{name} of the gradients' squares subnormal, over none": (name, "none", "") for name in turns if name != "none"
-    }
-    return compare("1 x 1 M", [update], turns, pairs, rounds, 3)
+    grads = {"none": g, "one in 100": some, "all": tiny}
+    pairs = {f"{k} of the gradients' squares subnormal, over none": (k, "none", "") for k in ("one in 100", "all")}
+    return updates("1 x 1 M", p, grads, np.zeros_like(p), np.ones_like(p), 1000, 1, pairs, rounds, 3)
 
 
 def subnormal_state(rounds, n=16 << 10):
@@ -163,9 +157,8 @@ def memory(n, arrays):
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     for what, most, came in ("optimizer", 4096, before - 2 * arrays * n * 4), ("peak of a step", 1024, peak):
-        yield promise(
-            {"what": f"{arrays} x {n}: {what}, bytes an array above the arrays"}, f"< {most}", round(came / arrays)
-        )
+        said = f"{arrays} x {n}: {what}, bytes an array above the arrays"
+        yield promise({"what": said}, f"< {most}", round(came / arrays))
 
 
 def promises(quick):

@@ -11,8 +11,6 @@ from .workloads import RULES, placed
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 DECAY, MAX_NORM = RULES["AdamW"][1]["weight_decay"], RULES["clipped"][1]["max_norm"]
 PEER_RULES = ("Adam", "AdamW", "AMSGrad", "clipped")
-
-
 CONTENDERS = {}  # by name
 
 
@@ -89,8 +87,6 @@ class FastadamSerial(Fastadam):
 
 
 class FastadamShared(FastadamDefault):
-    """fastadam.Adam on the threads of NumPy's BLAS, ordered."""
-
     def setup(self, threads):
         super().setup(threads)
         import fastadam
@@ -340,6 +336,7 @@ PEERS = [name for name in CONTENDERS if not name.startswith("fastadam")]
 
 
 LATER = (30.0, -10.0, 0.0)  # the gradient's multiples in three more steps, which show wrong betas
+PIECE = 1 << 20  # elements compared at once, so that it takes little memory
 
 
 def check(contender, params, grads, steps):
@@ -347,14 +344,16 @@ def check(contender, params, grads, steps):
     lr*g/(|g| + eps). Rules that no peer has: to the bit against fastadam's NumPy twin."""
     if contender.rule not in PEER_RULES:
         return check_twin(contender, params[0].reshape(-1)[:1000], grads[0].reshape(-1)[:1000], steps)
-    kept = (1 - LR * DECAY) ** steps if contender.rule == "AdamW" else 1.0
-    moves = LR * ((1 - kept) / (LR * DECAY) if contender.rule == "AdamW" else steps)
-    for start, grad, end in pieces(params, grads, contender.params()):
-        exact, spacing = grad.astype(np.float64), np.spacing(np.abs(start).max(initial=1.0) + steps * LR)
-        expected = kept * start.astype(np.float64) - moves * exact / (np.abs(exact) + EPS)
-        close(contender, end, expected, 2e-3 * steps * LR + steps * float(spacing), f"after {steps} steps")
+    kept = 1 - LR * DECAY if contender.rule == "AdamW" else 1.0
+    moves = LR * sum(kept**i for i in range(steps))
+    for arrays in zip(params, grads, contender.params(), strict=True):
+        for at in range(0, arrays[0].size, PIECE):
+            start, grad, end = (array.reshape(-1)[at : at + PIECE] for array in arrays)
+            exact, spacing = grad.astype(np.float64), np.spacing(np.abs(start).max(initial=1.0) + steps * LR)
+            expected = kept**steps * start.astype(np.float64) - moves * exact / (np.abs(exact) + EPS)
+            close(contender, end, expected, 2e-3 * steps * LR + steps * float(spacing), f"after {steps} steps")
     if contender.varies:
-        check_later(contender, grads, steps)
+        check_later(contender, grads, steps, kept)
     return None
 
 
@@ -370,8 +369,8 @@ def check_twin(contender, p, g, steps):
 
     name, options, _ = RULES[contender.rule]
     rule = {key: value for key, value in options.items() if key not in ("max_value", "ema_decay")}
-    ours = getattr(fastadam, name)(p.copy(), lr=LR, **options)  # for its state
-    p, state = p.copy(), dict(ours.state[0])
+    p = p.copy()
+    state = dict(getattr(fastadam, name)(p, **options).state[0])
     ema = state.pop("ema", None)
     g = reference.gradient([g], [1.0], g.dtype, options.get("max_value"))
     for _ in range(steps):
@@ -385,33 +384,19 @@ def check_twin(contender, p, g, steps):
     assert ema is None or np.array_equal(ema, contender.optimizer.ema[0].reshape(-1)[:1000])
 
 
-def check_later(contender, grads, steps):
+def check_later(contender, grads, steps, kept):
     """Three more steps with other gradients, the first 1000 elements of each array against a float64 recurrence."""
     before = [p.reshape(-1)[:1000].astype(np.float64) for p in contender.params()]
     for factor in LATER:
         contender.step([grad * grad.dtype.type(factor) for grad in grads])
     norm = np.sqrt(sum(float(np.linalg.norm(grad.astype(np.float64))) ** 2 for grad in grads))
-
-    def clipped(factor):
-        if contender.rule == "clipped" and abs(factor) * norm > MAX_NORM:
-            return np.sign(factor) * MAX_NORM / norm
-        return factor
-
+    most = MAX_NORM / norm if contender.rule == "clipped" else np.inf
     for p, grad, end in zip(before, grads, contender.params(), strict=True):
-        start, g = p.copy(), grad.reshape(-1)[:1000].astype(np.float64)
-        first = clipped(1.0) * g
-        m, v = first * (1 - BETA1**steps), first * first * (1 - BETA2**steps)
-        for t, factor in enumerate(map(clipped, LATER), steps + 1):
+        start, g = p, grad.reshape(-1)[:1000].astype(np.float64)
+        m, v = min(1.0, most) * g * (1 - BETA1**steps), (min(1.0, most) * g) ** 2 * (1 - BETA2**steps)
+        for t, factor in enumerate(np.clip(LATER, -most, most), steps + 1):
             m = BETA1 * m + (1 - BETA1) * factor * g
             v = BETA2 * v + (1 - BETA2) * (factor * g) ** 2
-            kept = 1 - LR * DECAY if contender.rule == "AdamW" else 1.0
             p = kept * p - LR * (m / (1 - BETA1**t)) / (np.sqrt(v / (1 - BETA2**t)) + EPS)
         rounding = 4 * float(np.spacing(np.abs(start).max(initial=1.0).astype(grad.dtype)))
         close(contender, end.reshape(-1)[:1000], p, 1e-3 * LR + rounding, "in later steps")
-
-
-def pieces(*lists, size=1 << 20):
-    """The same stretch of each list's arrays, one after the other, so that checking needs little memory."""
-    for arrays in zip(*lists, strict=True):
-        for start in range(0, arrays[0].size, size):
-            yield [array.reshape(-1)[start : start + size] for array in arrays]
