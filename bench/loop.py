@@ -41,10 +41,9 @@ def iterations(names, width, batch, count, rounds):
         for name in names if number % 2 == 0 else reversed(names):
             if number >= FEW and not name.startswith(("fastadam", "no optimizer")):
                 continue
+            arguments, env = (train, name, width, batch, count, threads), VARIANTS[name][1]
             try:
-                *seconds, losses[name] = in_new_process(
-                    train, name, width, batch, count, threads, environment=VARIANTS[name][1]
-                )
+                *seconds, losses[name] = in_new_process(*arguments, environment=env)
                 samples.setdefault(name, []).append(seconds)
             except ImportError as error:
                 absent[name] = str(error)
@@ -63,9 +62,7 @@ def rows(case, samples):
             "step, ms": milliseconds(step),
             "step back to back, ms": milliseconds(alone),
             "total, ms": [1e3 * seconds for seconds in quartiles(totals[name])],
-            **{
-                f"against {base}": ratio(totals[name], totals[base]) for base in ("no optimizer", ONE) if base in totals
-            },
+            **{f"against {k}": ratio(totals[name], totals[k]) for k in ("no optimizer", ONE) if k in totals},
         }
 
 

@@ -77,10 +77,9 @@ def scaling(tables):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for count in sorted({row["threads"] for row in tables["steps"]}):
         rows = [row for row in tables["steps"] if row["threads"] == count]
-        points = [
-            (float(row["parameters"]), row["GB/s"], row["share of the limit"][1]) for row in rows if row["arrays"] == 1
-        ]
-        x, speed, share = zip(*points, strict=True)
+        one = [row for row in rows if row["arrays"] == 1]
+        x, speed = ([float(row[column]) for row in one] for column in ("parameters", "GB/s"))
+        share = [row["share of the limit"][1] for row in one]
         (line,) = left.plot(x, speed, ".-", label=f"threads: {count}")
         left.plot(x, [a / b for a, b in zip(speed, share, strict=True)], ".--", color=line.get_color())
         split = sorted((row["arrays"], row["ms a step"]) for row in rows if row["parameters"] == "1e+06")

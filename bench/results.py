@@ -53,9 +53,8 @@ def text(cell):
 def lines(rows, head=True):
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[text(row.get(column)) for column in columns] for row in rows]
-    return [
-        "| " + " | ".join(line) + " |" for line in ([map(str, columns), ["---"] * len(columns)] if head else []) + cells
-    ]
+    heads = [map(str, columns), ["---"] * len(columns)] if head else []
+    return ["| " + " | ".join(line) + " |" for line in heads + cells]
 
 
 def table(rows):

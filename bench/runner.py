@@ -107,18 +107,10 @@ class Training:
             middle = time.perf_counter()
             self.contender.step(grads["weights"] + grads["biases"])
             self.adopt()
-            end = time.perf_counter()
             forward_backward += middle - start
-            step += end - middle
-        self.grads = grads["weights"] + grads["biases"]
+            step += time.perf_counter() - middle
+        self.contender.grads = grads["weights"] + grads["biases"]
         return forward_backward / count, step / count
-
-    def step_alone(self, count):
-        """Seconds a step of the same arrays, back to back."""
-        start = time.perf_counter()
-        for _ in range(count):
-            self.contender.step(self.grads)
-        return (time.perf_counter() - start) / count
 
 
 WARM_UP = 30  # steps: fastadam has tried numbers of threads by then
@@ -129,6 +121,9 @@ def train(name, width, batch, iterations, threads):
     training = Training(name, width, batch, threads)
     training.iterate(max(iterations // 3, WARM_UP))
     times = training.iterate(iterations)
-    loss = training.loss
-    training.step_alone(iterations // 3)
-    return *times, training.step_alone(iterations), loss
+    for count in iterations // 3, iterations:
+        start = time.perf_counter()
+        for _ in range(count):
+            training.contender.step(training.contender.grads)
+        alone = (time.perf_counter() - start) / count
+    return *times, alone, training.loss

@@ -10,7 +10,7 @@ columns are the limit's time over ours in the same rounds: 1 is the limit. Rows 
 within a row. Results are checked against float64 or, for rules that no peer has, against the NumPy twin.
 """
 
-import dataclasses
+import functools
 
 import fastadam
 
@@ -20,7 +20,7 @@ from .peers import PEERS
 from .results import milliseconds, promise, ratio
 from .runner import LARGE, Runner
 from .workers import Worker, take_turns
-from .workloads import FAMILY, WORKLOADS
+from .workloads import FAMILY, WORKLOADS, Workload
 
 OURS = [*LIMITS, "fastadam", "fastadam default", "fastadam.adam_update"]
 SLOW = {"NumPy tutorial", "NumPy in place", "scikit-learn", "thinc", "autograd"}  # seconds a step at 64 Mi
@@ -49,16 +49,11 @@ def one_group(workload, ours, peers, rounds):
     """All contenders in turn: {name: seconds a step, one for each round}, {name: why absent}."""
     threads = fastadam.config()["threads"]
     absent = ours("prepare", workload, threads)
-    turns = {name: lambda name=name: ours("turn", name) for name in OURS if name not in absent}
-    present = [ours]
-    for name, worker in peers.items():
-        why = worker("prepare", workload, threads)
-        absent.update(why)
-        if not why:
-            turns[name] = lambda name=name, worker=worker: worker("turn", name)
-            present.append(worker)
-    seconds = take_turns(turns, rounds)
-    for worker in present:
+    for worker in peers.values():
+        absent |= worker("prepare", workload, threads)
+    workers = {name: worker for name, worker in (dict.fromkeys(OURS, ours) | peers).items() if name not in absent}
+    seconds = take_turns({name: functools.partial(each, "turn", name) for name, each in workers.items()}, rounds)
+    for worker in dict.fromkeys(workers.values()):
         for name, why in worker("finish").items():
             absent[name] = why
             del seconds[name]
@@ -68,11 +63,9 @@ def one_group(workload, ours, peers, rounds):
 def rows(workload, groups):
     """A row for each contender, from the seconds of groups, in which large workloads meet one peer at a time."""
 
-    def against(name, to):
-        both = [seconds for seconds in groups if name in seconds and to in seconds]
-        return (
-            ratio(*([sample for seconds in both for sample in seconds[each]] for each in (name, to))) if both else None
-        )
+    def against(*names):
+        both = [seconds for seconds in groups if seconds.keys() >= set(names)]
+        return ratio(*([x for seconds in both for x in seconds[name]] for name in names)) if both else None
 
     for name in dict.fromkeys(name for seconds in groups for name in seconds):
         ms = milliseconds([sample for seconds in groups for sample in seconds.get(name, [])])
@@ -104,9 +97,7 @@ def promises(steps):
             if len(ratios) < len(contenders):
                 verdict += f" (not measured: {', '.join(sorted(set(contenders) - set(ratios)))})"
             shares = [present[best][f"share of the {limit}"] for limit in LIMITS if best not in LIMITS]
-            most = min(
-                (1 / share[1] for share in shares if share), default=0
-            )  # if our step took no longer than a limit
+            most = min((1 / share[1] for share in shares if share), default=0)  # if our step were at a limit
             if most > middle and workload != "1 x 1 K":  # there calls count
                 what["a step at the limit"] = round(most, 2)
             yield promise(what | {"other": best}, f">= {bar:g}", ratios[best], verdict)
@@ -115,11 +106,9 @@ def promises(steps):
 def measure(chosen):
     workloads = [WORKLOADS[name] for name in chosen.workloads]
     if chosen.quick:
-        workloads = [w for w in workloads if w.size <= 1 << 20] + [
-            dataclasses.replace(w, name=f"1 x 1 M {w.rule}", shapes=((1 << 20,),))
-            for w in workloads
-            if w.rule in FAMILY
-        ]
+        family = (w.rule for w in workloads if w.rule in FAMILY)
+        workloads = [w for w in workloads if w.size <= 1 << 20]
+        workloads += [Workload(f"1 x 1 M {rule}", ((1 << 20,),), rule=rule) for rule in family]
     ours, peers = Worker(Runner, OURS), {name: Worker(Runner, [name]) for name in chosen.peers}
     steps, absent = [], {}
     for workload in workloads:

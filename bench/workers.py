@@ -27,12 +27,6 @@ class Worker:
         self.pool.shutdown()
 
 
-def in_new_process(function, *args, environment=None):
-    """What the function returns, or raises; `environment` is added to its variables."""
-    with mock.patch.dict(os.environ, environment or {}), pool() as fresh:
-        return fresh.submit(function, *args).result()
-
-
 def _make(make, *args):
     global _held
     _held = make(*args)
@@ -40,6 +34,12 @@ def _make(make, *args):
 
 def _call(method, *args):
     return getattr(_held, method)(*args)
+
+
+def in_new_process(function, *args, environment=None):
+    """What the function returns, or raises; `environment` is added to its variables."""
+    with mock.patch.dict(os.environ, environment or {}), pool() as fresh:
+        return fresh.submit(function, *args).result()
 
 
 def take_turns(turns, rounds):
