@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "installing", "instructions", "report")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "instructions", "report")
 
 
 def main():

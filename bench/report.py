@@ -15,7 +15,7 @@ from .results import load, pivot, table, text
 from .workloads import FAMILY, WORKLOADS
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "installing")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling")
 HEAD = """# Benchmarks
 
 Written by `python -m bench report` from `bench/results/*.json`, which have every ratio with its quartiles. `--measure`
