@@ -1,5 +1,21 @@
 """--sample=N runs every N-th slow or browser test: what CI does on each change; `.ci/run --full` runs all."""
 
+import pytest
+
+
+@pytest.fixture(params=[".npz", ".safetensors"])
+def path(request, tmp_path):
+    return tmp_path / f"model{request.param}"
+
+
+@pytest.fixture
+def restore_isa():
+    from fastadam import _core
+
+    before = _core.isa()
+    yield
+    _core.select_isa(before)
+
 
 def pytest_addoption(parser):
     parser.addoption("--sample", type=int, default=1, help="of the tests marked slow or viz, run every N-th")

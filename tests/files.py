@@ -11,14 +11,6 @@ from fastadam.persist.statefile import HEADER
 SUFFIXES = [".npz", ".safetensors"]
 
 
-def everything(opt):
-    """All that a checkpoint keeps, as bytes."""
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
-    arrays = [[p.tobytes() for p in group["params"]] for group in opt.param_groups]
-    state = [{k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in e.items()} for e in opt.state.values()]
-    return groups, arrays, state
-
-
 def rewritten(path, change):
     """The text of an .npz changed, with a sum that is right."""
     with zipfile.ZipFile(path) as members:

@@ -1,6 +1,7 @@
 """What several test files need."""
 
 import ast
+import contextlib
 import os
 import subprocess
 import sys
@@ -65,6 +66,13 @@ def snapshot(opt):
         [[p.tobytes() for p in group["params"]] for group in opt.param_groups],
         [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups],
     )
+
+
+@contextlib.contextmanager
+def unchanged(opt):
+    before = snapshot(opt)
+    yield
+    assert snapshot(opt) == before
 
 
 def run_python(code, timeout=600, check=True, **env):

@@ -341,12 +341,8 @@ class NumPysMemory:
         pass
 
     def __init__(self):
-        functions = [
-            ("malloc", self.MALLOC),
-            ("calloc", self.CALLOC),
-            ("realloc", self.POINTER),
-            ("free", self.POINTER),
-        ]
+        functions = [("malloc", self.MALLOC), ("calloc", self.CALLOC)]
+        functions += [("realloc", self.POINTER), ("free", self.POINTER)]
         head = [("name", ctypes.c_char * 127), ("version", ctypes.c_uint8), ("context", self.POINTER)]
         self.Handler._fields_ = [*head, *functions]
         new = ctypes.pythonapi.PyCapsule_New
@@ -439,16 +435,8 @@ def starve(name, memory, turns):
     return failures
 
 
-MAKES_NO_ARRAYS = {
-    "step",
-    "step, state_file",
-    "flush",
-    "step, max_norm",
-    "step, accumulate",
-    "step_one",
-    "state_dict",
-    "swap_ema",
-}
+MAKES_NO_ARRAYS = {"step", "step, state_file", "step, max_norm", "step, accumulate", "step_one"}
+MAKES_NO_ARRAYS |= {"flush", "state_dict", "swap_ema"}
 
 
 # NumPy (2.4) crashes without Python's memory when it pickles a dtype, reads a structured scalar or compares.

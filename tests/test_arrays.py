@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import BAD_LAYOUTS, NOT_ARRAYS, WRONG_DTYPES, N, assert_same_bits, ones, snapshot, strided
+from helpers import BAD_LAYOUTS, NOT_ARRAYS, WRONG_DTYPES, N, assert_same_bits, ones, snapshot, strided, unchanged
 
 import fastadam
 from fastadam import reference
@@ -72,10 +72,8 @@ def change_after_construction(change, match, error=ValueError):
     opt = fastadam.Adam(params)
     opt.step({"v": ones(), "w": np.ones((2, 3), np.float32)})
     change(params["w"])
-    before = snapshot(opt)
-    with pytest.raises(error, match=match):
+    with unchanged(opt), pytest.raises(error, match=match):
         opt.step({"v": ones(), "w": np.ones((2, 3), np.float32)})
-    assert snapshot(opt) == before
     return opt
 
 
@@ -115,12 +113,8 @@ def test_state_is_aligned_to_cache_lines():
 @pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "value", "error"),
-    [
-        ("dtype", np.int32, TypeError),
-        ("dtype", ">f4", ValueError),
-        ("shape", (3, 2), ValueError),
-        ("strides", (4, 8), ValueError),
-    ],
+    [("dtype", np.int32, TypeError)]
+    + [(name, value, ValueError) for name, value in (("dtype", ">f4"), ("shape", (3, 2)), ("strides", (4, 8)))],
 )
 def test_parameter_whose_metadata_changed_is_refused(name, value, error):
     change_after_construction(lambda param: setattr(param, name, value), "parameter 'w' must", error)
@@ -171,10 +165,8 @@ def gradient_refused(grad, error, match, param=None):
     params = [first, ones() if param is None else param, last]
     opt = fastadam.Adam(params)
     opt.step([ones(), ones(), ones()] if param is None else [ones(), None, ones()])
-    before = snapshot(opt)
-    with pytest.raises(error, match=match):
+    with unchanged(opt), pytest.raises(error, match=match):
         opt.step([ones(), grad, ones()])
-    assert snapshot(opt) == before
 
 
 @pytest.mark.parametrize(("bad", "match"), [*NOT_ARRAYS, ([1.0] * N, "got a list"), ({}, "got a dict")])

@@ -11,11 +11,6 @@ import pytest
 import fastadam
 
 
-@pytest.fixture(params=[".npz", ".safetensors"])
-def path(request, tmp_path):
-    return tmp_path / f"model{request.param}"
-
-
 def loaded(path):
     new = np.zeros(1)
     fastadam.load(path, params=new)

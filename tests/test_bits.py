@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 import fastadam
 from fastadam import _core, reference
 
+pytestmark = pytest.mark.usefixtures("restore_isa")
+
 SIZES = [*range(10), 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129, 255, 1000, 4099]
 THREADS = range(1, 9)
+FLAGS = ["amsgrad", "maximize", "bias_correction", "eps_hat"]
 AXES = {
     "isa": ISAS,
     "dtype": DTYPES,
@@ -32,25 +35,9 @@ AXES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def restore_isa():
-    before = _core.isa()
-    yield
-    _core.select_isa(before)
-
-
-def options_of(decay, amsgrad, maximize, bias_correction, eps_hat):
-    return {
-        "lr": 0.01,
-        "eps_root": 1e-12,
-        "weight_decay": 0.0 if decay == "none" else 0.1,
-        "decoupled_weight_decay": decay == "decoupled",
-        "amsgrad": amsgrad,
-        "maximize": maximize,
-        "bias_correction": bias_correction,
-        "eps_hat": eps_hat,
-        "grad_scale": 0.7,
-    }
+def options_of(decay, *flags):
+    decays = {"weight_decay": 0.0 if decay == "none" else 0.1, "decoupled_weight_decay": decay == "decoupled"}
+    return {"lr": 0.01, "eps_root": 1e-12, "grad_scale": 0.7, **decays, **dict(zip(FLAGS, flags, strict=True))}
 
 
 def make_arrays(rng, n, dtype, offset, amsgrad, make):
@@ -145,41 +132,22 @@ def test_many_arrays_of_any_kind_in_one_step_equal_the_twin_one_by_one(isa, thre
                 assert_same_bits(a, b)
 
 
-positive = st.floats(0, 1e4, allow_nan=False)
-betas = st.floats(0, 1, exclude_max=True)
+large, positive, beta = st.floats(0, 1e300), st.floats(0, 1e4, allow_nan=False), st.floats(0, 1, exclude_max=True)
+HYPER = {"lr": large, "weight_decay": st.one_of(st.just(0.0), large), "eps": positive, "eps_root": positive}
+HYPER |= {"betas": st.tuples(beta, beta), "grad_scale": st.floats(allow_nan=False, allow_infinity=False)}
+HYPER |= dict.fromkeys(["decoupled_weight_decay", *FLAGS], st.booleans())
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    lr=st.floats(0, 1e300),
-    beta1=betas,
-    beta2=betas,
-    eps=positive,
-    weight_decay=st.one_of(st.just(0.0), st.floats(0, 1e300)),
-    eps_root=positive,
-    grad_scale=st.floats(allow_nan=False, allow_infinity=False),
+    options=st.fixed_dictionaries(HYPER),
     step=st.one_of(st.integers(1, 10_000), st.integers(1, 2**63 - 1)),
-    decoupled=st.booleans(),
-    flags=st.tuples(*[st.booleans()] * 4),
     dtype=st.sampled_from(DTYPES),
     isa=st.sampled_from(ISAS),
 )
-def test_any_hyper_parameters_give_the_twins_bits(
-    lr, beta1, beta2, eps, weight_decay, eps_root, grad_scale, step, decoupled, flags, dtype, isa
-):
-    amsgrad, maximize, bias_correction, eps_hat = flags
-    options = {
-        **options_of("l2", amsgrad, maximize, bias_correction, eps_hat),
-        "lr": lr,
-        "betas": (beta1, beta2),
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "decoupled_weight_decay": decoupled,
-        "eps_root": eps_root,
-        "grad_scale": grad_scale,
-    }
+def test_any_hyper_parameters_give_the_twins_bits(options, step, dtype, isa):
     rng = np.random.default_rng(0)
-    ours = make_arrays(rng, 37, dtype, 0, amsgrad, wild)
+    ours = make_arrays(rng, 37, dtype, 0, options["amsgrad"], wild)
     theirs = [a.copy() for a in ours]
     grad = wild(rng, 37, dtype)
     _core.select_isa(isa)

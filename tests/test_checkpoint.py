@@ -8,16 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files import SUFFIXES, everything, rewritten
-from helpers import assert_same_bits, run_python
+from files import SUFFIXES, rewritten
+from helpers import assert_same_bits, run_python, snapshot, unchanged
 
 import fastadam
 from fastadam.persist import checkpoint
-
-
-@pytest.fixture(params=SUFFIXES)
-def path(request, tmp_path):
-    return tmp_path / f"model{request.param}"
 
 
 def model(seed=0):
@@ -66,10 +61,10 @@ def test_training_goes_on_to_the_bit(path, name, options, mmap):
     new = getattr(fastadam, name)(other, **options)
     train(new, other, 2, seed=9)
     fastadam.load(path, params=other, optimizer=new, mmap=mmap)
-    assert everything(new) == everything(opt)
+    assert snapshot(new) == snapshot(opt)
     train(opt, params, 5, seed=3)
     train(new, other, 5, seed=3)
-    assert everything(new) == everything(opt)
+    assert snapshot(new) == snapshot(opt)
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -80,7 +75,7 @@ def test_an_optimizer_alone_and_parameters_alone(path):
     opt.save(path)
     new = fastadam.Adam(model())
     new.load(path)
-    assert everything(new)[2] == everything(opt)[2]
+    assert snapshot(new)[0] == snapshot(opt)[0]
     with pytest.raises(ValueError, match="has no params; it was saved without"):
         fastadam.load(path, params=params)
     fastadam.save(path, params=params)
@@ -136,12 +131,11 @@ def test_what_does_not_match_is_said_and_changes_nothing(path):
     def refused(error, match, make=fastadam.Adam, **changes):
         other = {**model(5), **changes}
         new = make(other)
-        before = everything(new)
-        with pytest.raises(error, match=match):
-            fastadam.load(path, params=other, optimizer=new)
-        with pytest.raises((error, ValueError)):
-            new.load(path)
-        assert everything(new) == before
+        with unchanged(new):
+            with pytest.raises(error, match=match):
+                fastadam.load(path, params=other, optimizer=new)
+            with pytest.raises((error, ValueError)):
+                new.load(path)
 
     refused(ValueError, r"has the shape \(2,\), in the checkpoint \(\)", scale=np.ones(2))
     refused(TypeError, "is float32, in the checkpoint float64; nothing is ever cast", scale=np.array(1, np.float32))
@@ -168,17 +162,10 @@ def test_an_array_that_cannot_be_written_is_refused_before_any_is(path):
 
 
 @pytest.mark.parametrize(
-    ("array", "error"),
-    [
-        (np.ones(2, complex), TypeError),
-        (np.array([None]), TypeError),
-        (np.array(["x"]), TypeError),
-        (np.ma.masked_array(np.ones(2)), TypeError),
-        (1.0, TypeError),
-    ],
+    "array", [np.ones(2, complex), np.array([None]), np.array(["x"]), np.ma.masked_array(np.ones(2)), 1.0]
 )
-def test_what_cannot_be_stored_is_refused(path, array, error):
-    with pytest.raises(error):
+def test_what_cannot_be_stored_is_refused(path, array):
+    with pytest.raises(TypeError):
         fastadam.save(path, params={"x": array})
     assert os.listdir(path.parent) == []
 

@@ -14,16 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from files import SUFFIXES
 from helpers import run_python
 
 import fastadam
 from fastadam.persist import checkpoint, pieces
-
-
-@pytest.fixture(params=SUFFIXES)
-def path(request, tmp_path):
-    return tmp_path / f"model{request.param}"
 
 
 def test_mode_and_links_are_as_users_expect(path):

@@ -5,7 +5,7 @@ from collections import OrderedDict, deque
 
 import numpy as np
 import pytest
-from helpers import snapshot
+from helpers import unchanged
 
 import fastadam
 
@@ -101,19 +101,15 @@ WRONG = [
 @pytest.mark.parametrize(("grads", "error", "match"), WRONG)
 def test_gradients_in_another_container_are_refused(grads, error, match):
     opt = fastadam.Adam(NESTED)
-    before = snapshot(opt)
-    with pytest.raises(error, match=match):
+    with unchanged(opt), pytest.raises(error, match=match):
         opt.step(grads)
-    assert snapshot(opt) == before
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_an_iterator_of_too_few_or_too_many_gradients_is_refused(count):
     opt = fastadam.Adam([one(), one()])
-    before = snapshot(opt)
-    with pytest.raises(ValueError, match=f"grads must have 2 items, .* got {count}"):
+    with unchanged(opt), pytest.raises(ValueError, match=f"grads must have 2 items, .* got {count}"):
         opt.step(one() for _ in range(count))
-    assert snapshot(opt) == before
 
 
 def test_bare_array_has_a_bare_gradient():

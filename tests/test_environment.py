@@ -22,20 +22,14 @@ UNMASKED = -0x680  # invalid, division by zero and overflow trap
 x86_64_linux = pytest.mark.skipif(
     (platform.machine(), sys.platform) != ("x86_64", "linux"), reason="reads glibc's fenv_t for x86-64"
 )
+any_control = pytest.mark.parametrize(
+    "mxcsr", [MXCSR_DEFAULT + bits for bits in (0, FTZ | DAZ, ROUND_UP, ROUND_TO_ZERO | STICKY, UNMASKED)]
+)
 
 
 @x86_64_linux
 @pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize(
-    "mxcsr",
-    [
-        MXCSR_DEFAULT,
-        MXCSR_DEFAULT | FTZ | DAZ,
-        MXCSR_DEFAULT | ROUND_UP,
-        MXCSR_DEFAULT | ROUND_TO_ZERO | STICKY,
-        MXCSR_DEFAULT + UNMASKED,
-    ],
-)
+@any_control
 def test_floating_point_control_neither_changes_nor_matters(mxcsr, threads):
     fp = FloatingPointState()
     results = []
@@ -62,16 +56,7 @@ def test_floating_point_control_neither_changes_nor_matters(mxcsr, threads):
 
 
 @x86_64_linux
-@pytest.mark.parametrize(
-    "mxcsr",
-    [
-        MXCSR_DEFAULT,
-        MXCSR_DEFAULT | FTZ | DAZ,
-        MXCSR_DEFAULT | ROUND_UP,
-        MXCSR_DEFAULT | ROUND_TO_ZERO | STICKY,
-        MXCSR_DEFAULT + UNMASKED,
-    ],
-)
+@any_control
 def test_floating_point_control_does_not_matter_to_the_norm(mxcsr):
     fp = FloatingPointState()
     results = []
@@ -97,8 +82,7 @@ def test_floating_point_control_does_not_matter_to_the_norm(mxcsr):
 @pytest.mark.parametrize("threads", ["None", "2"])
 def test_choosing_threads_leaves_floating_point_control_alone(threads):
     """From the first step on; clocks are read in double precision."""
-    run_python(
-        f"""
+    code = f"""
 import sys
 import numpy as np, fastadam
 from floating_point import FloatingPointState
@@ -114,9 +98,8 @@ for _ in range(100):
     fp.set({MXCSR_DEFAULT | FTZ | DAZ})
 fp.set(before)
 assert set(left) == {{{MXCSR_DEFAULT | FTZ | DAZ}}}, set(left)
-""",
-        PYTHONPATH=str(Path(__file__).parent),
-    )
+"""
+    run_python(code, PYTHONPATH=str(Path(__file__).parent))
 
 
 @x86_64_linux
@@ -144,8 +127,7 @@ def test_rounding_mode_does_not_matter_to_conversions(kind):
 
 @x86_64_linux
 def test_import_leaves_the_floating_point_state_alone():
-    run_python(
-        """
+    code = """
 from floating_point import FloatingPointState
 import sys, numpy
 fp = FloatingPointState()
@@ -153,9 +135,8 @@ assert "fastadam" not in sys.modules
 fp.set(0x1F80 | 0x8000 | 0x40)
 import fastadam
 assert fp.get() & ~0x3F == 0x1F80 | 0x8000 | 0x40  # but for the flags that any arithmetic of Python's raises
-""",
-        PYTHONPATH=str(Path(__file__).parent),
-    )
+"""
+    run_python(code, PYTHONPATH=str(Path(__file__).parent))
 
 
 def test_import_and_step_leave_the_process_as_it_was():

@@ -103,8 +103,7 @@ def few(tmp_path_factory):
 
 
 def test_steps_that_choose_their_threads_take_what_there_is(few):
-    few(
-        """
+    code = """
 def steps():
     for options in {}, {"max_norm": 1.0}:
         pair = Pair(**options)
@@ -130,9 +129,8 @@ for _ in range(2000):
     used.add(pair.opt.threads_used)
     if len(used) > 1: break
 assert used == {1, 2} or fastadam.get_num_threads() == 1    # they come when there are some
-""",
-        OMP_NUM_THREADS=None,
-    )
+"""
+    few(code, OMP_NUM_THREADS=None)
 
 
 def test_an_order_that_cannot_be_given_warns_once_and_takes_what_there_is(few):
@@ -251,8 +249,7 @@ assert (count("made"), count("refused")) == (made, 0)
 
 @can_share
 def test_sharing_is_refused_if_there_are_no_threads_for_openblas(few):
-    few(
-        """
+    code = """
 give(0)
 def share():
     global sharing
@@ -272,10 +269,8 @@ with fastadam.share_threads_with_blas() as sharing:
     [words] = warns(pair.step, 2)
     assert "asks for 4 threads, and the system has room for 2" in words
     for _ in range(3): pair.step(2)
-""",
-        start=START + SHARING,
-        OPENBLAS_NUM_THREADS="2",
-    )
+"""
+    few(code, start=START + SHARING, OPENBLAS_NUM_THREADS="2")
 
 
 LIMITED = (

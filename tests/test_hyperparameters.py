@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from helpers import snapshot
+from helpers import snapshot, unchanged
 
 import fastadam
 
@@ -20,14 +20,8 @@ BAD_VALUES = [
         )
     ],
     ("lr", 10**400, ValueError),
-    ("betas", (1.0, 0.9), ValueError),
-    ("betas", (0.9, 1.0), ValueError),
-    ("betas", (-0.1, 0.9), ValueError),
-    ("betas", (0.9, NAN), ValueError),
-    ("betas", (0.9,), TypeError),
-    ("betas", 0.9, TypeError),
-    ("betas", iter((0.9, 0.99)), TypeError),
-    ("betas", (0.9, "0.99"), TypeError),
+    *[("betas", value, ValueError) for value in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, NAN))],
+    *[("betas", value, TypeError) for value in ((0.9,), 0.9, iter((0.9, 0.99)), (0.9, "0.99"))],
     *[
         (name, value, TypeError)
         for name in ("decoupled_weight_decay", "amsgrad", "maximize", "bias_correction", "eps_hat")
@@ -65,14 +59,9 @@ def test_values_out_of_range_are_refused_everywhere(name, value, error):
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
-        ("threads", 0, ValueError),
-        ("threads", -1, ValueError),
-        ("threads", 1025, ValueError),
-        ("threads", 2.0, TypeError),
-        ("threads", True, TypeError),
-        ("threads", "2", TypeError),
-        ("max_norm", 0.0, ValueError),
-        ("max_norm", -1.0, ValueError),
+        *[("threads", value, ValueError) for value in (0, -1, 1025)],
+        *[("threads", value, TypeError) for value in (2.0, True, "2")],
+        *[("max_norm", value, ValueError) for value in (0.0, -1.0)],
         ("max_norm", "1", TypeError),
         ("nonfinite", "ignore", ValueError),
         ("nonfinite", None, TypeError),
@@ -88,12 +77,11 @@ def test_options_of_the_optimizer_out_of_range_are_refused(name, value, error):
 )
 def test_bad_grad_scale_is_refused(value, error):
     opt = fastadam.Adam(ones())
-    before = snapshot(opt)
-    with pytest.raises(error, match="^grad_scale"):
-        opt.step(ones(), grad_scale=value)
-    with pytest.raises(error, match="^grad_scale"):
-        fastadam.adam_update(ones(), ones(), ones(), ones(), 1, grad_scale=value)
-    assert snapshot(opt) == before
+    with unchanged(opt):
+        with pytest.raises(error, match="^grad_scale"):
+            opt.step(ones(), grad_scale=value)
+        with pytest.raises(error, match="^grad_scale"):
+            fastadam.adam_update(ones(), ones(), ones(), ones(), 1, grad_scale=value)
 
 
 def test_numbers_may_be_of_any_kind_that_is_a_number():
@@ -148,10 +136,8 @@ def test_any_number_may_be_a_schedule(options):
 @pytest.mark.parametrize(("value", "error"), [(-1.0, ValueError), (NAN, ValueError), ("x", TypeError)])
 def test_schedule_that_returns_nonsense_changes_nothing(value, error):
     opt = fastadam.Adam([{"params": ones()}, {"params": ones(), "lr": lambda t: value}])
-    before = snapshot(opt)
-    with pytest.raises(error, match="^lr"):
+    with unchanged(opt), pytest.raises(error, match="^lr"):
         opt.step([ones(), ones()])
-    assert snapshot(opt) == before
 
 
 def test_schedule_that_raises_changes_nothing():
@@ -177,10 +163,8 @@ def test_schedule_that_raises_changes_nothing():
 )
 def test_schedule_that_changes_its_own_optimizer_is_an_error(call):
     opt = fastadam.Adam(ones(), lr=lambda count: call(opt))
-    before = snapshot(opt)
-    with pytest.raises(RuntimeError, match="from inside its own step"):
+    with unchanged(opt), pytest.raises(RuntimeError, match="from inside its own step"):
         opt.step(ones())
-    assert snapshot(opt) == before
 
 
 def test_schedule_that_empties_the_groups_does_no_harm():

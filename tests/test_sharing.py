@@ -1,6 +1,7 @@
 """One team for OpenBLAS and steps: when, what they compute, and every way in which the threads can be missing."""
 
 import ctypes
+import functools
 import os
 import sys
 import types
@@ -21,6 +22,7 @@ can_share = pytest.mark.skipif(  # looked up here, so that no wrong refusal skip
 )
 # After a product OpenBLAS's threads look for work for 2**16 ticks, not for 2**28, which is a tenth of a second.
 SOON_ASLEEP = {"OPENBLAS_THREAD_TIMEOUT": "16"}
+run_asleep = functools.partial(run_python, **SOON_ASLEEP)
 
 START = """
 import contextlib, itertools, os, threading
@@ -43,8 +45,7 @@ def alive():
 @can_share
 @pytest.mark.parametrize("sizes", [(1, 2, 17, 250), pytest.param((400,), marks=pytest.mark.slow)])
 def test_the_whole_of_linear_algebra_computes_the_same(sizes):
-    run_python(
-        f"""{START}
+    run_asleep(f"""{START}
 def results(n, dtype):
     a = np.random.default_rng(n).standard_normal((n, n)).astype(dtype)
     if dtype == np.complex128:
@@ -68,9 +69,7 @@ for n, (dtype, tolerance) in itertools.product({sizes}, kinds):
     for name, (value, exact) in together.items():
         other = alone[name][0] if exact is None else exact
         assert np.abs(value - other).max() <= tolerance * max(np.abs(other).max(), 1), (name, n, dtype)
-""",
-        **SOON_ASLEEP,
-    )
+""")
 
 
 @can_share
@@ -78,8 +77,7 @@ for n, (dtype, tolerance) in itertools.product({sizes}, kinds):
 @pytest.mark.parametrize("make", ["fastadam.Adam(p)", "fastadam.Adam(p, threads=2)", "fastadam.Adam(p, max_norm=1.0)"])
 def test_shared_steps_run_on_the_threads_that_products_run_on(make):
     """No thread of OpenMP's is started."""
-    run_python(
-        f"""{START}
+    run_asleep(f"""{START}
 before = alive()
 p = np.ones(1 << 20)
 opt = {make}
@@ -98,9 +96,7 @@ assert fastadam.config()["blas_shared"] == []
 for _ in range(50):
     opt.step(p.copy())
     assert fastadam.config()["steps_on"] == "OpenMP"
-""",
-        **SOON_ASLEEP,
-    )
+""")
 
 
 @can_share
@@ -172,8 +168,7 @@ def test_an_interrupted_order_leaves_nothing_behind(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the affinity of threads")
 def test_our_team_is_not_bound_to_one_core_with_the_thread_that_starts_it():
     """libgomp binds the thread that loads it."""
-    run_python(
-        f"""
+    code = f"""
 import os
 everywhere, before = os.sched_getaffinity(0), set(os.listdir("/proc/self/task"))
 {START}
@@ -183,9 +178,8 @@ fastadam.share_threads_with_blas()
 check()
 ours = set(os.listdir("/proc/self/task")) - others
 assert ours and all(os.sched_getaffinity(int(thread)) == everywhere for thread in ours)
-""",
-        OMP_PROC_BIND="true",
-    )
+"""
+    run_python(code, OMP_PROC_BIND="true")
 
 
 @can_share
@@ -317,8 +311,7 @@ assert not wrong and len(right) > 2500, wrong
 
 @can_share
 def test_inside_a_parallel_region_blas_does_not_hang_and_steps_are_serial():
-    run_python(
-        f"""{START}
+    run_asleep(f"""{START}
 import ctypes
 from fastadam._load import openmp_runtimes
 runtime, = openmp_runtimes()        # LLVM's has this function of libgomp's, too
@@ -336,16 +329,13 @@ def region(_):
         wrong.append(error)
 ctypes.CDLL(runtime).GOMP_parallel(region, None, 2, 0)
 assert used == [1, 1] and not wrong, (used, wrong)
-""",
-        **SOON_ASLEEP,
-    )
+""")
 
 
 @can_share
 def test_limits_of_threadpoolctl_inside_and_outside():
     """OpenMP's limit bounds what a step takes; products are right under any."""
-    run_python(
-        f"""{START}
+    run_asleep(f"""{START}
 p = np.ones(1 << 20, np.float32)
 def step(threads=None):
     opt = fastadam.Adam(p, threads=threads)
@@ -368,9 +358,7 @@ with threadpoolctl.threadpool_limits(1):
 with threadpoolctl.threadpool_limits(2, "blas"), fastadam.share_threads_with_blas():
     assert step(3) == ("fastadam", 3)
 check(5)
-""",
-        **SOON_ASLEEP,
-    )
+""")
 
 
 @can_share
@@ -383,8 +371,7 @@ def test_a_limit_of_openmps_leaves_products_whole():
 def test_a_program_ends_while_another_thread_steps():
     """OpenBLAS ends its threads at exit, and would wait for ever for one that has our work."""
     for _ in range(4):
-        run_python(
-            f"""{START}
+        run_asleep(f"""{START}
 import time
 fastadam.share_threads_with_blas()
 p = np.ones(1 << 20)
@@ -394,9 +381,7 @@ def train():
         opt.step(p.copy())
 threading.Thread(target=train, daemon=True).start()
 time.sleep(0.05)
-""",
-            **SOON_ASLEEP,
-        )
+""")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -404,8 +389,7 @@ time.sleep(0.05)
 @pytest.mark.parametrize("sharing", [pytest.param(True, marks=can_share), False])
 def test_forks_while_another_thread_steps(sharing):
     """Parent, children and grandchildren multiply and step on with whole teams."""
-    run_python(
-        f"""{START}
+    run_asleep(f"""{START}
 import warnings
 warnings.simplefilter("ignore")     # newer Pythons warn of forks in processes with threads
 grad = np.ones(1 << 18, np.float32)
@@ -447,9 +431,7 @@ if sharing:
     sharing.undo()
 fork(work)
 work()
-""",
-        **SOON_ASLEEP,
-    )
+""")
 
 
 def c_function(result):
@@ -573,8 +555,7 @@ def test_a_library_is_told_once_and_untold_once(monkeypatch):
 @can_share
 def test_training_has_the_same_bits_with_sharing():
     """The same number of jobs, so even the sums in the products are the same."""
-    run_python(
-        f"""{START}
+    run_asleep(f"""{START}
 from fastadam.gallery.demo import MLP
 
 def train():
@@ -591,6 +572,4 @@ with fastadam.share_threads_with_blas():
     together = train()
 for a, b in zip(apart, together, strict=True):
     assert np.array_equal(a, b)
-""",
-        **SOON_ASLEEP,
-    )
+""")

@@ -79,8 +79,7 @@ def choices(n, steps=100, **options):
 
 
 def test_the_automatic_choice_tries_what_has_enough_to_do_and_no_more():
-    run_python(
-        f"""{CHOICES}
+    code = f"""{CHOICES}
 from fastadam._cpus import cgroup_cpus
 if hasattr(os, "sched_getaffinity"):
     most = min(len(os.sched_getaffinity(0)), cgroup_cpus() or 1024) if {OPENMP} else 1
@@ -91,9 +90,8 @@ assert choices(2 * 2048 * 16) == {{1, few}}
 fastadam.set_num_threads(1)
 assert choices(2 * 2048 * 16) == {{1}}
 assert choices(2 * 2048 * 16, threads=2) == {{2 if {OPENMP} else 1}}
-""",
-        OMP_NUM_THREADS=None,
-    )
+"""
+    run_python(code, OMP_NUM_THREADS=None)
 
 
 @pytest.mark.skipif(not OPENMP, reason="a serial build has no runtime to limit")

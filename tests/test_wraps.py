@@ -11,19 +11,14 @@ from functools import partial
 import numpy as np
 import pytest
 from allpairspy import AllPairs
-from helpers import DTYPES, ISAS, assert_same_bits, run_python, snapshot, tame, wild
+from helpers import DTYPES, ISAS, assert_same_bits, run_python, snapshot, tame, unchanged, wild
 
 import fastadam
 from fastadam import _core, reference
 
+pytestmark = pytest.mark.usefixtures("restore_isa")
+
 SIZES = [0, 1, 17, 513, 4099, 9001]
-
-
-@pytest.fixture(autouse=True)
-def restore_isa():
-    before = _core.isa()
-    yield
-    _core.select_isa(before)
 
 
 class Oracle:
@@ -277,10 +272,8 @@ def test_a_sum_that_overflows_is_found():
     opt = fastadam.SGD(a, accumulate=2, nonfinite="raise")
     large = np.full(3, 3e38, np.float32)
     opt.step(large)
-    before = snapshot(opt)
-    with pytest.raises(FloatingPointError):
+    with unchanged(opt), pytest.raises(FloatingPointError):
         opt.step(large)
-    assert snapshot(opt) == before
 
 
 @pytest.mark.parametrize("mode", ["raise", "skip"])
@@ -325,15 +318,13 @@ def test_accumulate_set_back_to_one_is_as_if_it_had_never_been():
 
 
 def test_small_stacks_of_workers_are_enough():
-    run_python(
-        """
+    code = """
 import numpy as np, fastadam
 p, g = np.ones(100_000), np.ones(100_000)
 opt = fastadam.Adam(p, threads=2, accumulate=2, max_norm=1.0, ema_decay=0.9)
 for _ in range(4): opt.step(g)
-""",
-        OMP_STACKSIZE="64k",
-    )
+"""
+    run_python(code, OMP_STACKSIZE="64k")
 
 
 @pytest.mark.parametrize("count", [2**31, 2**63 - 1])
