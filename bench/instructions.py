@@ -52,10 +52,8 @@ def compiler_version(cc):
 
 def flags():
     """FLAGS of setup.py, which cannot be imported without starting a build."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLAGS":
-            return ast.literal_eval(node.value)
-    raise SystemExit("setup.py has no FLAGS")
+    nodes = (node for node in ast.parse((ROOT / "setup.py").read_text()).body if isinstance(node, ast.Assign))
+    return next(ast.literal_eval(node.value) for node in nodes if ast.unparse(node.targets[0]) == "FLAGS")
 
 
 def functions(program):
@@ -76,10 +74,10 @@ def avx512_loops(body, size):
     for first, last in sorted(loops):
         if any((first, last) != inner and first <= inner[0] and inner[1] <= last for inner in loops):
             continue
-        turn = [(operation, operands) for at, operation, operands in code if first <= at <= last]
-        computes = any(re.match(r"v(mul|add|sub)p", operation) and "%zmm" in operands for operation, operands in turn)
-        steps = [re.match(r"(add|sub) \$0x([0-9a-f]+),%r", " ".join(instruction)) for instruction in turn]
-        steps = [int(found[2], 16) if found[1] == "add" else 2**64 - int(found[2], 16) for found in steps if found]
+        turn = [f"{operation} {operands}" for at, operation, operands in code if first <= at <= last]
+        computes = any(re.match(r"v(mul|add|sub)p.*%zmm", instruction) for instruction in turn)
+        steps = re.findall(r"^(add|sub) \$0x([0-9a-f]+),%r", "\n".join(turn), flags=re.MULTILINE)
+        steps = [int(by, 16) if operation == "add" else 2**64 - int(by, 16) for operation, by in steps]
         bytes_a_turn = max((step for step in steps if step < 1 << 16), default=0)
         if computes and bytes_a_turn >= 64:
             figures.append(len(turn) * size / bytes_a_turn)

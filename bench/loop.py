@@ -54,13 +54,11 @@ def iterations(names, width, batch, count, rounds):
 def rows(case, samples):
     totals = {name: [sample[0] + sample[1] for sample in found] for name, found in samples.items()}
     for name, found in samples.items():
-        forward_backward, step, alone = zip(*found, strict=True)
+        columns = ("forward + backward, ms", "step, ms", "step back to back, ms")
         yield {
             "h, batch": case,
             "optimizer": name,
-            "forward + backward, ms": milliseconds(forward_backward),
-            "step, ms": milliseconds(step),
-            "step back to back, ms": milliseconds(alone),
+            **dict(zip(columns, map(milliseconds, zip(*found, strict=True)), strict=True)),
             "total, ms": [1e3 * seconds for seconds in quartiles(totals[name])],
             **{f"against {k}": ratio(totals[name], totals[k]) for k in ("no optimizer", ONE) if k in totals},
         }

@@ -4,6 +4,7 @@ import functools
 import mmap
 import statistics
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -31,26 +32,21 @@ class Own:
         check(self.contender, self.params, self.grads, self.optimizer.steps)
 
 
-def over(what, found, pairs):
-    """{text: (name, base, bar)} as rows."""
-    for said, (name, base, bar) in pairs.items():
-        yield promise({"what": f"{what}: {said}"}, bar, ratio(found[name], found[base]))
-
-
 def compare(what, owners, turns, pairs, rounds, calls=1):
-    """As rows, once the results of all owners are right."""
+    """{over: (name, base, bar)} as rows, once the results of all owners are right."""
     found = alternate(turns, rounds, calls)
     for own in owners:
         own.check()
-    return over(what, found, pairs)
+    for over, (name, base, bar) in pairs.items():
+        yield promise({"what": f"{what}: {over}"}, bar, ratio(found[name], found[base]))
 
 
 def clipping(n, rounds, threads):
     own = {rule: Own(n, threads=threads, rule=rule) for rule in ("Adam", "clipped", "clipped by value")}
-    plain = own["Adam"]
-    read = reading_limit(plain.grads[0], threads)
-    assert read() == np.bitwise_or.reduce(plain.grads[0][: n // 16 * 16].view(np.uint64))
-    turns = {rule: each.step for rule, each in own.items()} | {"read": lambda: (read(), plain.step())}
+    grad, step = own["Adam"].grads[0], own["Adam"].step
+    read = reading_limit(grad, threads)
+    assert read() == np.bitwise_or.reduce(grad[: n // 16 * 16].view(np.uint64))
+    turns = {rule: each.step for rule, each in own.items()} | {"read": lambda: (read(), step())}
     pairs = {
         "max_norm=1 over a plain step": ("clipped", "Adam", "<= 1.2"),
         "gradients read once in C and a plain step over a plain step": ("read", "Adam", ""),
@@ -99,11 +95,13 @@ def updates(what, p, grads, m, v, step, threads, pairs, rounds, calls):
         fastadam.adam_update(p, grads[name], m, v, step, threads=threads)
         taken.append(name)
 
-    found = alternate({name: functools.partial(call, name) for name in grads}, rounds, calls)
-    for name in taken:
-        reference.adam_update(start[0], grads[name][:1000], *start[1:], step)
-    assert all(np.array_equal(a, b[:1000]) for a, b in zip(start, (p, m, v), strict=True)), "twin differs"
-    yield from over(what, found, pairs)
+    def check():
+        for name in taken:
+            reference.adam_update(start[0], grads[name][:1000], *start[1:], step)
+        assert all(np.array_equal(a, b[:1000]) for a, b in zip(start, (p, m, v), strict=True)), "twin differs"
+
+    turns = {name: functools.partial(call, name) for name in grads}
+    return compare(what, [SimpleNamespace(check=check)], turns, pairs, rounds, calls)
 
 
 def neighbours(rounds, threads, n=1 << 19):
@@ -137,9 +135,7 @@ def subnormal_state(rounds, n=16 << 10):
     def make_subnormal():
         state["exp_avg"][...] = state["exp_avg_sq"][...] = 1e-40
 
-    def step():
-        dead.optimizer.step(zero)
-
+    step = functools.partial(dead.optimizer.step, zero)
     turns = {"normal": normal.step, "first": (make_subnormal, step), "steady": step}
     pairs = {f"{n} step over a normal one": (n, "normal", bar) for n, bar in (("first", "<= 2"), ("steady", "<= 1.1"))}
     yield from compare("16 Ki, subnormal state, zero gradients", [normal], turns, pairs, rounds)
@@ -147,8 +143,7 @@ def subnormal_state(rounds, n=16 << 10):
 
 
 def memory(n, arrays):
-    params = [np.zeros(n, np.float32) for _ in range(arrays)]
-    grads = [np.ones(n, np.float32) for _ in range(arrays)]
+    params, grads = ([np.ones(n, np.float32) for _ in range(arrays)] for _ in range(2))
     tracemalloc.start()
     opt = fastadam.Adam(params, threads=2)
     before = tracemalloc.get_traced_memory()[0]

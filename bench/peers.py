@@ -49,11 +49,7 @@ class Contender:
 class Nothing(Contender):
     """No optimizer at all: the ceiling."""
 
-    def setup(self, threads):
-        pass
-
-    def step(self, grads):
-        pass
+    setup = step = lambda self, _: None
 
 
 class Fastadam(Contender, name="fastadam"):
@@ -156,7 +152,7 @@ class NumpyInPlace(Contender, name="NumPy in place"):
 
 
 class NumbaParallel(Contender, name="numba prange"):
-    """numba, parallel=True: one bare kernel call for each array, the factors computed inside."""
+    """numba, parallel=True: one bare kernel call for each array, the coefficients computed inside."""
 
     rules = ("Adam", "AdamW", "AMSGrad")
     parallel = True
@@ -300,13 +296,12 @@ class TorchFused(Contender, name="torch fused"):
         return rule(tensors, LR, (BETA1, BETA2), EPS, decay, self.rule == "AMSGrad", **self.options)
 
     def step(self, grads):
+        clipped = self.rule == "clipped"
         if grads is not self.bound:
             for tensor, grad in zip(self.tensors, grads, strict=True):
-                tensor.grad = self.from_numpy(grad)
-                if self.rule == "clipped":
-                    tensor.grad = tensor.grad.clone()  # which is overwritten
+                tensor.grad = self.from_numpy(grad.copy() if clipped else grad)  # clipping overwrites it
             self.bound = grads
-        if self.rule == "clipped":
+        if clipped:
             self.clip(self.tensors, MAX_NORM)
         self.optimizer.step()
 

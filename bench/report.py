@@ -40,14 +40,14 @@ def kept(row):
 
 
 def versus_tables(tables):
-    def first(row):
-        limits = {limit: (share := row[f"share of the {limit}"]) and f"{share[1]:.2f}" for limit in LIMITS}
-        return {"workload": row["workload"], "fastadam, ms": row["ms"], "GB/s": round(row["GB/s"], 1), **limits}
-
+    own = {row["workload"]: row for row in tables["steps"] if row["contender"] == "fastadam"}
     rows = [row for row in tables["steps"] if row["workload"] not in ALONE and row["contender"] not in OWN]
     ratios = pivot(rows, ("workload",), "contender", lambda row: times(row["against fastadam"]))
-    own = {row["workload"]: first(row) for row in tables["steps"] if row["contender"] == "fastadam"}
-    yield table([own[row["workload"]] | row for row in ratios])
+    for i, ratio in enumerate(ratios):
+        row = own[ratio["workload"]]
+        limits = {limit: (share := row[f"share of the {limit}"]) and f"{share[1]:.2f}" for limit in LIMITS}
+        ratios[i] = {"workload": "", "fastadam, ms": row["ms"], "GB/s": round(row["GB/s"], 1), **limits, **ratio}
+    yield table(ratios)
     yield "What was promised, and the ratio if our step took no longer than the slower limit, where that is faster:"
     yield table([row for row in tables["promises"] if row["verdict"] != "not measured"])
     if "own promises" in tables:

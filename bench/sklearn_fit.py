@@ -73,13 +73,8 @@ def fits(hidden, batch, epochs, rounds):
 
 def rows(case, seconds):
     for name, samples in seconds.items():
-        yield {
-            "hidden, batch": case,
-            "optimizer": name,
-            "fit, s": statistics.median(samples),
-            "speed-up": ratio(seconds[OWN], samples),
-            "share": ratio(seconds[NOTHING], samples),
-        }
+        gains = {"speed-up": ratio(seconds[OWN], samples), "share": ratio(seconds[NOTHING], samples)}
+        yield {"hidden, batch": case, "optimizer": name, "fit, s": statistics.median(samples), **gains}
 
 
 def promises(case, batch, seconds):

@@ -1,5 +1,6 @@
 """What is measured, as data: name -> shapes, element type, update rule."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ class Workload:
 
     @property
     def size(self):
-        return sum(int(np.prod(shape)) for shape in self.shapes)
+        return sum(map(math.prod, self.shapes))
 
     @property
     def nbytes(self):
