@@ -4,8 +4,9 @@ A step of 1 Mi float32 while another process keeps one core busy, after warming 
 10 000 parameters, 5 ms apart. Medians of rounds, each in a new process. Results are checked against float64.
 """
 
-import multiprocessing
 import statistics
+import subprocess
+import sys
 import time
 
 import fastadam
@@ -18,12 +19,6 @@ from .workloads import Workload
 
 NAMES = ["fastadam default", "fastadam 1 thread", "fastadam OpenMP threads", "fastadam OpenMP threads spinning"]
 COLUMNS = "median, ms", "95th percentile, ms", "CPU of 100 rare steps, ms"
-
-
-def spin(begun):
-    begun.set()
-    while True:
-        pass
 
 
 def steps(name, threads, size, warm, count, pause=0.0):
@@ -43,16 +38,14 @@ def steps(name, threads, size, warm, count, pause=0.0):
 
 
 def beside_a_busy_process(*arguments):
-    context = multiprocessing.get_context("spawn")
-    begun = context.Event()
-    neighbour = context.Process(target=spin, args=(begun,), daemon=True)
-    neighbour.start()
-    try:
-        assert begun.wait(60)
-        seconds, _ = steps(*arguments)
-        assert neighbour.is_alive()
-    finally:
-        neighbour.kill()
+    spin = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(spin, stdout=subprocess.PIPE) as neighbour:
+        try:
+            neighbour.stdout.readline()
+            seconds, _ = steps(*arguments)
+            assert neighbour.poll() is None
+        finally:
+            neighbour.kill()
     return seconds
 
 

@@ -24,7 +24,6 @@ static void fill(fa_real real, int64_t n)
 
 int main(int argc, char **argv)
 {
-    static const fa_isa isas[] = {FA_BASELINE, FA_AVX2};
     int64_t n = argc == 2 ? atoll(argv[1]) : 0;
     if (n < 1 || n > MOST)
         return 2;
@@ -35,18 +34,18 @@ int main(int argc, char **argv)
     fa_task task = {.n = n};
     for (int array = 0; array < FA_ARRAYS; array++)
         task.array[array] = &data[array];
-    for (int i = 0; i < 2; i++)
-        for (int rule = 0; fa_isa_available(isas[i]) && rule < FA_ALL_RULES; rule++)
+    for (int isa = FA_BASELINE; isa <= FA_AVX2; isa++)
+        for (int rule = 0; fa_isa_available(isa) && rule < FA_ALL_RULES; rule++)
             for (int real = 0; real < FA_REALS; real++) {
                 double sums[MOST / FA_SQUARES];
-                task.kernel = fa_kernel_of(isas[i], rule, real);
+                task.kernel = fa_kernel_of(isa, rule, real);
                 task.coefficients = rule < FA_GRADIENT      ? (void *)&coefficients
                                     : rule < FA_SUM_SQUARES ? (void *)&wrap
                                                             : (void *)sums;
                 fill(real, n);
                 if (task.kernel->run)
                     task.kernel->run(&task, 0, n);
-                task.before = fa_kernel_of(isas[i], FA_GRADIENT, real);
+                task.before = fa_kernel_of(isa, FA_GRADIENT, real);
                 task.wrap = &wrap;
                 if (task.kernel->run_wrapped)
                     task.kernel->run_wrapped(&task, 0, n);

@@ -19,7 +19,6 @@ from pathlib import Path
 from .results import table
 
 ROOT = Path(__file__).parent.parent
-CSRC = ROOT / "csrc"
 BUDGETS = Path(__file__).with_suffix(".json")
 SLACK = 1.01
 SIZES = [4096, 31]
@@ -86,18 +85,21 @@ def avx512_loops(body, size):
 
 def executed(program, n, profile):
     """[kernel, instruction set, instructions that one call executed, with all that it called]"""
-    names = ["--compress-strings=no", "--compress-pos=no"]  # spelled out at every call
-    run("valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", *names, program, str(n))
+    spelled_out = ("--compress-strings=no", "--compress-pos=no")  # at every call
+    run("valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", *spelled_out, program, str(n))
     return re.findall(rf"^cfn={KERNEL}\ncalls=.*\n\S+ (\d+)$", Path(profile).read_text(), flags=re.MULTILINE)
 
 
 def measure(cc):
     """{kernel: {column: instructions per element}}, every column of every kernel."""
-    sources = [Path(__file__).with_suffix(".c"), *(CSRC / f"{name}.c" for name in ("cpu", "coefficients", "kernels"))]
+    sources = [
+        Path(__file__).with_suffix(".c"),
+        *(ROOT / f"csrc/{name}.c" for name in ("cpu", "coefficients", "kernels")),
+    ]
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/instructions"
-        run(*cc, *flags(), f"-I{CSRC}", *map(str, sources), "-o", program, "-lm")
+        run(*cc, *flags(), f"-I{ROOT}/csrc", *map(str, sources), "-o", program, "-lm")
         for function, body in functions(program).items():
             if found := re.fullmatch(KERNEL, function):
                 row = figures.setdefault(found[1], {})

@@ -10,23 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from .peers import Contender
+from .workers import take_turns
 from .workloads import RULES, placed
 
 
 def alternate(contenders, rounds, calls=1):
     """{name: seconds a call, one for each round}; each takes its turn, and is a function, or (prepare, function)."""
-    samples = {name: [] for name in contenders}
-    for number in range(rounds + 1):  # the first round warms up
-        for name, contender in contenders.items():
-            prepare, run = contender if isinstance(contender, tuple) else (None, contender)
-            if prepare:
-                prepare()
-            start = time.perf_counter()
-            for _ in range(calls):
-                run()
-            if number:
-                samples[name].append((time.perf_counter() - start) / calls)
-    return samples
+
+    def seconds(contender):
+        prepare, run = contender if isinstance(contender, tuple) else (None, contender)
+        if prepare:
+            prepare()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
+
+    return take_turns({name: functools.partial(seconds, each) for name, each in contenders.items()}, rounds, 0)
 
 
 @functools.cache

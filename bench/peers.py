@@ -328,8 +328,6 @@ class DeepSpeed(TorchFused, name="DeepSpeed CPUAdam"):
 
 
 PEERS = [name for name in CONTENDERS if not name.startswith("fastadam")]
-
-
 LATER = (30.0, -10.0, 0.0)  # the gradient's multiples in three more steps, which show wrong betas
 PIECE = 1 << 20  # elements compared at once, so that it takes little memory
 
@@ -347,9 +345,7 @@ def check(contender, params, grads, steps):
             exact, spacing = grad.astype(np.float64), np.spacing(np.abs(start).max(initial=1.0) + steps * LR)
             expected = kept**steps * start.astype(np.float64) - moves * exact / (np.abs(exact) + EPS)
             close(contender, end, expected, 2e-3 * steps * LR + steps * float(spacing), f"after {steps} steps")
-    if contender.varies:
-        check_later(contender, grads, steps, kept)
-    return None
+    return check_later(contender, grads, steps, kept) if contender.varies else None
 
 
 def close(contender, end, expected, most, when):

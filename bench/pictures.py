@@ -35,8 +35,7 @@ def peers(tables):
         axis.hlines(names, low, high, color="black", lw=0.8)
         axis.bar_label(bars, [f"  {value:.3g}" for value in middle], fontsize=7)
         axis.axvline(1, color=OURS, lw=1)
-        axis.set(xscale="log", title=workload)
-        axis.margins(x=0.15)
+        axis.set(xscale="log", title=workload, xmargin=0.15)
     figure.suptitle("Time of a step, times as long as fastadam (right of the line: slower), with quartiles")
     return figure
 

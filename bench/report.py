@@ -106,7 +106,7 @@ def section(command, found):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m bench report", description=__doc__)
+    parser = argparse.ArgumentParser("python -m bench report", description=__doc__)
     parser.add_argument("--measure", action="store_true", help="take every measurement anew first")
     if parser.parse_args(arguments).measure:
         for name in COMMANDS:

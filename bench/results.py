@@ -98,9 +98,8 @@ def load(name):
 
 def options(command, doc, arguments, choices):
     """--quick, --save, and for each of the choices an option that takes some of its names, all if it is not given."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m bench {command}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    lines_kept = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"python -m bench {command}", description=doc, formatter_class=lines_kept)
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a smoke test")
     parser.add_argument("--save", nargs="?", const=command, metavar="NAME", help="keep them in bench/results/NAME.json")
     for option, names in choices.items():

@@ -42,12 +42,12 @@ def in_new_process(function, *args, environment=None):
         return fresh.submit(function, *args).result()
 
 
-def take_turns(turns, rounds):
+def take_turns(turns, rounds, pause=PAUSE):
     """{name: function} -> {name: results}: each once per round, after a pause; the first round warms up."""
     results = {name: [] for name in turns}
     for number in range(rounds + 1):
         for name, turn in turns.items():
-            time.sleep(PAUSE)
+            time.sleep(pause)
             result = turn()
             if number:
                 results[name].append(result)
