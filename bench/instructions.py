@@ -92,10 +92,7 @@ def executed(program, n, profile):
 
 def measure(cc):
     """{kernel: {column: instructions per element}}, every column of every kernel."""
-    sources = [
-        Path(__file__).with_suffix(".c"),
-        *(ROOT / f"csrc/{name}.c" for name in ("cpu", "coefficients", "kernels")),
-    ]
+    sources = [Path(__file__).with_suffix(".c"), *(ROOT / f"csrc/{x}.c" for x in ("cpu", "coefficients", "kernels"))]
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/instructions"

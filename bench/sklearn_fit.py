@@ -29,7 +29,7 @@ OWN, NOTHING, DEFAULT, SHARED = "scikit-learn's Adam", "no optimizer", "fastadam
 
 
 def contenders():
-    """{name: (class of MLPClassifier, what surrounds its fit)}"""
+    """{name: (class of MLPClassifier, the context of its fit)}"""
     example, plain = runpy.run_path(str(EXAMPLE)), contextlib.nullcontext
     fast, adam = example["FastMLPClassifier"], functools.partial(fastadam.Adam, eps_hat=True)
 
@@ -54,9 +54,9 @@ def fits(hidden, batch, epochs, rounds):
     x = (x / 16).astype(np.float32)
     losses = {}
 
-    def fit(name, kind, around):
+    def fit(name, kind, context):
         model = kind(hidden, batch_size=batch, max_iter=epochs, n_iter_no_change=10**6, random_state=0)
-        with around():
+        with context():
             time.sleep(SETTLING)
             start = time.perf_counter()
             model.fit(x, y)

@@ -1,4 +1,4 @@
-"""Nothing torn: Ctrl-C at any instant, and memory that runs out; nothing lost.
+"""No step is left half done: Ctrl-C at any instant, memory that runs out. And no memory leaks.
 
 All of this can hang or crash, so each test runs one of the functions here in a process of its own. They compare every
 parameter and state array to the last bit, counters and hyper-parameters too, with a twin that was left in peace."""
@@ -47,7 +47,7 @@ def few_or_many(few, many):
 
 # ---- what is done, to the optimizer and to its twin
 
-AROUND = {
+WRAPS = {
     "plain": {},
     "max_norm": {"max_norm": 0.1},
     "accumulate": {"accumulate": 3},
@@ -176,14 +176,14 @@ def go_on(opt):
 
 def interrupt_steps(trials):
     outcomes = Counter()
-    for around, threads in itertools.product(AROUND.values(), (1, 2)):
-        outcomes += interrupt(step, trials, threads=threads, **around)
+    for wraps, threads in itertools.product(WRAPS.values(), (1, 2)):
+        outcomes += interrupt(step, trials, threads=threads, **wraps)
     assert outcomes["wholly"] and not outcomes["torn"], outcomes
 
 
 @few_or_many(2, 200)
 def test_ctrl_c_does_not_tear_a_step(trials):
-    """With 1 and 2 threads and everything around the rule, so many times each."""
+    """With 1 and 2 threads and every wrap, so many times each."""
     run(f"interrupt_steps({trials})")
 
 

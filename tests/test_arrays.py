@@ -308,7 +308,7 @@ def test_gradients_of_every_type_and_byte_order_give_the_same_bits(kind, order, 
 
 @pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
 def test_converted_gradients_do_not_mix_up_groups():
-    """Tasks are made again after a conversion; each group must keep its own factors."""
+    """Tasks are made again after a conversion; each group must keep its own coefficients."""
     rng = np.random.default_rng(0)
     params = [rng.standard_normal(N) for _ in range(4)]
     twins = [(p.copy(), np.zeros(N), np.zeros(N)) for p in params]

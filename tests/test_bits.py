@@ -216,8 +216,8 @@ def test_squares_that_underflow_are_left_out_only_where_the_bits_allow_it(isa, b
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_arrays_nearly_a_mebibyte_apart_are_staged_and_keep_the_bits(dtype, amsgrad, decay):
-    """An array that is read a few bytes behind one that is written, modulo 1 MiB, goes through the stack."""
+def test_arrays_nearly_a_mebibyte_apart_are_copied_and_keep_the_bits(dtype, amsgrad, decay):
+    """An array that is read a few bytes behind one that is written, modulo 1 MiB, is copied to the stack first."""
     mebibyte, size = 1 << 20, np.dtype(dtype).itemsize
     n, options = mebibyte // size + 37, options_of(decay, amsgrad, False, True, False)
     rng = np.random.default_rng(0)
@@ -233,7 +233,7 @@ def test_arrays_nearly_a_mebibyte_apart_are_staged_and_keep_the_bits(dtype, amsg
         view[...] = values
         return view
 
-    # Gradient, first moment, ... so many bytes behind the parameter: all together, and each array staged or not.
+    # Gradient, first moment, ... so many bytes behind the parameter: all together, and each array copied or not.
     for behind in (
         (0, 0, 0, 0),
         (16, 0, 0, 0),
@@ -270,8 +270,8 @@ grad = np.frombuffer(memory, np.float32, MEBIBYTE // 4 + 37, first + 2 * MEBIBYT
 grad[:] = 0.5
 begin = first + 2 * MEBIBYTE - PAGE
 assert libc.mprotect(ctypes.c_void_p(start + begin), 2 * MEBIBYTE, mmap.PROT_READ) == 0
-for around in {}, {"max_value": 0.1}, {"accumulate": 2}:
-    before, opt = param[0], fastadam.Adam(param, threads=1, **around)
+for wrap in {}, {"max_value": 0.1}, {"accumulate": 2}:
+    before, opt = param[0], fastadam.Adam(param, threads=1, **wrap)
     for _ in range(2):
         opt.step(grad)
     assert (param == param[0]).all() and param[0] < before

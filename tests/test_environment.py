@@ -35,7 +35,7 @@ def test_floating_point_control_neither_changes_nor_matters(mxcsr, threads):
     results = []
     for control in MXCSR_DEFAULT, mxcsr:
         rng = np.random.default_rng(0)
-        params = [wild(rng, 1003, np.float32), rng.standard_normal(1003)]  # float64 shows the factors' last bit
+        params = [wild(rng, 1003, np.float32), rng.standard_normal(1003)]  # float64 shows the coefficients' last bit
         grads = [[wild(rng, 1003, dtype) for _ in params] for dtype in (np.float32, np.float64)]  # some converted
         opt = fastadam.Adam(params, lr=0.1, betas=(0.9, 0.99), eps_root=1e-3, threads=threads)
         for grad in grads:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from helpers import snapshot
-from test_anomalies import AROUND, add_group, few_or_many, go_on, make, run, saved_states, step
+from test_anomalies import WRAPS, add_group, few_or_many, go_on, make, run, saved_states, step
 
 
 def together(*calls):
@@ -31,8 +31,8 @@ def counter(state):
 
 
 def race_with_steps(trials):
-    for around in AROUND.values():
-        opt, twin = make(threads=2, **around), make(**around)
+    for wraps in WRAPS.values():
+        opt, twin = make(threads=2, **wraps), make(**wraps)
         together(lambda opt=opt: same_step(opt, trials), lambda opt=opt: same_step(opt, trials))
         same_step(twin, 2 * trials)
         assert snapshot(opt) == snapshot(twin)

@@ -78,11 +78,11 @@ def test_state_cannot_be_rebound_by_mistake(trained):
 
 
 def test_repr_tells_groups_and_sizes(trained):
-    name, header, group, around = repr(trained[1]).splitlines()
+    name, header, group, settings = repr(trained[1]).splitlines()
     assert name == "AdamW"
     columns = list(zip(header.split(), group.split()[:4], strict=False))
     assert columns == [("group", "0"), ("arrays", "2"), ("elements", "15"), ("lr", "0.05")]
-    assert "amsgrad" in group and "steps=5" in around and "max_norm=None" in around and "ema_decay=None" in around
+    assert "amsgrad" in group and "steps=5" in settings and "max_norm=None" in settings and "ema_decay=None" in settings
 
 
 # ---- groups

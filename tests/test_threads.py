@@ -185,7 +185,7 @@ def test_a_locked_optimizer_does_not_stop_another():
 
 
 def test_steps_fit_on_a_small_stack():
-    """Every rule with everything around it, and gradients that are copied, on a Python thread of 32 KiB."""
+    """Every rule with every wrap, and gradients that are copied, on a Python thread of 32 KiB."""
     run_python("""
 import itertools, threading, warnings
 import numpy as np, fastadam
@@ -213,12 +213,12 @@ def steps(p, g, rule, options, threads, clip, ema_decay, accumulate):
             pass
 
 def all_steps():
-    around = list(itertools.product((1, 2), clips, (None, 0.9), (1, 2)))
+    wraps = list(itertools.product((1, 2), clips, (None, 0.9), (1, 2)))
     for dtype in np.float32, np.float64:
         g = np.full((40, 50), 0.1, dtype)
-        for (rule, options), kind, others in itertools.product(rules, kinds, around):
+        for (rule, options), kind, others in itertools.product(rules, kinds, wraps):
             steps(np.ones_like(g), kind(g), rule, options, *others)
-        for others in around:
+        for others in wraps:
             p, g = apart_by(64, dtype)
             steps(p, g, Adam, {}, *others)
         p, g, m, v = np.zeros((4, 40, 50), dtype)

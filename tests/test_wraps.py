@@ -1,4 +1,4 @@
-"""What an optimizer does around its rule: clipping by value, sums of gradients, averages of parameters, single arrays.
+"""What runs before and after a rule: clipping by value, sums of gradients, averages. And steps of single arrays.
 
 An oracle made of the reference's functions gives the same bits for every combination."""
 
@@ -22,14 +22,14 @@ SIZES = [0, 1, 17, 513, 4099, 9001]
 
 
 class Oracle:
-    """An Adam with everything around it, array by array, by the book."""
+    """An Adam with every wrap, array by array, as the reference has it."""
 
     def __init__(self, params, *, max_norm=None, max_value=None, accumulate=1, ema_decay=None, **hyper):
         self.params = [p.copy() for p in params]
         self.m, self.v = ([np.zeros_like(p) for p in params] for _ in range(2))
         self.ema = [p.copy() for p in params]
         self.steps = [0] * len(params)
-        self.waiting = [[] for _ in params]
+        self.pending = [[] for _ in params]
         self.max_norm, self.max_value = max_norm, max_value
         self.accumulate, self.ema_decay, self.hyper = accumulate, ema_decay, hyper
         self.norm = None
@@ -38,10 +38,10 @@ class Oracle:
         ready = {}
         for i, grad in enumerate(grads):
             if grad is not None:
-                self.waiting[i].append((grad, grad_scale))
-                if len(self.waiting[i]) >= self.accumulate:
-                    ready[i] = tuple(zip(*self.waiting[i], strict=True))
-                    self.waiting[i] = []
+                self.pending[i].append((grad, grad_scale))
+                if len(self.pending[i]) >= self.accumulate:
+                    ready[i] = tuple(zip(*self.pending[i], strict=True))
+                    self.pending[i] = []
         clip = 1.0
         if self.max_norm is not None and ready:
             means = [reference.gradient(*waited, self.params[i].dtype) for i, waited in ready.items()]
@@ -65,7 +65,7 @@ class Oracle:
         for i, (ours, twin) in enumerate(zip(params, self.params, strict=True)):
             entry = opt.state[i]
             assert entry["step"] == self.steps[i]
-            assert entry.get("grad_count", 0) == len(self.waiting[i])
+            assert entry.get("grad_count", 0) == len(self.pending[i])
             assert_same_bits(ours, twin, what)
             assert_same_bits(entry["exp_avg"], self.m[i], what)
             assert_same_bits(entry["exp_avg_sq"], self.v[i], what)
@@ -111,7 +111,7 @@ def test_every_pair_of_settings_equals_the_oracle():
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "AdamW"])
-def test_what_is_around_a_rule_does_not_know_the_rule(name):
+def test_wraps_do_not_depend_on_the_rule(name):
     """With the mean gradient given by hand, clipped, any optimizer takes the same step."""
     rng = np.random.default_rng(0)
     start = rng.standard_normal(1000)
@@ -130,7 +130,7 @@ def test_what_is_around_a_rule_does_not_know_the_rule(name):
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "AdamW"])
-def test_clipping_by_the_norm_does_not_know_the_rule_either(name):
+def test_clipping_by_the_norm_does_not_depend_on_the_rule(name):
     """With the clip factor given by hand, any optimizer takes the same step."""
     rng = np.random.default_rng(0)
     start = [rng.standard_normal(5000), rng.standard_normal(3)]
@@ -226,7 +226,7 @@ def test_accumulation_may_be_shortened_in_the_middle():
     assert a.tolist() == [-4.0, -4.0]
 
 
-def test_schedules_are_not_called_for_gradients_that_only_wait():
+def test_schedules_are_not_called_for_pending_gradients():
     calls = []
     opt = fastadam.Adam(np.ones(2), lr=lambda count: calls.append(count) or 0.1, accumulate=3)
     for _ in range(6):
@@ -278,7 +278,7 @@ def test_a_sum_that_overflows_is_found():
 
 @pytest.mark.parametrize("mode", ["raise", "skip"])
 @pytest.mark.parametrize(("dtype", "large", "scale"), [(np.float32, 3e38, 1.0), (np.float32, 1e38, 100.0)])
-def test_a_sum_that_would_overflow_while_it_waits_stays_as_it_is(mode, dtype, large, scale):
+def test_a_pending_sum_that_would_overflow_stays_as_it_is(mode, dtype, large, scale):
     """Else no later step could be taken."""
     a = np.zeros(3, dtype)
     opt = fastadam.SGD(a, lr=1.0, accumulate=3, nonfinite=mode)
@@ -460,7 +460,7 @@ def test_arrays_that_have_moved_are_found():
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"max_norm": 1e9}], ids=str)
 def test_a_gradient_may_lie_where_a_parameter_no_longer_is(options):
-    """Found out in the middle of a step, when tasks of others are made already."""
+    """Found out in the middle of a step, when there are tasks of others already."""
     memory = np.zeros(4000)
     a, b, moved = np.ones(1000), np.ones(1000), memory[:1000]
     twins = np.ones(1000), np.ones(1000)
@@ -512,7 +512,7 @@ def test_a_parameter_that_changes_while_it_is_added_is_refused(make, shape):
 
 
 def test_a_huge_number_of_blocks_has_the_bits_of_a_small_one():
-    """Blocks of staged work meet at their edges whatever the number of threads."""
+    """Blocks meet at their edges whatever the number of threads."""
     code = """
 import numpy as np, fastadam
 rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ def count(text):
 
 
 def output(text):
-    """A file that can be made, as far as can be seen: else minutes of work would end in an error."""
+    """A file that can be written, as far as can be seen now rather than after minutes of work."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file, got the folder {text!r}")
@@ -38,34 +38,15 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m fastadam", description="Adam for NumPy arrays on CPUs.")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train an MLP on handwritten digits, with and without fastadam")
-    demo.add_argument(
-        "--output",
-        type=output,
-        default="fastadam-demo.png",
-        help="where to write the picture (default: %(default)s)",
-    )
+    where = "where to write the %s (default: %%(default)s)"
+    demo.add_argument("--output", type=output, default="fastadam-demo.png", help=where % "picture")
     length = demo.add_mutually_exclusive_group()
-    length.add_argument(
-        "--epochs",
-        type=count,
-        default=EPOCHS,
-        metavar="N",
-        help="how often to see all digits (default: %(default)s)",
-    )
-    length.add_argument(
-        "--quick",
-        dest="epochs",
-        action="store_const",
-        const=QUICK,
-        help=f"as --epochs {QUICK}, which takes a few seconds",
-    )
+    often = "how often to see all digits (default: %(default)s)"
+    length.add_argument("--epochs", type=count, default=EPOCHS, metavar="N", help=often)
+    quick = f"as --epochs {QUICK}, which takes a few seconds"
+    length.add_argument("--quick", dest="epochs", action="store_const", const=QUICK, help=quick)
     compare = commands.add_parser("compare", help="draw what five optimizers do on five landscapes, on one page")
-    compare.add_argument(
-        "--output",
-        type=output,
-        default="fastadam-compare.html",
-        help="where to write it (default: %(default)s)",
-    )
+    compare.add_argument("--output", type=output, default="fastadam-compare.html", help=where % "page")
     compare.add_argument("--pictures", type=folder, metavar="DIR", help="write still pictures of the same, too")
     commands.add_parser("config", help="print what this installation is and how it runs")
     chosen = parser.parse_args(arguments)
