@@ -17,11 +17,8 @@ def adam_update_arguments():
 def assert_update_refused(arguments, error, match, **options):
     arrays = [a for a in arguments.values() if isinstance(a, np.ndarray)]
     before = [a.tobytes() for a in arrays]
-    options = {"amsgrad": True, **options}
     with pytest.raises(error, match=match):
-        fastadam.adam_update(
-            **{k: v for k, v in arguments.items() if k != "step"}, step=arguments.get("step", 1), **options
-        )
+        fastadam.adam_update(**{"step": 1, "amsgrad": True, **arguments, **options})
     assert [a.tobytes() for a in arrays] == before
 
 

@@ -35,9 +35,8 @@ def test_a_mode_that_cannot_be_set_is_a_warning(path, monkeypatch, error):
     fastadam.save(path, params=np.ones(1))
     path.chmod(0o644)
     refuse_modes(monkeypatch, error)
-    with pytest.warns(
-        RuntimeWarning, match=f"{path.name}' is saved with the mode 600: 644 could not be set .*"
-    ) as warned:
+    match = f"{path.name}' is saved with the mode 600: 644 could not be set .*"
+    with pytest.warns(RuntimeWarning, match=match) as warned:
         fastadam.save(path, params=np.full(1, 2.0))
     assert [warning.filename for warning in warned] == [__file__]
     assert loaded(path) == 2.0 and os.listdir(path.parent) == [path.name] and mode(path) == 0o600

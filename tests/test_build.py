@@ -33,9 +33,8 @@ assert np.array_equal(a, b)
 
 def pip(*arguments, fails=False, **env):
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    result = subprocess.run(
-        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=600, check=False
-    )
+    env = {**os.environ, **env}
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result.stdout + result.stderr
 

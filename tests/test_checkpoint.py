@@ -161,9 +161,7 @@ def test_an_array_that_cannot_be_written_is_refused_before_any_is(path):
     assert not other["a"].any() and not other["c"].any()
 
 
-@pytest.mark.parametrize(
-    "array", [np.ones(2, complex), np.array([None]), np.array(["x"]), np.ma.masked_array(np.ones(2)), 1.0]
-)
+@pytest.mark.parametrize("array", [np.ones(2, complex), np.array([None]), np.array(["x"]), np.ma.ones(2), 1.0])
 def test_what_cannot_be_stored_is_refused(path, array):
     with pytest.raises(TypeError):
         fastadam.save(path, params={"x": array})

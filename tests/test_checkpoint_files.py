@@ -191,9 +191,8 @@ def test_averages_that_were_not_saved_begin_with_the_loaded_parameters(path):
 
 
 STAGES = ["open", "write", "fsync", "replace"]
-FAILURES = [
-    (stage, error) for stage in STAGES for error in (OSError(28, "No space left on device"), KeyboardInterrupt())
-]
+ERRORS = OSError(28, "No space left on device"), KeyboardInterrupt()
+FAILURES = [(stage, error) for stage in STAGES for error in ERRORS]
 
 
 @pytest.mark.parametrize(("stage", "error"), [*FAILURES, ("chmod", KeyboardInterrupt())])

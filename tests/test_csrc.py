@@ -151,9 +151,7 @@ def test_the_gradient_that_is_not_finite_is_named(grads, place, value, scale, ex
 
 
 def test_the_largest_gradient_is_to_blame_for_an_infinite_norm():
-    grads = [
-        np.full(1, value) for value in (1.0, 1.2e154, -1.3e154, 1.1e154)
-    ]  # squares that are finite, but not their sum
+    grads = [np.full(1, x) for x in (1.0, 1.2e154, -1.3e154, 1.1e154)]  # squares that are finite, but not their sum
     call = as_call(grads, [True] * 4)
     csrc.fa_sum_squares(call, 1)
     which = c_int64(-1)

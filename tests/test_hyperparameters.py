@@ -304,7 +304,6 @@ def test_an_error_of_a_plain_value_names_no_schedule():
 
 
 def test_an_unknown_option_is_named_beside_those_that_are_known():
-    with pytest.raises(
-        TypeError, match=r"NAdam has no learning_rate \(did you mean lr\?\); it has params, lr, betas, .* ema_decay"
-    ):
+    match = r"NAdam has no learning_rate \(did you mean lr\?\); it has params, lr, betas, .* ema_decay"
+    with pytest.raises(TypeError, match=match):
         fastadam.NAdam(np.ones(3), learning_rate=0.1)

@@ -182,9 +182,8 @@ def test_averages_are_not_dropped_in_silence(tmp_path):
     path = checkpoint(opt, w, tmp_path / "c.npz")
     _, other = trained()
     before = snapshot(other)
-    with pytest.raises(
-        ValueError, match=r"an average of the parameter \(ema\).*make it with ema_decay. .*delete 'ema'"
-    ):
+    match = r"an average of the parameter \(ema\).*make it with ema_decay. .*delete 'ema'"
+    with pytest.raises(ValueError, match=match):
         fastadam.load(path, optimizer=other)
     assert snapshot(other) == before
     keeps = trained(ema_decay=1.0)[1]  # the way out, from a file

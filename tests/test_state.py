@@ -307,10 +307,8 @@ def test_stale_state_dict_of_live_arrays_is_refused(trained):
     saved = opt.state_dict()
     opt.load_state_dict(saved)
     train(opt, [5])
-    with (
-        unchanged(opt),
-        pytest.raises(ValueError, match=r"says step 5.*its arrays are this optimizer's own.*step 6; .*copy.deepcopy"),
-    ):
+    match = r"says step 5.*its arrays are this optimizer's own.*step 6; .*copy.deepcopy"
+    with unchanged(opt), pytest.raises(ValueError, match=match):
         opt.load_state_dict(saved)
 
 

@@ -369,9 +369,8 @@ def test_one_optimizer_at_a_time(path):
     opt.step(np.ones(3))
     with pytest.raises(ValueError, match="is in use"):
         fastadam.Adam(w, state_file=path)
-    result = run_python(
-        f"import numpy as np, fastadam; fastadam.Adam(np.ones(3), state_file={str(path)!r})", check=False
-    )
+    code = f"import numpy as np, fastadam; fastadam.Adam(np.ones(3), state_file={str(path)!r})"
+    result = run_python(code, check=False)
     assert "is in use" in result.stderr
     array = opt.state[0]["exp_avg"]
     del opt

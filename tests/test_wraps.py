@@ -469,9 +469,7 @@ def test_a_gradient_may_lie_where_a_parameter_no_longer_is(options):
     twin.step([np.ones(1000), np.ones(1000)])
     grads = np.arange(1000.0), memory[:1000]
     memory[:1000] = np.arange(1000.0)
-    ctypes.c_void_p.from_address(id(moved) + 16).value += (
-        2000 * 8
-    )  # PyArrayObject.data: ndarray.data can be set no more
+    ctypes.c_void_p.from_address(id(moved) + 16).value += 2000 * 8  # PyArrayObject.data, as ndarray.data cannot be set
     opt.step([*grads, None])
     twin.step([grads[0], grads[1].copy()])
     assert_same_bits(a, twins[0])
