@@ -18,55 +18,23 @@ from fastadam._core import PerformanceWarning, adam_update, get_num_threads, set
 from fastadam.optimizer import Optimizer
 from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 
-__all__ = [
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "NAdam",
-    "Optimizer",
-    "PerformanceWarning",
-    "RAdam",
-    "RMSprop",
-    "Trace",
-    "__version__",
-    "adam_update",
-    "config",
-    "get_num_threads",
-    "inspect",
-    "load",
-    "reference",
-    "save",
-    "schedules",
-    "set_num_threads",
-    "share_threads_with_blas",
-    "show_config",
-    "trace",
-]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "PerformanceWarning", "RAdam", "RMSprop"]
+__all__ += ["Trace", "__version__", "adam_update", "config", "get_num_threads", "inspect", "load", "reference", "save"]
+__all__ += ["schedules", "set_num_threads", "share_threads_with_blas", "show_config", "trace"]
 
 
-if TYPE_CHECKING:  # for which names that are not there are errors
+if TYPE_CHECKING:  # with a __getattr__, mypy would take any name
     from fastadam import reference, schedules
     from fastadam._config import __version__, config, show_config
     from fastadam.persist.checkpoint import inspect, load, save
     from fastadam.threads import share_threads_with_blas
     from fastadam.tracing import Trace, trace
 else:
-    # The modules of names that not every program needs. They are loaded when a name is first used.
-    LATER = {
-        "Trace": "tracing",
-        "__version__": "_config",
-        "config": "_config",
-        "inspect": "persist.checkpoint",
-        "load": "persist.checkpoint",
-        "reference": "reference",
-        "save": "persist.checkpoint",
-        "schedules": "schedules",
-        "share_threads_with_blas": "threads",
-        "show_config": "_config",
-        "trace": "tracing",
-    }
+    # Names that not every program needs, and their modules, which are loaded when a name is first used.
+    LATER = {"Trace": "tracing", "trace": "tracing", "share_threads_with_blas": "threads"}
+    LATER |= {"reference": "reference", "schedules": "schedules"}
+    LATER |= dict.fromkeys(["__version__", "config", "show_config"], "_config")
+    LATER |= dict.fromkeys(["inspect", "load", "save"], "persist.checkpoint")
 
     def __getattr__(name: str) -> object:
         if name in LATER:

@@ -26,7 +26,7 @@ def describe(x: Any) -> str:
 
 
 def array_of(x: Any, written: bool) -> str:
-    """How to get an ndarray of it."""
+    """How to make an ndarray of it."""
     kind = type(x)
     keep = KEEP if written else ""
     if x is None or isinstance(x, str | bytes):
@@ -58,7 +58,7 @@ def real_of_complex(array: np.ndarray) -> str:
 
 
 def real_by_cast(array: np.ndarray, dtype: Any, keep: str = "") -> str:
-    """How to get a real type of another, where there is a way."""
+    """How to convert to a real type, if that is possible."""
     if array.dtype == object and array.size > 0 and isinstance(array.flat[0], np.ndarray):
         return "; give the arrays that are in it: list(x.flat)"
     if array.dtype.fields:
@@ -66,7 +66,7 @@ def real_by_cast(array: np.ndarray, dtype: Any, keep: str = "") -> str:
     try:
         with np.errstate(all="ignore"):
             array.astype(dtype)
-    except Exception:  # whatever it is of, these are no numbers
+    except Exception:  # whatever it holds cannot become numbers
         return ""
     return f"; use .astype(np.{dtype}){keep}"
 
@@ -134,16 +134,15 @@ def check_like(state: Any, name: str, param: Any, param_name: str) -> None:
         raise TypeError(f"{name} must have the dtype of {param_name}, {like.dtype}, got {array.dtype}")
     if array.shape != like.shape:
         raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
-    if not (
-        (array.flags.c_contiguous and like.flags.c_contiguous) or (array.flags.f_contiguous and like.flags.f_contiguous)
-    ):
+    ours, theirs = array.flags, like.flags
+    if not (ours.c_contiguous and theirs.c_contiguous) and not (ours.f_contiguous and theirs.f_contiguous):
         raise ValueError(
             f"{name} must have the memory order of {param_name}; use np.copy(..., order='K') or np.zeros_like"
         )
 
 
 def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray:
-    """The gradient as an array that can be used, if need be after a conversion."""
+    """The gradient as an array that can be used, perhaps after a conversion."""
     like = as_array(param, param_name, True)
     if isinstance(grad, np.floating) and like.ndim == 0:
         grad = np.asarray(grad)

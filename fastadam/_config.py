@@ -25,8 +25,8 @@ def config() -> dict[str, Any]:
     "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
     "no OpenMP"; blas_shared (list of str), every OpenBLAS that `share_threads_with_blas` has put on one team
     with steps; steps_on (str), whose threads the last step that could take several was given: "fastadam" (threads that
-    OpenBLAS computes on, too) or "OpenMP", which it is before the first one, too; advice (str), what might make this
-    program faster, or empty.
+    OpenBLAS computes on, too) or "OpenMP" (also before the first one); advice (str), what might make this program
+    faster, or empty.
 
     Examples
     --------

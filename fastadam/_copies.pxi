@@ -24,8 +24,8 @@ cdef class Copies:
         PyMem_Free(self.copies)
 
     cdef int plan(self, list pairs) except -1:
-        """Sources have the type and shape of their targets. One in another memory order is copied first; the last pass,
-        before anything is written, runs no Python code."""
+        """Sources have the type and shape of their targets. One in another memory order is copied first. The last pass
+        runs no Python code, and nothing is written before its end."""
         cdef Py_ssize_t i
         self.pairs, self.count = pairs, len(pairs)
         for i in range(self.count):

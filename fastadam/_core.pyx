@@ -56,7 +56,7 @@ class PerformanceWarning(UserWarning):
 # ---- instruction set and threads ------------------------------------------------------------------------------
 
 cdef fa_isa chosen_isa = FA_BASELINE
-cdef object thread_bound = None
+cdef int thread_bound = _numbers.MAX_THREADS
 cdef const fa_family *ADAM = fa_family_named("Adam")
 cdef int cpu_quota = cgroup_cpus() or _numbers.MAX_THREADS
 
@@ -110,7 +110,7 @@ def set_num_threads(n):
     >>> fastadam.set_num_threads(None)
     """
     global thread_bound
-    thread_bound = _numbers.as_threads(n, "n") or None
+    thread_bound = _numbers.as_threads(n, "n") or _numbers.MAX_THREADS
 
 
 def get_num_threads():
@@ -130,7 +130,7 @@ def get_num_threads():
 
 
 cdef int bound_of_threads():
-    return cpu_quota if thread_bound is None or thread_bound > cpu_quota else thread_bound
+    return min(cpu_quota, thread_bound)
 
 
 # Is our own team compiled in? What must an OpenBLAS be built for, and how many threads may it have, to compute on it?
@@ -361,14 +361,14 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
 
 
 cdef object signature_of(function, Py_ssize_t required):
-    """As a Python function would have it, whose first parameters have no default."""
+    """For `help`: that of a Python function whose first parameters have no default."""
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
     parameters[:required] = [p.replace(default=p.empty) for p in parameters[:required]]
     return inspect.Signature(parameters)
 
 
 cdef wrong_arguments(function, tuple required, dict unknown):
-    """What Python says of a Python function, which Cython says less well."""
+    """The error that a Python function would raise; Cython's is less clear."""
     names, name = list(function.__signature__.parameters), function.__name__
     if unknown:
         first = next(iter(unknown))

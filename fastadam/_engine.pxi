@@ -2,7 +2,7 @@
 
 cdef enum:
     RAISE = 1               # of fa_settings.nonfinite
-    AHEAD = 8               # parameters whose objects are fetched before they are looked at; their shapes, half as many
+    AHEAD = 8               # so many parameters ahead their objects are prefetched; their shapes, half as many
 
 
 @cython.final
@@ -10,11 +10,11 @@ cdef class Engine(Parameters):
     """Parameters, and the one call that updates them all."""
     cdef readonly dict settings         # as they were given
     cdef fa_settings chosen             # the same in numbers
-    cdef Py_ssize_t first               # of the parameters that this call is about
+    cdef Py_ssize_t first               # of the parameters in this call
     cdef fa_tuner tuner
     cdef readonly int threads_used      # by the last step; 0 before the first
-    cdef int denied                     # an order of threads that it was said of that the system has fewer
-    cdef double norm                    # of the last step's gradients, if
+    cdef int denied                     # an order of threads; a warning has said that the system has fewer
+    cdef double norm                    # of the last step's gradients
     cdef bint norm_known                # it was asked for
     cdef public int64_t skipped         # steps that were not taken, because of NaN or infinity
 
@@ -25,14 +25,14 @@ cdef class Engine(Parameters):
             self.wrap_mask = (EMA_BIT if self.chosen.average else 0) | (SUM_BIT if self.chosen.accumulate > 1 else 0)
 
     def change_settings(self, dict changes):
-        """Raise unless these, and what stays, could be the settings of the next step."""
+        """Change some settings, or raise: all of them must fit together."""
         cdef fa_settings s
         settings = changes if self.settings is None else {**self.settings, **changes}
         plain = _numbers.as_settings(settings)
         s.threads, s.max_norm, s.max_value = plain["threads"], plain["max_norm"], plain["max_value"]
         s.nonfinite, s.accumulate = plain["nonfinite"], plain["accumulate"]
         s.average, s.ema_decay = plain["average"], plain["ema_decay"]
-        # State is made with the optimizer: what needs more of it comes too late.
+        # State is made with the optimizer, so what needs more of it is refused.
         if s.average and not self.wrap_mask & EMA_BIT:
             raise ValueError("ema_decay was None when the optimizer was made, so there are no averages; make a new one")
         if s.accumulate > 1 and not self.wrap_mask & SUM_BIT:
@@ -85,11 +85,12 @@ cdef class Engine(Parameters):
         if not steps and s.accumulate > 1:
             self.check_groups(groups)       # schedules are called for steps alone
         elif alone:                         # an array goes by its own counter
-            self.read_group(groups, self.layouts[first].group, self.slots[first].record.step)
+            i = self.layouts[first].group
+            (<Group>self.groups[i]).read(groups[i], self.slots[first].record.step)
         else:
             groups = list(groups)           # schedules may change theirs
             for i in range(len(self.groups)):
-                self.read_group(groups, i, (<Group>self.groups[i]).c.count)
+                (<Group>self.groups[i]).read(groups[i], (<Group>self.groups[i]).c.count)
         measured = s.nonfinite != 0 or (s.max_norm < INFINITY and steps)
         if measured:
             grow(<void **>&c.sums, (fa_blocks_of_call(c) + 1) * sizeof(double))
@@ -141,9 +142,6 @@ cdef class Engine(Parameters):
         self.call.blockwise = pending or self.call.settings.accumulate > 1 or self.call.settings.max_value < INFINITY
         return steps
 
-    cdef int read_group(self, list groups, Py_ssize_t i, int64_t count) except -1:
-        return (<Group>self.groups[i]).read(groups[i], count)
-
     def check_groups(self, list groups):
         """Raise unless these are the groups that were added, with hyper-parameters changed at most."""
         if len(groups) != len(self.groups):
@@ -162,9 +160,9 @@ cdef class Engine(Parameters):
         return 0
 
     cdef Py_ssize_t build_tasks(self, list grads) except -1:
-        """Make the tasks. If gradients must be converted first, return their number, and do it again after that.
+        """Make the tasks. Returns how many gradients must be converted first: then call it again.
 
-        Runs no Python code on the way to success. State is cut from blocks of our own, so it cannot move."""
+        Runs no Python code unless it raises. State lies in our own blocks, so it cannot move."""
         cdef Py_ssize_t i = self.first, last = i + self.call.count, conversions = 0
         cdef bint located = False
         cdef fa_task *task
@@ -178,7 +176,7 @@ cdef class Engine(Parameters):
                 task.n = 0
                 i += 1
                 continue
-            if i + AHEAD < last:   # fetch what is looked at below
+            if i + AHEAD < last:
                 prefetch(layout[AHEAD].param)
                 prefetch(<char *>layout[AHEAD].param + 64)
                 prefetch(<char *><Array *>grads[i + AHEAD - self.first] + 64)
@@ -227,7 +225,7 @@ cdef class Engine(Parameters):
         return 0
 
     cdef int refuse(self, Py_ssize_t i) except -1:
-        """Say what is wrong with a parameter that was good when it was added."""
+        """Raise: say what is wrong with a parameter that was good when it was added."""
         cdef Layout *layout = &self.layouts[i]
         check_writable(self.arrays[i][0], self.name_of(i))
         if self.slots[i].record.step == INT64_MAX:
@@ -278,7 +276,7 @@ cdef class Engine(Parameters):
         return 0
 
     cdef int swap_out(self) except -1:
-        """Back, wherever a parameter still is; frozen ones, too. What has moved meanwhile is lost to its average."""
+        """Exchange back, frozen parameters, too. A parameter that has moved keeps what it has; `ema` has the rest."""
         cdef Py_ssize_t i, size, moved = -1
         cdef Array *param
         if self.store is not None and self.owner != getpid():
@@ -300,9 +298,8 @@ cdef class Engine(Parameters):
         return 0
 
 
-@cython.final
 cdef class Locked:
-    """`with` it, nobody changes an engine. The lock's own `with` needs memory to let go."""
+    """In its `with` block nobody changes the engine. (The lock's own `with` needs memory to let go.)"""
     cdef Engine engine
 
     def __cinit__(self, Engine engine):
@@ -316,13 +313,9 @@ cdef class Locked:
 
 
 @cython.final
-cdef class Swapped:
-    """`with` it, the averages are in the parameters. Compiled, so that Ctrl-C comes before they are, or when it is
-    certain that they will not stay."""
-    cdef Engine engine
-
-    def __cinit__(self, Engine engine):
-        self.engine = engine
+cdef class Swapped(Locked):
+    """In its `with` block the averages are in the parameters. It is compiled, so that Ctrl-C comes before they are, or
+    when it is certain that they will go."""
 
     def __enter__(self):
         self.engine.acquire()
@@ -332,4 +325,4 @@ cdef class Swapped:
             self.engine.release()
 
     def __exit__(self, kind, value, traceback):
-        self.engine.swap_out()     # without the lock, for which Ctrl-C could end the wait: all others are refused
+        self.engine.swap_out()     # without the lock: Ctrl-C could end the wait for it, and all others are refused

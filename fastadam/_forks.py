@@ -1,21 +1,16 @@
 """In a forked child: locks that threads held which do not exist there are made anew."""
 
 import os
-import weakref
 from typing import Any
+from weakref import WeakSet
 
-engines: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-
-
-def watch(engine: Any) -> None:
-    engines[id(engine)] = engine
+engines: WeakSet[Any] = WeakSet()
+watch = engines.add
 
 
 def renew_locks() -> None:
-    for ref in engines.valuerefs():
-        engine = ref()
-        if engine is not None:
-            engine.renew_lock()
+    for engine in list(engines):
+        engine.renew_lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,7 +12,7 @@ note_kinds()
 HYPER_PARAMETERS = frozenset(KINDS)     # of all optimizers
 
 cdef object UNKNOWN = object()
-cdef double NOT_ZERO = 0.5      # for what a schedule will say later
+cdef double NOT_ZERO = 0.5      # stands for what a schedule will return
 
 
 cdef object at(object value, int64_t count):
@@ -87,7 +87,7 @@ cdef class Group:
     cdef readonly int mask      # of the state that each parameter has: 1 M, 2 V, 4 W, EMA_BIT, SUM_BIT
     cdef bint amsgrad, centered     # when it was made
     cdef str where
-    cdef list seen              # what the dict held at the last reading: name, value, ...
+    cdef list seen              # what the dict held when it was last read: name, value, ...
     cdef fa_isa isa             # of the kernels
     cdef readonly object records    # counters of its parameters
 
@@ -127,11 +127,11 @@ cdef class Group:
         return 0
 
     cdef int check_fixed(self, const fa_options *options) except -1:
-        """State is made with the group: what needs more of it comes too late."""
-        for name, now, then in (("amsgrad", options.amsgrad, self.amsgrad),
-                                ("centered", options.centered, self.centered)):
-            if now != then:
-                raise ValueError(f"{name} was {bool(then)} when the group was added; make a new optimizer")
+        """State is made with the group, so what needs more of it is refused."""
+        if options.amsgrad != self.amsgrad:
+            raise ValueError(f"amsgrad was {self.amsgrad} when the group was added; make a new optimizer")
+        if options.centered != self.centered:
+            raise ValueError(f"centered was {self.centered} when the group was added; make a new optimizer")
         if self.states_for(options) & ~self.mask:
             raise ValueError("momentum was 0 when the group was added, so there is no momentum_buffer; "
                              "make a new optimizer")
@@ -140,7 +140,7 @@ cdef class Group:
         return 0
 
     def check(self, dict values, bint is_ours):
-        """Raise unless these could be the hyper-parameters of the next step; and if a dict of ours is not whole."""
+        """Raise unless these could be the hyper-parameters of the next step. A dict of ours must be complete, too."""
         cdef fa_options options
         if is_ours:
             self.check_params(values)
@@ -192,7 +192,7 @@ cdef class Group:
         try:
             for k, key, value in changes:
                 if self.seen[k] is not key and key != "params" and key not in self.names:
-                    raise KeyError(key)     # which is explained below
+                    raise KeyError(key)     # check_keys has the words
                 if key != "params":
                     kind, offset = KINDS[key]
                     name = key
@@ -201,9 +201,7 @@ cdef class Group:
                 elif value is not self.params:
                     self.check_params(values)
                 self.seen[k], self.seen[k + 1] = key, value if key == "params" or stays(value) else UNKNOWN
-            if (options.amsgrad != self.amsgrad or options.centered != self.centered
-                    or self.states_for(options) & ~self.mask or (options.nesterov and options.dampening != 0.0)):
-                self.check_fixed(options)
+            self.check_fixed(options)
         except Exception as error:
             self.forget()
             self.check_keys(values)

@@ -47,7 +47,7 @@ def cut(block: np.ndarray, address: int, params: Sequence[np.ndarray], kinds: in
 
 
 def begin(state: dict[str, list[np.ndarray]], params: Sequence[np.ndarray], initial: float) -> None:
-    """Averages are copies of the parameters, sums of gradients zeros, the rule's own is `initial`. Blocks are zeros."""
+    """Averages begin as copies of the parameters, sums as zeros, the rule's state as `initial`. Blocks are zeros."""
     for name, arrays in state.items():
         for array, param in zip(arrays, params, strict=True):
             if name == "ema":

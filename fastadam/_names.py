@@ -1,4 +1,4 @@
-"""What somebody may have meant by a name that is not there, and what to write instead."""
+"""What a user may have meant by an unknown name, and what to write instead."""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -9,23 +9,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Other libraries' names for the same, where the spelling does not tell.
-ELSEWHERE = {
-    "learning_rate": "lr",
-    "beta1": "betas",
-    "beta2": "betas",
-    "clipnorm": "max_norm",
-    "global_clipnorm": "max_norm",
-    "max_grad_norm": "max_norm",
-    "clipvalue": "max_value",
-    "grad_clip": "max_norm",
-    "wd": "weight_decay",
-    "ema_momentum": "ema_decay",
-    "num_threads": "threads",
-}
+ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "wd": "weight_decay", "num_threads": "threads"}
+ELSEWHERE |= dict.fromkeys(["clipnorm", "global_clipnorm", "max_grad_norm", "grad_clip"], "max_norm")
+ELSEWHERE |= {"clipvalue": "max_value", "ema_momentum": "ema_decay"}
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """What to add to a name in an error message; nothing if nothing is near."""
+    """For an error message: the known name that is nearest, or nothing."""
     from difflib import get_close_matches
 
     folded = {str(each).casefold(): str(each) for each in known}

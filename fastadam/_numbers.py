@@ -1,4 +1,4 @@
-"""Numbers and flags that the user passed, as plain Python ones, or an error that says what is allowed."""
+"""Numbers and flags from users as plain Python ones, or errors that say what is allowed."""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def as_number(value: Any, name: str) -> float:
 
 
 def as_integer(value: Any, name: str, kind: str = "an int") -> int:
-    """Any integer: Python's, NumPy's scalars and 0-d arrays, and what has __index__; a bool is none."""
+    """Any integer: Python's, NumPy's scalars and 0-d arrays, and what has __index__; but not a bool."""
     if type(value) is int:
         return value
     if not isinstance(value, bool | np.bool_):

@@ -31,15 +31,15 @@ cdef list states_in(int mask):
 cdef class Parameters:
     """What steps update. Parameters are numbered in the order in which they were added.
 
-    Readers hold `lock`, writers `with parameters`."""
+    Readers hold `lock`; writers use `with parameters`."""
     cdef readonly object lock
     cdef object acquire, release
     cdef readonly list names            # of the family's hyper-parameters
     cdef readonly int wrap_mask         # state that does not depend on the rule: EMA_BIT, SUM_BIT
     cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, state, ...)
-    cdef dict index                     # key -> number
+    cdef readonly dict index            # key -> number
     cdef readonly list groups
-    cdef readonly object structure      # of the container that step takes
+    cdef readonly object structure      # of the container that step takes (containers.Structure)
     cdef Py_ssize_t count
     cdef fa_slot *slots
     cdef Layout *layouts
@@ -94,7 +94,7 @@ cdef class Parameters:
         return 0
 
     def renew_lock(self):
-        """In a forked child: what another thread held is free. It was not writing (csrc/fork.c)."""
+        """In a forked child: free what another thread held. It was not writing: a fork waits for that (csrc/fork.c)."""
         if not self.lock._is_owned():
             self.new_lock()
             self.changing = False
@@ -111,9 +111,6 @@ cdef class Parameters:
         self.end_change()
 
     # -- what Python asks
-
-    def index_of(self, key):
-        return self.index[key]
 
     @property
     def family(self):
@@ -151,9 +148,9 @@ cdef class Parameters:
     # -- adding and loading, inside `with engine`
 
     def add_group(self, list keys, tuple params, dict values, list groups, object structure, object mask=None):
-        """Take over parameters as one more group, with fresh state: what the values need, or what is in `mask`.
+        """Add parameters as one more group, with fresh state: what the values need, or what `mask` says.
 
-        The group is appended to `groups`. All or nothing: the new part is made first, and then taken over."""
+        `values` is appended to `groups`. All or nothing: the new part is made first, and then swapped in."""
         try:
             self.add_if_possible(keys, params, values, groups, structure, mask)
         except BaseException:
@@ -212,7 +209,7 @@ cdef class Parameters:
                 raise ValueError(f"parameter {new_keys[i]!r} changed while it was being added; nothing was added")
             self.tasks[i].kernel = fa_kernel_of(FA_BASELINE, FA_GRADIENT, self.slots[i].real)
         old = self.keys, self.arrays
-        self.keys, self.arrays, self.count = new_keys, new_arrays, total    # for the names of arrays that overlap
+        self.keys, self.arrays, self.count = new_keys, new_arrays, total    # for name_of, if arrays overlap
         try:
             self.locate()
             groups.append(values)
@@ -228,7 +225,7 @@ cdef class Parameters:
         return 0
 
     cdef int note_layouts(self, tuple params) except -1:
-        """Of new parameters, behind those there are. Runs no Python code, so what is noted is of one moment."""
+        """Append the layouts of new parameters. Runs no Python code, so that nothing can change meanwhile."""
         cdef Py_ssize_t i, axes = 0, shape = 0
         cdef int axis
         cdef Layout *layout
@@ -270,7 +267,7 @@ cdef class Parameters:
         return self.is_like(i, self.layouts[i].param) and (flags_of(self.layouts[i].param) & WRITEABLE) != 0
 
     def load(self, plan):
-        """Copy state that was checked (`statedict.LoadPlan`) into what is here, all of it or nothing."""
+        """Copy in state that was checked (`statedict.LoadPlan`), all of it or nothing."""
         cdef Copies copies = Copies()
         cdef list groups = plan.param_groups, changes = plan.changes
         if not len(plan.arrays) == len(plan.records) == self.count or plan.records.dtype != _layout.RECORD:
@@ -287,7 +284,7 @@ cdef class Parameters:
                 # A source that is also a destination of another could be overwritten before its turn.
                 pairs.append((old, new.copy("K") if self.written_by(new) is not None else new))
         self.prepare_file()
-        before = [dict(group) for group in groups]  # stays alive until all is in: nothing runs Python code meanwhile
+        before = [dict(group) for group in groups]  # keeps old values: to free one could run Python code in between
         copies.plan(pairs)
         self.begin_writing()
         copies.run()
@@ -314,7 +311,7 @@ cdef class Parameters:
         finalize(self, store.close, self.lock)
 
     cdef int prepare_file(self) except -1:
-        """Before a change that a state file has to know of. May run Python code, so it comes before the checks."""
+        """Tell the state file that a change comes. May run Python code, so it comes before the checks."""
         if self.header == NULL:
             return 0
         if self.owner != getpid():
@@ -382,7 +379,7 @@ cdef class Parameters:
         return self.slots[i].n * (8 if self.slots[i].real else 4)
 
     cdef object written_by(self, object array):
-        """The name of an array of ours that shares memory with any array, or None."""
+        """The name of the array of ours that this one shares memory with, or None."""
         cdef const fa_range *r
         cdef uintptr_t low, high
         array = numpy.asarray(array)

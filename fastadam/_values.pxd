@@ -1,4 +1,4 @@
-# Quick readings of numbers and flags; what is no plain Python value goes to _numbers.py, which also has the errors.
+# Numbers and flags, read quickly. What is not a plain Python value goes to _numbers.py, which also has the errors.
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
 

@@ -86,7 +86,7 @@ class Tree:
             try:
                 return [grads[name] for name in self.names]
             except KeyError:
-                pass  # which ones, is said below
+                pass  # the error below says which
         if not isinstance(grads, Mapping):
             raise TypeError(f"grads{self.where} must be a mapping, as params is, got a {type(grads).__name__}")
         if len(grads) != len(self.names) or any(name not in grads for name in self.names):

@@ -14,12 +14,12 @@ from fastadam.containers import Container, Structure, as_groups
 from fastadam.options import CommonOptions, Gradients, Options, with_own_betas
 from fastadam.statedict import LoadPlan, State
 
-# What happens inside a `with` that holds a lock is a call: in loops there, CPython 3.12 and 3.13 have places at which
-# Ctrl-C leaves without the end of the `with` (a jump back that its exception table does not have).
+# Inside a `with` that holds a lock there are calls only. Ctrl-C in a loop there can leave without the end of the `with`
+# in CPython 3.12 and 3.13, whose exception table has no entry for the jump back.
 
 
 class Optimizer(Options):
-    """What all optimizers have in common. Use one of its subclasses.
+    """The base class of all optimizers. Use one of its subclasses.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Optimizer(Options):
         What to do about NaN and infinity: in gradients, in gradients times grad_scale and the clip factor, or in the
         norm to clip by. Let them into the parameters; raise a FloatingPointError; or skip the step and count it in
         `skipped_steps`. This is decided before anything changes. With `accumulate`, a gradient that would spoil the sum
-        is skipped, and another takes its place. A sum that "propagate" has let be spoilt stays so. May be set later.
+        is skipped, and another takes its place. A sum that "propagate" has spoilt stays so. May be set later.
     accumulate : int >= 1, default 1
         Step on the mean of so many gradients. `step` adds all but every accumulate-th gradient of an array to a sum,
         an array of the parameter's type and size. May be set later, but not from 1.
@@ -53,11 +53,11 @@ class Optimizer(Options):
         An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then what
         makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
     state_file : path or None, default None
-        Memory-map the state from this file, for state larger than memory, and resume from an existing file. A file that
-        was left in the middle of a step or of `swap_ema`, or not flushed before the machine went down, is rejected; the
-        end of a process, however it comes, does no harm. Saving in-memory parameters and hyper-parameters is up to you.
-        Parameters may be memory maps, too (``np.lib.format.open_memmap``). Forked children can neither step nor copy
-        such an optimizer, and keep its file locked while they live.
+        Memory-map the state from this file, for state larger than memory, and resume from an existing file. A file left
+        in the middle of a step or of `swap_ema`, or not flushed before a power failure, is rejected; the end of a
+        process between steps does no harm. Saving in-memory parameters and hyper-parameters is up to you. Parameters
+        may be memory maps, too (``np.lib.format.open_memmap``). Forked children can neither step nor copy such an
+        optimizer, and keep its file locked while they live.
     overrides : dict of dict, or None, default None
         Other hyper-parameters for some arrays: {"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}. Patterns are
         those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern that
@@ -266,7 +266,7 @@ class Optimizer(Options):
         if grad is None:
             raise TypeError("grad must not be None: leave the call out")
         try:
-            i = self._engine.index_of(key)
+            i = self._engine.index[key]
         except (KeyError, TypeError):  # or no key at all
             raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
         self._engine.step_one(i, grad, self.param_groups, grad_scale)
@@ -341,7 +341,7 @@ class Optimizer(Options):
         Raises
         ------
         ValueError
-            torch cannot go on from here: a schedule, eps_hat, eps_root, no bias correction, or gradients that wait.
+            torch cannot go on from here: a schedule, eps_hat, eps_root, no bias correction, or pending gradients.
         ImportError
             torch is not installed.
 
@@ -448,10 +448,10 @@ class Optimizer(Options):
         return checkpoint.load(path, optimizer=self, mmap=mmap, progress=progress)
 
     def flush(self) -> None:
-        """Write memory-mapped arrays to disk: the `state_file`, and parameters. Optimizers that end do so, too.
+        """Write memory-mapped arrays to disk: the `state_file`, and parameters. An optimizer does so when it ends, too.
 
-        After it, and until the next step, a crash of the machine does no harm. From the next step on, such a crash
-        makes the state file unusable, so it takes no checkpoint's place.
+        Until the next step, a crash of the machine then does no harm. After that it makes the state file unusable, so
+        save checkpoints, too.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The options of an optimizer as attributes: what can be read, what can be set, and what is said of all others."""
+"""The options of an optimizer as attributes: what can be read, what can be set, and errors for all others."""
 
 import inspect
 import os
@@ -198,9 +198,9 @@ class Options:
 
     @property
     def last_values(self) -> list[dict[str, Any]]:
-        """For each group, the numbers that its last step took for the hyper-parameters; what schedules gave, for one.
+        """For each group, the numbers that its last step took for the hyper-parameters; of schedules, their results.
 
-        {} before its first step. A gradient that was left out, or only joined a sum, changes nothing.
+        {} before its first step. A gradient that was skipped, or only joined a sum, changes nothing.
 
         Examples
         --------
@@ -234,7 +234,7 @@ class Options:
 
     @property
     def skipped_steps(self) -> int:
-        """The calls that ``nonfinite="skip"`` has left out."""
+        """How many calls ``nonfinite="skip"`` has left out."""
         return self._engine.skipped
 
     def __repr__(self) -> str:
@@ -264,7 +264,7 @@ def with_own_betas(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown(value: Any, last: Any) -> str:
-    """A hyper-parameter in a table; of a schedule, what it gave last."""
+    """A hyper-parameter in a table; for a schedule, its last result."""
     if not _core.has_schedule(value):
         return str(value)
     return "schedule" if last is None else f"schedule, last {last}"

@@ -341,8 +341,8 @@ class Adamax(Optimizer):
     Notes
     -----
     State: `exp_avg` (m), `exp_inf` (u): 8 bytes for each float32 parameter, 16 for float64. As torch's and optax's;
-    Keras adds eps to u instead (docs/other-libraries.md). Choose it as Adam, where single large gradients should be
-    felt for long.
+    Keras adds eps to u instead (docs/other-libraries.md). Choose it instead of Adam where single large gradients should
+    have a long effect.
 
     Examples
     --------

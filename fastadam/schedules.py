@@ -45,7 +45,7 @@ def _cosine(begin: float, end: float, share: float) -> float:
 
 
 class _Schedule(ABC):
-    """What all of them have: t is checked in one place."""
+    """The base class: checks t."""
 
     def __call__(self, t: int) -> float:
         return self._at(as_count(t, "t", 0))
@@ -54,7 +54,7 @@ class _Schedule(ABC):
     def _at(self, t: int) -> float: ...
 
     def _keep(self, **checked: Any) -> None:
-        """The checked arguments take the place of those that came. Afterwards nothing can be set."""
+        """Replace the arguments by the checked ones, although nothing can be set from outside."""
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -97,7 +97,7 @@ class constant(_Schedule):
 
 @dataclass(frozen=True)
 class _Warmup(_Schedule):
-    """What the two schedules with a warm-up share: all but the way down."""
+    """What the two schedules with a warm-up have in common: all but the way down."""
 
     peak: float
     warmup_steps: int
@@ -291,7 +291,7 @@ class one_cycle(_Schedule):
 
 @dataclass(frozen=True)
 class exponential(_Schedule):
-    r"""Multiplied by the same factor in every so many steps. It has no end.
+    r"""Multiplied by the same factor every so many steps. It has no end.
 
     .. math:: f(t) = value \cdot rate^{t / steps}
 

@@ -1,4 +1,4 @@
-"""The state of an optimizer as users see it, and what a state dict must be before any of it is loaded."""
+"""The state of an optimizer as users see it, and the checks of a state dict before any of it is loaded."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -19,7 +19,7 @@ class State(Mapping[Any, Mapping[str, Any]]):
 
     def __getitem__(self, key: Any) -> Mapping[str, Any]:
         try:
-            i = self._engine.index_of(key)
+            i = self._engine.index[key]
         except (KeyError, TypeError):  # or no key at all
             raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
         return Entry(self._engine.entry(i))
@@ -47,7 +47,7 @@ class Entry(dict[str, Any]):
 
 
 class LoadPlan(NamedTuple):
-    """What an engine is to load, after it was checked."""
+    """What an engine is to load. It has been checked."""
 
     param_groups: list[dict[str, Any]]
     changes: list[dict[str, Any]]  # for each of these
@@ -76,7 +76,7 @@ def plan_load(
     state_dict: Mapping[str, Any],
     others: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> LoadPlan:
-    """What a state dict changes, if all of it fits; with `others` beside."""
+    """What a state dict changes, or an error if any of it does not fit. `others` are copied, too."""
     engine.check_groups(param_groups)
     changes, indices = match_groups(state_dict, param_groups, engine.keys)
     initial = []
@@ -109,7 +109,7 @@ def plain_of(engine: _core.Engine, param_groups: list[dict[str, Any]]) -> dict[s
 
 
 def engine_of(saved: dict[str, Any], param_groups: list[dict[str, Any]]) -> _core.Engine:
-    """The engine again."""
+    """An engine from what `plain_of` kept."""
     params = [array for group in param_groups for array in group["params"]]
     for key, array in zip(saved["keys"], params, strict=True):
         if not array.flags.writeable and maps_of([array]):
@@ -161,7 +161,7 @@ def match_groups(
         foreign = [name for name in saved if name in _core.HYPER_PARAMETERS and name not in ours]
         if foreign:
             raise ValueError(f"{where} is of another optimizer: it has {', '.join(foreign)}; known are {list(ours)}")
-        # What else is in it is not ours: how torch computes, what its schedulers remember, labels.
+        # The rest is not for us: how torch computes, what its schedulers remember, labels.
         change = {k: v for k, v in saved.items() if k in ours and k != "params"}
         _core.check_group({**ours, **change})
         for flag in {"amsgrad", "centered"} & change.keys():
@@ -197,17 +197,9 @@ def match_state(
         check_kind(saved, Mapping, where)
         names = [name for name in entry if isinstance(entry[name], np.ndarray)]
         saved = {name: value for name, value in saved.items() if value is not None}
-        fresh: dict[str, Any] = {
-            name: np.broadcast_to(entry[name].dtype.type(start), entry[name].shape) for name in names
-        }
-        fresh |= {
-            "step": 0,
-            "mu_product": 1.0,
-            "grad_count": 0,
-            "ema": param,
-            "grad_sum": np.broadcast_to(param.dtype.type(0), param.shape),
-        }
-        fresh = {name: fresh[name] for name in entry}
+        zeros, initial_state = (np.broadcast_to(param.dtype.type(value), param.shape) for value in (0.0, start))
+        fresh: dict[str, Any] = {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param, "grad_sum": zeros}
+        fresh = {name: fresh.get(name, initial_state) for name in entry}
         if saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
             saved["step"] = 1
         if not saved:  # torch has none, an empty one, or None for a buffer, before the first step
@@ -240,17 +232,17 @@ def match_state(
 
 
 def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
-    """Take out what this optimizer does not keep, if nothing is lost by it."""
+    """Take out what this optimizer does not keep, or raise if something would be lost."""
     if "ema" in kept:
         raise ValueError(
             f"{where} has an average of the parameter (ema), and this optimizer keeps none: make it with ema_decay. "
             "To go on without averages, delete 'ema' from each entry of the state_dict() of such an optimizer, and "
             "load that"
         )
-    waiting = as_counter(saved.get("grad_count", 0), f"{where}['grad_count']")
-    if waiting:
+    pending = as_counter(saved.get("grad_count", 0), f"{where}['grad_count']")
+    if pending:
         raise ValueError(
-            f"{where} has a sum of gradients, {waiting} so far, that waits for a step, and this optimizer keeps none: "
+            f"{where} has a sum of gradients, {pending} so far, that waits for a step, and this optimizer keeps none: "
             "make it with accumulate. To drop the sum, delete 'grad_count' and 'grad_sum' from each entry of the "
             "state_dict() of such an optimizer, and load that"
         )

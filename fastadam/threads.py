@@ -17,13 +17,12 @@ users: dict[str, set["SharedThreads"]] = {}  # file of an OpenBLAS that is share
 
 
 class SharedThreads:
-    """What `share_threads_with_blas` did. A context manager; leaving it, or `undo`, takes the order back.
+    """What `share_threads_with_blas` did. A context manager; leaving it, or `undo`, ends the sharing.
 
     ``libraries`` has a dict for each BLAS in the process: library (str, its file), kind (str, "openblas" for one),
-    version (str or None), shared (bool), threads (str, whose the common team is: "fastadam"; empty if not shared),
-    callback (bool, does it compute there through its threads callback: if it is shared) and why (str, empty if shared).
-    To print it says the same, and whether it has ended. Entered after its end, it orders the same once more; several
-    `with` blocks of one object do not nest: the first that is left ends it.
+    version (str or None), shared and callback (bool, the same), threads (str, whose they are: "fastadam"; empty if not
+    shared) and why (str, why not; empty if shared). Printing it shows the same, and whether it has ended. Entering it
+    after its end shares again. `with` blocks of one object do not nest: the first that is left ends it.
     """
 
     def __init__(self) -> None:
@@ -33,18 +32,11 @@ class SharedThreads:
             why = refusal(blas) or why_no_threads(threads_of(blas))
             if not why:
                 self._shared[blas.filepath] = address_of(blas, SETTER)
-                # Makes its threads, if a fork before fastadam was imported has ended them, while nobody computes.
+                # If a fork before fastadam's import has ended its threads, this makes them, while nobody computes.
                 call(blas, "openblas_set_num_threads", None, blas.num_threads)
+            entry = {"library": blas.filepath, "kind": blas.internal_api, "version": blas.version, "why": why}
             self.libraries.append(
-                {
-                    "library": blas.filepath,
-                    "kind": blas.internal_api,
-                    "version": blas.version,
-                    "shared": not why,
-                    "threads": "" if why else "fastadam",
-                    "callback": not why,
-                    "why": why,
-                }
+                entry | {"shared": not why, "callback": not why, "threads": "" if why else "fastadam"}
             )
         self.__enter__()
 
@@ -59,7 +51,7 @@ class SharedThreads:
         _core.share_steps(bool(users))
 
     def undo(self) -> None:
-        """Let steps choose again, if nobody else has asked for sharing. A second call does nothing."""
+        """End the sharing, unless somebody else has asked for it, too. A second call does nothing."""
         with lock:
             self._undo()
 
@@ -131,7 +123,7 @@ def call(blas: Any, name: str, result: Any, *numbers: int) -> Any:
 
 
 def refusal(blas: Any) -> str:
-    """Why it cannot run jobs on threads of ours, with numbers that its own do not have (csrc/team_shared.c); or ""."""
+    """Why it cannot run jobs on our threads, whose numbers its own do not have (csrc/team_shared.c); or ""."""
     if not _core.has_openmp():
         return "this build of fastadam has no OpenMP, so its steps are serial"
     if not _core.SHARED_TEAM:
@@ -158,7 +150,7 @@ def refusal(blas: Any) -> str:
 
 
 def why_no_threads(wanted: int) -> str:
-    """Empty if there are so many for its jobs, which wait for each other: fewer cannot run them."""
+    """Why its jobs, which wait for each other and so need a thread each, cannot have so many; or ""."""
     there = _core.threads_to_share(wanted)
     if there >= wanted:
         return ""
@@ -196,7 +188,7 @@ def advice() -> str:
         return ""
     try:
         libraries = blas_libraries()
-    except Exception:  # whatever threadpoolctl makes of the libraries here, this is only advice
+    except Exception:  # whatever threadpoolctl makes of these libraries, this is only advice
         return ""
     if not any(library.num_threads and library.num_threads > 1 and not refusal(library) for library in libraries):
         return ""

@@ -1,4 +1,4 @@
-"""A record of an optimizer at work: where it was, what it saw, and what it kept."""
+"""A record of an optimizer at work: points, losses, gradients and state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -135,17 +135,17 @@ def trace(
             rows.append({name: np.array(value) for name, value in entry.items()})
     state = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     correction = corrections(stepper, state["step"]) if isinstance(stepper, Adam) else {}
-    corrected = {name: divided(state[name], factor) for name, factor in correction.items()}
+    corrected = {}
+    for name, factor in correction.items():  # in the average's own type
+        corrected[name] = state[name] / factor.astype(x.dtype).reshape(-1, *[1] * x.ndim)
     return Trace(xs, losses, gradients, state, correction, corrected)
 
 
 def corrections(adam: Adam, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """What Adam divided its averages by last, given its counter after each call, which may leave it alone."""
+    """What Adam divided its averages by in its last step, given its counter after each call."""
     (group,) = adam.param_groups
     factors = []
-    for taken in np.maximum(
-        counts - 1, 0
-    ).tolist():  # before the first step the averages are zero, whatever divides them
+    for taken in np.maximum(counts - 1, 0).tolist():  # before the first step any divisor will do: averages are zero
         betas = at(group["betas"], taken) if group["bias_correction"] else (0.0, 0.0)
         factors.append([1 - float(at(beta, taken)) ** (taken + 1) for beta in betas])
     return dict(zip(("exp_avg", "exp_avg_sq"), np.array(factors).T, strict=True))
@@ -154,11 +154,6 @@ def corrections(adam: Adam, counts: np.ndarray) -> dict[str, np.ndarray]:
 def at(value: Any, taken: int) -> Any:
     """A schedule's value after so many steps; anything else as it is."""
     return value(taken) if callable(value) else value
-
-
-def divided(average: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """The average of every step divided by its factor, in its own type."""
-    return average / factor.astype(average.dtype).reshape(-1, *[1] * (average.ndim - 1))
 
 
 def as_start(x0: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Writing files: whole or not at all.
 
-What concerns the data must succeed. The rest (the file's mode, syncing a folder where that cannot be done) may fail.
+What concerns the data must succeed. The file's mode, and syncing a folder where that cannot be done, may fail.
 """
 
 import errno
@@ -111,7 +111,7 @@ def set_mode(path: Path, mode: int | None, target: Path) -> None:
 
 
 def level_of_caller() -> int:
-    """For a warning: how far up the caller of this package is."""
+    """The stacklevel of a warning that should point at the caller of this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastadam."):
         level, frame = level + 1, frame.f_back

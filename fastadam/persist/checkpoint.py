@@ -228,7 +228,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         The file's text is damaged, not of a checkpoint, of a newer format, or longer than 16 MiB (some 60 000 arrays;
         `load` takes more, since it knows the model).
     TypeError
-        The path is no str or os.PathLike.
+        The path is not a str or os.PathLike.
     OSError
         The file could not be read.
 
@@ -268,7 +268,7 @@ def read_manifest(places: dict[str, Place], raw: str | bytes) -> dict[str, Any]:
         saved = text["arrays"][name]
         if (place.dtype.str, list(place.shape)) != (saved["dtype"], saved["shape"]):
             raise ValueError(f"the array {name!r} has another dtype or shape than when it was saved")
-    text["metadata"] = as_metadata(text.get("metadata", {}))  # a right sum does not make it valid
+    text["metadata"] = as_metadata(text.get("metadata", {}))  # the right CRC does not make it valid
     return text
 
 
@@ -412,7 +412,7 @@ def open_regular(name: str) -> BufferedReader:
 
 
 def lock_of(optimizer: Optimizer | None) -> Any:
-    """What keeps other threads from stepping meanwhile."""
+    """In its `with` block no other thread steps."""
     if optimizer is None:
         return nullcontext()
     if not hasattr(optimizer, "_engine"):

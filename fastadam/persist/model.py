@@ -14,7 +14,7 @@ from fastadam.persist.pieces import DTYPES
 
 
 class Optimizer(Protocol):
-    """What of an optimizer is needed here."""
+    """What is used of an optimizer here."""
 
     param_groups: list[dict[str, Any]]
     _engine: _core.Engine

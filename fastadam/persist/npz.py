@@ -49,7 +49,7 @@ def read(file: BufferedReader, most: int) -> tuple[dict[str, Place], bytes]:
 def place_of_member(file: BufferedReader, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> Place:
     with members.open(info) as member:
         length = member.read(2 if np.lib.format.read_magic(member)[0] == 1 else 4)
-        # Not NumPy's own reading: it hands any text of any length to Python's parser.
+        # Not with NumPy's reader, which hands text of any length to Python's parser.
         match = NPY_HEADER.fullmatch(member.read(int.from_bytes(length, "little")))
         header = member.tell()
     if match is None:

@@ -152,7 +152,7 @@ class StateFile:
             sync_folder()
 
     def abandon(self) -> None:
-        """An optimizer that could not be made leaves what was in the file, and no file where there was none."""
+        """After an optimizer could not be made: leave the file as it was, or no file where there was none."""
         if self.file.closed:
             return
         try:
@@ -166,18 +166,18 @@ class StateFile:
             self.unlock()
 
     def remove(self) -> None:
-        """Of an empty file that was there an empty state file is left."""
+        """Unless the file was there before, empty; then an empty state file stays."""
         with suppress(OSError):  # which would hide what went wrong
             if not self.existed and self.is_in_place():
                 os.unlink(os.path.realpath(self.path))
 
     def unlock(self) -> None:
-        """Now: an error keeps arrays alive, and with them the lock."""
+        """At once: an error keeps arrays alive, and they would keep the lock."""
         with self.file, suppress(OSError):  # which would hide what went wrong
             fcntl.flock(self.file, fcntl.LOCK_UN)
 
     def section(self, group: int, about: dict[str, Any], params: Sequence[np.ndarray], nbytes: int) -> Section:
-        """For a group, the last one: what is there, if it is what the state would be `about`, or made."""
+        """For the next group: what the file has, if its text is `about`, or a fresh section."""
         self.check_owner()
         start, fresh = PAGE + sum(mapped.nbytes for mapped in self.maps), group >= self.groups()
         text = json.dumps(about).encode()
@@ -212,11 +212,8 @@ class StateFile:
         del self.maps[group:], self.params[group:]
 
     def check_section(self, group: str, start: int, whole: int, about: dict[str, Any]) -> None:
-        head = np.zeros((), HEAD)
-        raw = os.pread(self.file.fileno(), HEAD.itemsize, start)
-        if len(raw) == HEAD.itemsize:
-            head = np.frombuffer(raw, HEAD)[0]
-        nbytes, text_nbytes = (int(n) for n in head.tolist())
+        raw = os.pread(self.file.fileno(), HEAD.itemsize, start).ljust(HEAD.itemsize, b"\0")
+        nbytes, text_nbytes = np.frombuffer(raw, HEAD)[0].item()
         damaged = ValueError(
             f"{group} is damaged, or the file is cut off; delete it, and load a checkpoint into a new one"
         )
@@ -321,7 +318,7 @@ def allocate(descriptor: int, start: int, nbytes: int) -> None:
 
 
 def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What differs first, or nothing."""
+    """The first difference, or nothing."""
     for name in "optimizer", "state":
         if saved[name] != wanted[name]:
             return f"{name}: {saved[name]} there, {wanted[name]} here"
@@ -334,7 +331,7 @@ def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def this_boot() -> bytes:
-    """What tells that the machine has not gone down since; empty where the system does not say."""
+    """Differs after each start of the machine; empty where the system does not say."""
     try:
         return BOOT.read_bytes().strip()
     except OSError:
