@@ -117,6 +117,11 @@ def check_writable(param: Any, name: str) -> None:
         )
     if not array.flags.aligned:
         raise ValueError(f"{name} must be aligned in memory; use .copy(){KEEP}")
+    check_in_place(array, name)
+
+
+def check_in_place(array: np.ndarray, name: str) -> None:
+    """Raise unless all of the memory may be written, in one piece."""
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array; {writeable_by(array)}")
     if not (array.flags.c_contiguous or array.flags.f_contiguous):

@@ -4,34 +4,16 @@ from libc.stdint cimport int64_t, uintptr_t
 cdef extern from "fastadam.h" nogil:
     ctypedef int fa_rule
 
-    enum:
-        FA_GRADIENT
+    enum: FA_GRADIENT
 
-    ctypedef enum fa_real:
-        FA_FLOAT32
-        FA_FLOAT64
-        FA_REALS
-
-    enum:
-        FA_PARAM
-        FA_GRAD
-        FA_EMA
-        FA_SUM
-        FA_STATE
-        FA_STATES
-        FA_ARRAYS
+    ctypedef enum fa_real: FA_FLOAT32, FA_FLOAT64, FA_REALS
+    enum: FA_PARAM, FA_GRAD, FA_EMA, FA_SUM, FA_STATE, FA_STATES, FA_ARRAYS
 
     ctypedef struct fa_options:     # what Cython names; fa_hypers has all
         double lr, beta1, beta2, eps, weight_decay, eps_root, dampening, initial_accumulator_value
         int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered
 
-    ctypedef enum fa_kind:
-        FA_MAGNITUDE
-        FA_BETA
-        FA_BETAS
-        FA_FLAG
-        FA_FIXED_FLAG
-        FA_INITIAL
+    ctypedef enum fa_kind: FA_MAGNITUDE, FA_BETA, FA_BETAS, FA_FLAG, FA_FIXED_FLAG, FA_INITIAL
 
     ctypedef struct fa_hyper:
         const char *name
@@ -58,9 +40,7 @@ cdef extern from "fastadam.h" nogil:
     ctypedef struct fa_kernel:
         int states
 
-    ctypedef enum fa_isa:
-        FA_BASELINE
-        FA_ISAS
+    ctypedef enum fa_isa: FA_BASELINE, FA_ISAS
 
     const fa_kernel *fa_kernel_of(fa_isa isa, fa_rule rule, fa_real real)
     const char *fa_isa_name(fa_isa isa)
@@ -87,10 +67,7 @@ cdef extern from "fastadam.h" nogil:
     void fa_gate_leave()
     void fa_mark(int64_t *where, int64_t value)
 
-    enum:
-        FA_SHARED_TEAM
-        FA_BLAS_NUMBERS
-        FA_MOST_CALLBACK
+    enum: FA_SHARED_TEAM, FA_BLAS_NUMBERS, FA_MOST_CALLBACK
     ctypedef void *fa_blas_setter   # a function that only C calls
     void fa_share_start()
     void fa_share_steps(int yes)
@@ -148,11 +125,7 @@ cdef extern from "fastadam.h" nogil:
     void fa_sum_squares(fa_call *call, int threads)
     double fa_add_squares(const fa_call *call)
 
-    ctypedef enum fa_anomaly:
-        FA_FINITE
-        FA_NONFINITE
-        FA_OVERFLOWS
-        FA_NORM_OVERFLOWS
+    ctypedef enum fa_anomaly: FA_FINITE, FA_NONFINITE, FA_OVERFLOWS, FA_NORM_OVERFLOWS
 
     fa_anomaly fa_find_anomaly(const fa_call *call, int norm_counts, double scale, int64_t *which)
 

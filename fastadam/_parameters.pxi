@@ -37,7 +37,7 @@ cdef class Parameters:
     cdef readonly list names            # of the family's hyper-parameters
     cdef readonly int wrap_mask         # state that does not depend on the rule: EMA_BIT, SUM_BIT
     cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, state, ...)
-    cdef readonly dict index            # key -> number
+    cdef dict index                     # key -> number
     cdef readonly list groups
     cdef readonly object structure      # of the container that step takes (containers.Structure)
     cdef Py_ssize_t count
@@ -111,6 +111,12 @@ cdef class Parameters:
         self.end_change()
 
     # -- what Python asks
+
+    def index_of(self, key):
+        try:
+            return self.index[key]
+        except (KeyError, TypeError):   # or no key at all
+            raise KeyError(f"no parameter {key!r}; there are {self.keys}") from None
 
     @property
     def family(self):

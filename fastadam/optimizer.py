@@ -265,11 +265,7 @@ class Optimizer(Options):
         """
         if grad is None:
             raise TypeError("grad must not be None: leave the call out")
-        try:
-            i = self._engine.index[key]
-        except (KeyError, TypeError):  # or no key at all
-            raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
-        self._engine.step_one(i, grad, self.param_groups, grad_scale)
+        self._engine.step_one(self._engine.index_of(key), grad, self.param_groups, grad_scale)
 
     @property
     def ema(self) -> dict[Any, np.ndarray]:
@@ -396,11 +392,7 @@ class Optimizer(Options):
         "opt.save(path, metadata=..., progress=...), or fastadam.save(path, params=..., optimizer=opt), to save both"
     )
     def save(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        metadata: dict[str, Any] | None = None,
-        progress: bool | None = None,
+        self, path: str | os.PathLike[str], *, metadata: dict[str, Any] | None = None, progress: bool | None = None
     ) -> None:
         """Write state, counters and hyper-parameters to a file: ``fastadam.save(path, optimizer=self)``.
 

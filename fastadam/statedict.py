@@ -18,11 +18,7 @@ class State(Mapping[Any, Mapping[str, Any]]):
         self._engine = engine
 
     def __getitem__(self, key: Any) -> Mapping[str, Any]:
-        try:
-            i = self._engine.index[key]
-        except (KeyError, TypeError):  # or no key at all
-            raise KeyError(f"no parameter {key!r}; there are {self._engine.keys}") from None
-        return Entry(self._engine.entry(i))
+        return Entry(self._engine.entry(self._engine.index_of(key)))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self._engine.keys))

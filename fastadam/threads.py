@@ -132,7 +132,7 @@ def refusal(blas: Any) -> str:
         return f"{blas.internal_api} has no interface for threads to share; only OpenBLAS has"
     if blas.threading_layer != "pthreads":
         return f"this OpenBLAS has no threads of its own (its threading is {blas.threading_layer!r})"
-    if version_of(blas) < WITH_CALLBACK:
+    if tuple(map(int, re.findall(r"\d+", blas.version or "")[:3])) < WITH_CALLBACK:
         newer = ".".join(map(str, WITH_CALLBACK))
         return f"OpenBLAS {blas.version} has no interface for threads to share; {newer} and newer have"
     if not address_of(blas, SETTER) or not blas.num_threads:
@@ -159,10 +159,6 @@ def why_no_threads(wanted: int) -> str:
         f"ulimit -v, the pids limit of a container), or set OPENBLAS_NUM_THREADS={there} in the environment before "
         "Python starts"
     )
-
-
-def version_of(blas: Any) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", blas.version or "")[:3])
 
 
 def numbers_of(blas: Any) -> int:

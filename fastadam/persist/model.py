@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from fastadam import _core, _numbers
+from fastadam._checks import as_array, check_in_place, overlap_error
 from fastadam.containers import Tree, as_groups
 from fastadam.persist.pieces import DTYPES
 
@@ -86,8 +87,7 @@ def params_to_load(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(live array, what to copy into it)"""
     for key, array in leaves:
-        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-            raise TypeError(f"parameter {key!r} must be a numpy.ndarray, got a {type(array).__name__}")
+        as_array(array, f"parameter {key!r}", True)
     names, ours = set(saved), [str(key) for key, _ in leaves]
     if len(set(ours)) != len(ours):
         raise ValueError(f"two parameters have the name {Counter(ours).most_common(1)[0][0]!r} in a file; rename one")
@@ -101,32 +101,26 @@ def params_to_load(
             raise TypeError(f"{where} is {array.dtype}, in the checkpoint {new.dtype}; nothing is ever cast")
         if array.shape != new.shape:
             raise ValueError(f"{where} has the shape {array.shape}, in the checkpoint {new.shape}")
-        if not array.flags.writeable:
-            raise ValueError(f"{where} must be writeable, got a read-only array; use .copy()")
-        if not (array.flags.c_contiguous or array.flags.f_contiguous):
-            raise ValueError(
-                f"{where} must be C- or F-contiguous, got strides {array.strides}; use np.ascontiguousarray"
-            )
+        check_in_place(array, where)
         pairs.append((array, new.view(array.dtype)))  # C has two names for one integer type
     bounds = sorted((*byte_bounds(array), key) for key, array in leaves if array.size)
     for (_, end, key), (begin, _, other) in pairwise(bounds):
         if begin < end:
-            raise ValueError(f"parameters {key!r} and {other!r} overlap in memory; give each its own with .copy()")
+            raise overlap_error(f"parameter {key!r}", f"parameter {other!r}")
     return pairs
 
 
 def add(arrays: dict[str, np.ndarray], name: str, array: Any) -> None:
     if name in arrays:
         raise ValueError(f"two arrays would be stored as {name!r}; rename one")
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a numpy.ndarray, got a {type(array).__name__}")
+    array = as_array(array, name, False)
     if "\0" in name or len(name.encode(errors="replace")) > 60_000:
         raise ValueError(f"{name[:100]!r} cannot be a name in a file; rename the parameter")
     if array.dtype not in DTYPES or not array.dtype.isnative or array.dtype.str.startswith(">"):
         raise TypeError(
             f"{name} has the dtype {array.dtype.str}, which cannot be stored; use real numbers or bool, little-endian"
         )
-    arrays[name] = np.asarray(array)
+    arrays[name] = array
 
 
 def to_json(value: Any) -> Any:

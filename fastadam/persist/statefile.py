@@ -95,12 +95,11 @@ class StateFile:
             except BaseException:
                 self.remove()
                 raise
-        elif self.size() < PAGE:
-            raise ValueError(f"state_file {self.path!r} holds no state of fastadam; take another path")
-        self.header = np.memmap(self.file, HEADER, "r+", shape=())
+        raw = os.pread(self.file.fileno(), HEADER.itemsize, 0).ljust(HEADER.itemsize)
+        self.found = np.frombuffer(raw, HEADER)[0]
         if not self.new:
-            self.check_condition()
-        self.found = self.header.copy()
+            self.check_condition(*self.found.item())
+        self.header = np.memmap(self.file, HEADER, "r+", shape=())
 
     def is_in_place(self) -> bool:
         """Is it still this file that the path names?"""
@@ -114,9 +113,9 @@ class StateFile:
     def groups(self) -> int:
         return int(self.header["groups"])
 
-    def check_condition(self) -> None:
-        magic, version, condition, groups, boot = self.header.item()
-        if magic != b"fastadam" or groups < 0 or condition not in (FLUSHED, WRITTEN, TORN):
+    def check_condition(self, magic: bytes, version: int, condition: int, groups: int, boot: bytes) -> None:
+        known = magic == b"fastadam" and condition in (FLUSHED, WRITTEN, TORN)
+        if not known or groups < 0 or self.size() < PAGE:
             raise ValueError(f"state_file {self.path!r} holds no state of fastadam; take another path")
         if version != VERSION:
             raise ValueError(
