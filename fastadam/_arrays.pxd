@@ -55,7 +55,7 @@ cdef inline bint overlaps(Array *a, Array *b) noexcept nogil:
 
 
 cdef inline void bounds_of(Array *array, uintptr_t *low, uintptr_t *high) noexcept nogil:
-    """Where its elements begin and end, whatever their order and gaps. (NumPy's byte_bounds needs memory.)"""
+    """Where its elements begin and end, in any order and with any gaps. (NumPy's byte_bounds needs memory.)"""
     cdef int i
     cdef np.npy_intp extent
     low[0] = high[0] = <uintptr_t>data_of(array)
@@ -75,5 +75,5 @@ cdef inline fa_real real_of(Array *array) noexcept nogil:
 
 
 cdef inline int64_t lines_of(Py_ssize_t size) noexcept nogil:
-    """Cache lines of so many bytes: what the driver shares out (csrc/driver.c)."""
+    """Cache lines in `size` bytes: the driver gives each thread whole lines (csrc/driver.c)."""
     return (size + 63) // 64

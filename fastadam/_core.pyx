@@ -149,7 +149,7 @@ def share_with_blas(size_t setter, bint share):
 
 
 def threads_to_share(int count):
-    """How many of the threads for so many jobs of a BLAS call there are; those that are missing are made."""
+    """Make the threads that `count` jobs of a BLAS call need, and return how many there are."""
     cdef int there
     with nogil:
         there = fa_share_room(count)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 # What a user may have chosen: any of these is left alone.
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# What is set while the runtime is loaded. libgomp's workers look 2000 times, 40 to 100 microseconds, before they sleep:
-# enough for steps back to back (waking them costs as much), and no harm to the BLAS calls between others.
+# What is set while the runtime is loaded. libgomp's workers look for work 2000 times, 40 to 100 microseconds, and then
+# sleep. That is enough for steps back to back (waking them costs as much), and too short to slow BLAS calls in between.
 OURS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
 
 

@@ -139,8 +139,8 @@ cdef class Parameters:
         return [self.name_of_state(a) for a in states_in(mask)]
 
     def entry(self, Py_ssize_t i):
-        """The state of a parameter, by name. Its arrays are views: whatever is done to them, the engine's own arrays
-        stay as they were made, so no step needs to look at them."""
+        """The state of a parameter, by name. Its arrays are views. Reshaping one leaves the engine's own array as it
+        was made, so no step needs to check those."""
         cdef fa_record *record = self.slots[i].record
         entry = {"step": record.step}
         if self.call.family.name == b"NAdam":

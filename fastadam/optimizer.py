@@ -43,7 +43,7 @@ class Optimizer(Options):
         `skipped_steps`. This is decided before anything changes. With `accumulate`, a gradient that would spoil the sum
         is skipped, and another takes its place. A sum that "propagate" has spoilt stays so. May be set later.
     accumulate : int >= 1, default 1
-        Step on the mean of so many gradients. `step` adds all but every accumulate-th gradient of an array to a sum,
+        Step on the mean of this many gradients. `step` adds all but every accumulate-th gradient of an array to a sum,
         an array of the parameter's type and size. May be set later, but not from 1.
     ema_decay : float from 0 to 1, or None, default None
         Keep a moving average of the parameters, in the same pass. It begins as a copy of them; after each step of an
@@ -379,7 +379,7 @@ class Optimizer(Options):
         self._load(state_dict)
 
     def _load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> None:
-        """Copy in a state_dict, and from each pair of (target, source) beside."""
+        """Copy in a state_dict, and for each of `others`, (target, source), the source into the target."""
         with self._engine:
             self._engine.load(self._plan_load(state_dict, others))
 

@@ -291,7 +291,7 @@ class one_cycle(_Schedule):
 
 @dataclass(frozen=True)
 class exponential(_Schedule):
-    r"""Multiplied by the same factor every so many steps. It has no end.
+    r"""Multiplied by the same factor at regular intervals. It has no end.
 
     .. math:: f(t) = value \cdot rate^{t / steps}
 

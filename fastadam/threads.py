@@ -150,7 +150,7 @@ def refusal(blas: Any) -> str:
 
 
 def why_no_threads(wanted: int) -> str:
-    """Why its jobs, which wait for each other and so need a thread each, cannot have so many; or ""."""
+    """Why the system cannot give this many, one for each of its jobs, which wait for each other; or ""."""
     there = _core.threads_to_share(wanted)
     if there >= wanted:
         return ""

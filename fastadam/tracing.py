@@ -13,7 +13,7 @@ from fastadam.rules import Adam
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What `trace` returns. Every array has time as its first axis, and the shape of x0 behind it where x has it.
+    """What `trace` returns. The first axis of every array is time; what has the shape of x0 has its axes after it.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ def corrections(adam: Adam, counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def at(value: Any, taken: int) -> Any:
-    """A schedule's value after so many steps; anything else as it is."""
+    """A schedule's value after `taken` steps; anything else as it is."""
     return value(taken) if callable(value) else value
 
 

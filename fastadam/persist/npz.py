@@ -26,7 +26,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], text: str) -> None:
 
 
 def read(file: BufferedReader, most: int) -> tuple[dict[str, Place], bytes]:
-    """Where the arrays are, and the text, of which at most so many bytes are read."""
+    """Where the arrays are, and the text. Raises if the text or a header has more than `most` bytes."""
     places: dict[str, Place] = {}
     with zipfile.ZipFile(cast(IO[bytes], Bounded(file, most))) as members:
         infos = members.infolist()
@@ -61,7 +61,7 @@ def place_of_member(file: BufferedReader, members: zipfile.ZipFile, info: zipfil
 
 
 class Bounded:
-    """A file of which at most so many bytes are read at once."""
+    """A file that refuses to read more than `most` bytes at once."""
 
     def __init__(self, file: BufferedReader, most: int) -> None:
         self.file, self.most = file, most

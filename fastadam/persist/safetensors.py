@@ -37,7 +37,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], text: str) -> None:
 
 
 def read(file: BufferedReader, most: int) -> tuple[dict[str, Place], str]:
-    """Where the arrays are, and the text; of the header at most so many bytes are read."""
+    """Where the arrays are, and the text. Raises if the header has more than `most` bytes."""
     length = int.from_bytes(file.read(8), "little")
     if length > most:
         raise too_long("its header", length, most)
