@@ -229,21 +229,21 @@ def endless():
 def test_a_hyper_parameter_that_contains_itself_is_refused(name):
     w = np.ones(2)
     match = rf"^{name} must be a number, got \[\[...\]\]"
-    with pytest.raises(TypeError, match=match):
-        fastadam.SGD(w, **{name: endless()})
-    with pytest.raises(TypeError, match=match):
-        fastadam.SGD([{"params": w, name: endless()}])
-    with pytest.raises(TypeError, match=match):
-        fastadam.SGD([w], overrides={"*": {name: endless()}})
     opt = fastadam.SGD(w)
-    with pytest.raises(TypeError, match=match):
-        opt.add_param_group({"params": np.ones(1), name: endless()})
     saved = opt.state_dict()
     saved["param_groups"][0][name] = endless()
-    with pytest.raises(TypeError, match=match):
-        opt.load_state_dict(saved)
-    opt.param_groups[0][name] = endless()
-    for use in lambda: opt.step(np.ones(2)), opt.state_dict, lambda: setattr(opt, "param_groups", opt.param_groups):
+    changed = fastadam.SGD(w)
+    changed.param_groups[0][name] = endless()
+    for use in (
+        lambda: fastadam.SGD(w, **{name: endless()}),
+        lambda: fastadam.SGD([{"params": w, name: endless()}]),
+        lambda: fastadam.SGD([w], overrides={"*": {name: endless()}}),
+        lambda: opt.add_param_group({"params": np.ones(1), name: endless()}),
+        lambda: opt.load_state_dict(saved),
+        lambda: changed.step(np.ones(2)),
+        changed.state_dict,
+        lambda: setattr(changed, "param_groups", changed.param_groups),
+    ):
         with pytest.raises(TypeError, match=match):
             use()
 
