@@ -88,6 +88,7 @@ cdef class Group:
     cdef bint amsgrad, centered     # when it was made
     cdef str where
     cdef list seen              # what the dict held when it was last read: name, value, ...
+    cdef bint whole             # and that reading came to its end
     cdef fa_isa isa             # of the kernels
     cdef readonly object records    # counters of its parameters
 
@@ -153,30 +154,27 @@ cdef class Group:
                 error.add_note(f"in {self.where}")
             raise
 
-    cdef list changes_in(self, dict values):
-        """(place in `seen`, name, value) where the dict holds another object than before. Runs no Python code."""
+    cdef bint is_as_before(self, dict values) noexcept:
+        """Does the dict hold the same objects as when it was last read? Runs no Python code, and takes little time."""
         cdef PyObject *name
         cdef PyObject *value
         cdef Py_ssize_t at = 0, k = 0
-        cdef list changes = None
+        if not self.whole:
+            return False
         while PyDict_Next(values, &at, &name, &value):
             if name != <PyObject *>self.seen[k] or value != <PyObject *>self.seen[k + 1]:
-                if changes is None:
-                    changes = []
-                changes.append((k, <object>name, <object>value))
+                return False
             k += 2
-        return changes
+        return True
 
     cdef int read(self, object values, int64_t count) except -1:
         """The hyper-parameters for the next step; schedules are called with `count`."""
         cdef fa_rule rule
         cdef int k
-        cdef list changes
         if type(values) is not dict or 2 * len(<dict>values) != len(self.seen):
             self.check_params(values)
-        changes = self.changes_in(<dict>values)
-        if changes is not None:
-            self.read_changes(values, changes, count)
+        if not self.is_as_before(<dict>values):
+            self.read_changes(values, count)
         elif self.isa == chosen_isa:
             return 0
         rule = fa_rule_of(self.family, &self.c.options)
@@ -185,33 +183,35 @@ cdef class Group:
         self.isa = chosen_isa
         return 0
 
-    cdef int read_changes(self, object values, list changes, int64_t count) except -1:
+    cdef int read_changes(self, object values, int64_t count) except -1:
         cdef fa_options *options = &self.c.options
-        cdef Py_ssize_t k
+        cdef bint known = self.whole
+        cdef Py_ssize_t k = 0
         cdef str name = None    # of the value that is being read
+        self.whole = False      # until all is checked, even if Ctrl-C ends it
         try:
-            for k, key, value in changes:
-                if self.seen[k] is not key and key != "params" and key not in self.names:
-                    raise KeyError(key)     # check_keys has the words
-                if key != "params":
-                    kind, offset = KINDS[key]
-                    name = key
-                    read_value(value, name, kind, count, <char *>options + <Py_ssize_t>offset)
-                    name = None
-                elif value is not self.params:
-                    self.check_params(values)
-                self.seen[k], self.seen[k + 1] = key, value if key == "params" or stays(value) else UNKNOWN
-            self.check_fixed(options)
+            for key, value in list((<dict>values).items()):     # a schedule may change the dict
+                if not (known and self.seen[k] is key and self.seen[k + 1] is value):
+                    if key == "params":
+                        if value is not self.params:
+                            self.check_params(values)
+                    elif key in self.names:
+                        kind, offset = KINDS[key]
+                        name = key
+                        read_value(value, name, kind, count, <char *>options + <Py_ssize_t>offset)
+                        name = None
+                    else:
+                        raise KeyError(key)     # check_keys has the words
+                    self.seen[k], self.seen[k + 1] = key, value if key == "params" or stays(value) else UNKNOWN
+                k += 2
+            if (options.amsgrad != self.amsgrad or options.centered != self.centered
+                    or self.states_for(options) & ~self.mask or options.nesterov):
+                self.check_fixed(options)
         except Exception as error:
-            self.forget()
             self.check_keys(values)
             if name is not None and has_schedule(values[name]):
                 error.add_note(f"in the schedule {name}, called with the number of steps taken, {count}")
             error.add_note(f"in {self.where}")
             raise
-        return 0
-
-    cdef int forget(self) except -1:
-        """Read everything at the next step."""
-        self.seen = [UNKNOWN] * (2 * len(self.names) + 2)
+        self.whole = True
         return 0

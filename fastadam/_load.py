@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -15,10 +16,10 @@ OURS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
 def openmp_runtimes() -> set[str]:
     """The OpenMP libraries in this process; packages bring their own copies, so there can be several."""
     try:
-        mapped = Path("/proc/self/maps").read_text().split()
+        mapped = Path("/proc/self/maps").read_text()
     except OSError:  # not Linux
         return set()
-    return {path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))}
+    return set(re.findall(r"/\S*/lib(?:gomp|omp|iomp)[^/\s]*$", mapped, re.MULTILINE))
 
 
 def load() -> str:

@@ -175,7 +175,7 @@ cdef class Parameters:
         group.family, group.names, group.params = self.call.family, self.names, params
         group.where = f"param_groups[{len(self.groups)}]"
         group.amsgrad, group.centered = options.amsgrad, options.centered
-        group.forget()
+        group.seen = [None] * (2 * len(self.names) + 2)
         group.mask = mask if mask is not None else group.states_for(&options) | self.wrap_mask
         for key, param in zip(keys, params):
             check_writable(param, f"parameter {key!r}")

@@ -307,3 +307,21 @@ def test_an_unknown_option_is_named_beside_those_that_are_known():
     match = r"NAdam has no learning_rate \(did you mean lr\?\); it has params, lr, betas, .* ema_decay"
     with pytest.raises(TypeError, match=match):
         fastadam.NAdam(np.ones(3), learning_rate=0.1)
+
+
+def test_ctrl_c_in_a_schedule_hides_no_change():
+    p, g = np.ones(3), np.ones(3)
+    opt = fastadam.SGD(p, lr=0.5, weight_decay=0.125)
+    opt.step(g)
+    group = opt.param_groups[0]
+    before = group["weight_decay"]
+
+    def interrupted(count):
+        raise KeyboardInterrupt
+
+    group["momentum"], group["weight_decay"] = 0.9, interrupted
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(g)
+    group["weight_decay"] = before
+    with pytest.raises(ValueError, match="momentum was 0 when the group was added"):
+        opt.step(g)
