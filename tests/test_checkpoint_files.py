@@ -176,7 +176,7 @@ def test_params_are_read_once_and_must_not_be_empty_or_overlap(path):
     memory = np.zeros(4)
     with pytest.raises(ValueError, match="parameter 0 and parameter 1 overlap in memory"):
         fastadam.load(path, params=[memory[:3], memory[1:]])
-    with pytest.raises(TypeError, match="got a MaskedArray"):
+    with pytest.raises(TypeError, match="got a masked array"):
         fastadam.load(path, params=[np.ma.masked_array(np.zeros(3)), b])
     assert not memory.any()
 
