@@ -61,20 +61,6 @@ def many_arrays(rounds, threads):
     return compare("1000 x 1 K", (many, one), {"many": many.step, "one": one.step}, pairs, rounds, 5)
 
 
-def patterns(rounds):
-    """500 layers without decay of their biases, by a pattern of names and by two groups."""
-    shapes = {f"{i}.{name}": shape for i in range(500) for name, shape in (("W", (64, 16)), ("bias", (16,)))}
-    rng = np.random.default_rng(0)
-    grads = {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
-    one, two = ({key: np.ones(shape, np.float32) for key, shape in shapes.items()} for _ in range(2))
-    (w, b), split = ([{k: x[k] for k in x if k.endswith(name)} for name in ("W", "bias")] for x in (two, grads))
-    by_name = fastadam.AdamW(one, overrides={"*.bias": {"weight_decay": 0.0}})
-    by_hand = fastadam.AdamW([{"params": w}, {"params": b, "weight_decay": 0.0}])
-    turns = {"name": lambda: by_name.step(grads), "hand": lambda: by_hand.step(split)}
-    yield from compare("1000 arrays", [], turns, {"overrides over two groups": ("name", "hand", "")}, rounds)
-    assert all(np.array_equal(one[key], two[key]) for key in shapes)
-
-
 def overhead(rounds):
     """A method that does nothing takes 0.05 us of these."""
     own, p = Own(1024, threads=1), np.ones(1024, np.float32)
@@ -174,7 +160,6 @@ def promises(quick):
     threads, rounds = fastadam.get_num_threads(), 5 if quick else 41
     yield from clipping((1 if quick else 64) << 20, rounds, threads)
     yield from many_arrays(rounds, threads)
-    yield from patterns(rounds)
     yield from overhead(rounds)
     yield from instruction_sets(rounds)
     yield from neighbours(rounds, threads)

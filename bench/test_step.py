@@ -1,0 +1,70 @@
+"""pytest-benchmark suites: pytest bench/ (every contender that is installed; the others are listed as absent)
+
+Compare with --benchmark-group-by=param:workload. Each result is checked against float64 after timing."""
+
+import numpy as np
+import pytest
+
+import fastadam
+from bench.peers import CONTENDERS, check
+from bench.runner import Training
+from bench.workloads import WORKLOADS
+
+pytestmark = pytest.mark.filterwarnings("default")  # the peers' warnings are not ours to mend
+
+
+def test_step(benchmark, contender, workload):
+    chosen = WORKLOADS[workload]
+    params, grads = chosen.make()
+    try:
+        stepper = CONTENDERS[contender](params, grads, fastadam.config()["threads"], chosen.rule)
+    except NotImplementedError as error:
+        pytest.skip(f"{contender}: {error}")
+    stepper.run(1)
+    steps = 1
+
+    def step():
+        nonlocal steps
+        stepper.run(1)
+        steps += 1
+
+    benchmark.extra_info["isa"] = fastadam.config()["isa"]
+    benchmark(step)
+    check(stepper, params, grads, steps)
+
+
+@pytest.mark.parametrize("optimizer", ["no optimizer", "fastadam default", "fastadam 1 thread", "NumPy tutorial"])
+def test_training_iteration(benchmark, optimizer):
+    """Forward, backward and step of a NumPy MLP of width 256."""
+    training = Training(optimizer, 256, 32, fastadam.config()["threads"])
+    training.iterate(1)
+    first = training.loss
+    benchmark(training.iterate, 50)
+    assert optimizer == "no optimizer" or training.loss < first
+    assert np.isfinite(first)
+
+
+@pytest.mark.parametrize("given", ["overrides", "groups by hand"])
+def test_two_groups(benchmark, given):
+    """500 layers of 64 x 16, no decay of their biases: a pattern instead of two containers costs next to nothing."""
+    values = {"weight_decay": 0.0}
+    shapes = {f"{i}.{name}": shape for i in range(500) for name, shape in (("W", (64, 16)), ("bias", (16,)))}
+
+    def arrays(seed):
+        rng = np.random.default_rng(seed)
+        return {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
+
+    def by_hand(tree):
+        return [{key: array for key, array in tree.items() if key.endswith(name)} for name in ("W", "bias")]
+
+    weights, twin, grads = arrays(0), arrays(0), arrays(1)
+    if given == "overrides":
+        opt, given_grads = fastadam.AdamW(weights, overrides={"*.bias": values}), grads
+    else:
+        (w, b), given_grads = by_hand(weights), by_hand(grads)
+        opt = fastadam.AdamW([{"params": w}, {"params": b, **values}])
+    benchmark(opt.step, given_grads)
+    checked = fastadam.AdamW(twin, overrides={"*.bias": values})
+    for _ in range(opt.steps):
+        checked.step(grads)
+    assert all(np.array_equal(weights[key], twin[key]) for key in twin)
