@@ -409,8 +409,8 @@ def starve(name, memory, turns):
                 failed = False
             except (MemoryError, pickle.PicklingError):
                 failed = True
-            except (RuntimeError, SystemError) as error:  # how threading and NumPy put it
-                failed = "can't allocate" in str(error) or "numpy." in str(error)
+            except (RuntimeError, SystemError) as error:  # how threading, NumPy, and CPython's warnings (3.11) put it
+                failed = any(part in str(error) for part in ("can't allocate", "numpy.", "PerformanceWarning"))
                 if not failed:
                     raise
             except (TypeError, ValueError, ImportError, OSError):  # how CPython puts it in what works with files
