@@ -117,7 +117,8 @@ int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tune
     const fa_team *team = team_for(most, 0, &most);
     fa_store(&last, team);
     int width = threads > 0 ? most : between_one_and(most, all.lines / team->at_first);
-    int learns = tuner && threads <= 0;
+    const fa_team *wanted = fa_load(&preferred);
+    int learns = tuner && threads <= 0 && (!wanted || team == wanted); /* not from what stands in for a busy team */
     if (learns)
         width = fa_tuner_next(tuner, all.lines, team, width, most, fa_now());
     width = team->run(run_part, &all, width);

@@ -7,7 +7,7 @@
 
 #if FA_POSIX
 
-enum { MOST_HOOKS = 4 };
+enum { MOST_HOOKS = 4 }; /* more than there are teams */
 static struct {
     void (*before)(void), (*in_child)(void);
 } hooks[MOST_HOOKS];
@@ -38,7 +38,8 @@ static void in_child(void)
 {
     fa_rwlock_init(&gate);
     for (int i = 0; i < count; i++)
-        hooks[i].in_child();
+        if (hooks[i].in_child)
+            hooks[i].in_child();
 }
 
 int fa_process(void)

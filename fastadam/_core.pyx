@@ -389,7 +389,7 @@ include "_engine.pxi"
 
 assert ARRAYS == FA_ARRAYS and STATES == FA_STATES
 assert (_layout.RECORD.itemsize, _layout.HEADER.itemsize) == (sizeof(fa_record), sizeof(Header))
-assert (_layout.FLUSHED, _layout.WRITTEN, _layout.TORN) == (IS_FLUSHED, IS_WRITTEN, IS_TORN)
+assert (_layout.CODE, _layout.FLUSHED, _layout.WRITTEN, _layout.TORN) == (CODE, IS_FLUSHED, IS_WRITTEN, IS_TORN)
 select_isa(os.environ.get("FASTADAM_ISA"))
 fa_start()
 fa_share_start()

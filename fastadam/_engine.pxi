@@ -80,6 +80,7 @@ cdef class Engine(Parameters):
             raise ValueError("max_norm needs the gradients of all parameters at once: use step, or max_value")
         self.first, c.slots, c.tasks, c.count = first, self.slots + first, self.tasks + first, count
         steps = self.mark_active(grads)
+        groups = list(groups)               # schedules, and finalizers, may change theirs
         if len(groups) != len(self.groups):
             raise ValueError("param_groups grew or shrank; use add_param_group")
         if not steps and s.accumulate > 1:
@@ -88,7 +89,6 @@ cdef class Engine(Parameters):
             i = self.layouts[first].group
             (<Group>self.groups[i]).read(groups[i], self.slots[first].record.step)
         else:
-            groups = list(groups)           # schedules may change theirs
             for i in range(len(self.groups)):
                 (<Group>self.groups[i]).read(groups[i], (<Group>self.groups[i]).c.count)
         measured = s.nonfinite != 0 or (s.max_norm < INFINITY and steps)

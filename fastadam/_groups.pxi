@@ -187,23 +187,27 @@ cdef class Group:
         cdef fa_options *options = &self.c.options
         cdef bint known = self.whole
         cdef Py_ssize_t k = 0
-        cdef str name = None    # of the value that is being read
-        self.whole = False      # until all is checked, even if Ctrl-C ends it
+        cdef list items = list((<dict>values).items())  # a schedule may change the dict
+        cdef object name = None                         # of the value that is being read
+        if 2 * len(items) != len(self.seen):
+            self.check_params(values)
+        self.whole = False                              # until all is checked, even if Ctrl-C ends it
         try:
-            for key, value in list((<dict>values).items()):     # a schedule may change the dict
+            for key, value in items:
                 if not (known and self.seen[k] is key and self.seen[k + 1] is value):
                     if key == "params":
                         if value is not self.params:
                             self.check_params(values)
                     elif key in self.names:
                         kind, offset = KINDS[key]
-                        name = key
+                        name = str(key)     # it may be of a subclass
                         read_value(value, name, kind, count, <char *>options + <Py_ssize_t>offset)
                         name = None
                     else:
                         raise KeyError(key)     # check_keys has the words
                     self.seen[k], self.seen[k + 1] = key, value if key == "params" or stays(value) else UNKNOWN
                 k += 2
+            # What check_fixed asks, without its strings.
             if (options.amsgrad != self.amsgrad or options.centered != self.centered
                     or self.states_for(options) & ~self.mask or options.nesterov):
                 self.check_fixed(options)

@@ -7,7 +7,8 @@ import numpy as np
 RECORD = np.dtype([("step", "i8"), ("product", "f8"), ("pending", "i8")])  # counters of a parameter; csrc's fa_record
 
 # A state file: a page with HEADER, then for each group HEAD, a text, a RECORD for each array, and the state.
-FLUSHED, WRITTEN, TORN = 1, 2, 4
+FLUSHED, WRITTEN, TORN = 1, 2, 4  # conditions, more than a flipped bit apart
+CODE = 65537  # the number of groups is stored times this: a flipped bit makes the file damaged, and not empty
 HEADER = np.dtype([("magic", "S8"), ("version", "i8"), ("condition", "i8"), ("groups", "i8"), ("boot", "S64")])
 HEAD = np.dtype([("nbytes", "i8"), ("text_nbytes", "i8")])
 

@@ -19,7 +19,7 @@ def openmp_runtimes() -> set[str]:
         mapped = Path("/proc/self/maps").read_text()
     except OSError:  # not Linux
         return set()
-    return set(re.findall(r"/\S*/lib(?:gomp|omp|iomp)[^/\s]*$", mapped, re.MULTILINE))
+    return set(re.findall(r"/.*/lib(?:gomp|omp|iomp)[^/\n]*$", mapped, re.MULTILINE))
 
 
 def load() -> str:

@@ -5,7 +5,8 @@ cdef enum:
     STATES = 5
     EMA_BIT = 8             # in a mask of state, beside 1 M, 2 V, 4 W
     SUM_BIT = 16
-    IS_FLUSHED = 1          # conditions of a state file (_layout.py)
+    CODE = 65537            # of a state file, as its conditions (_layout.py)
+    IS_FLUSHED = 1
     IS_WRITTEN = 2
     IS_TORN = 4
 
@@ -39,7 +40,7 @@ cdef class Parameters:
     cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, state, ...)
     cdef dict index                     # key -> number
     cdef readonly list groups
-    cdef readonly object structure      # of the container that step takes (containers.Structure)
+    cdef public object structure      # of the container that step takes (containers.Structure)
     cdef Py_ssize_t count
     cdef fa_slot *slots
     cdef Layout *layouts
@@ -124,9 +125,9 @@ cdef class Parameters:
 
     def records(self):
         """A copy of all counters."""
-        cdef Py_ssize_t i
-        records = _layout.new_records(self.count)
-        for i in range(self.count):
+        cdef Py_ssize_t i, count = self.count
+        records = _layout.new_records(count)    # which may let another thread add a group
+        for i in range(count):
             (<fa_record *>data_of(<Array *>records))[i] = self.slots[i].record[0]
         return records
 
@@ -222,12 +223,12 @@ cdef class Parameters:
         except BaseException:
             self.keys, self.arrays = old
             self.count = count
-            self.forget_places()
+            self.locate()       # ranges are those of the old arrays again
             raise
         self.groups, self.index, self.structure = new_groups, new_index, structure
         self.count_groups()
         if section is not None and section.fresh:
-            self.header.groups = len(new_groups)    # from now on it is there
+            self.header.groups = CODE * <int64_t>len(new_groups)    # from now on it is there
         return 0
 
     cdef int note_layouts(self, tuple params) except -1:
@@ -275,7 +276,7 @@ cdef class Parameters:
     def load(self, plan):
         """Copy in state that was checked (`statedict.LoadPlan`), all of it or nothing."""
         cdef Copies copies = Copies()
-        cdef list groups = plan.param_groups, changes = plan.changes
+        cdef list groups = list(plan.param_groups), changes = list(plan.changes)
         if not len(plan.arrays) == len(plan.records) == self.count or plan.records.dtype != _layout.RECORD:
             raise ValueError(f"expected the state of {self.count} parameters, got {len(plan.arrays)}")
         pairs = list(plan.others)
@@ -322,7 +323,7 @@ cdef class Parameters:
             return 0
         if self.owner != getpid():
             self.store.check_owner()
-        if self.header.groups != len(self.groups):
+        if self.header.groups != CODE * <int64_t>len(self.groups):
             self.store.check_groups()
         if self.header.condition == IS_FLUSHED or self.store.broken:
             self.store.begin()

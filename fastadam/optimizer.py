@@ -128,6 +128,7 @@ class Optimizer(Options):
         groups, grouped = as_groups(params, defaults)
         if overrides is not None and grouped:
             raise ValueError("overrides go with params in one container; with groups, put the values into the groups")
+        self._engine.structure = Structure([], None, grouped)
         self.param_groups = []
         store = None
         if state_file is not None:
@@ -137,9 +138,12 @@ class Optimizer(Options):
         try:
             if store is not None:
                 self._engine.keep_in(store)
-            with self._engine:
+            if overrides is None:
                 for group in groups:
-                    self._add(group, overrides, grouped)
+                    self.add_param_group(group)
+            else:
+                with self._engine:
+                    self._add(groups[0], overrides)
             if not self._engine.keys:
                 raise ValueError("params holds no arrays; there is nothing to optimize")
         except BaseException:
@@ -170,23 +174,23 @@ class Optimizer(Options):
         >>> opt.step([{"W": np.ones((2, 2))}, {"b": np.ones(2)}])
         """
         with self._engine:
-            self._add(group, None, self._engine.structure.began_grouped)
+            self._add(group, {})
 
-    def _add(self, group: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]] | None, grouped: bool) -> None:
+    def _add(self, group: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> None:
         if not isinstance(group, Mapping):
             raise TypeError(f"a parameter group must be a dict, got a {type(group).__name__}")
         if "params" not in group:
             raise ValueError("a parameter group needs the key 'params'")
         own = {name: value for name, value in group.items() if name != "params"}
         self._check_names(own, "a group")
-        before = self._engine.structure or Structure([], None, grouped)
+        before = self._engine.structure
         tree, leaves = before.read(group["params"])
         taken = set(self._engine.keys)
         for key, _ in leaves:
             if key in taken:
                 raise ValueError(f"two parameters have the key {key!r}; rename one")
             taken.add(key)
-        parts = self._parts([key for key, _ in leaves], {} if overrides is None else overrides)
+        parts = self._parts([key for key, _ in leaves], overrides)
         structure = before.joined_by(tree, [i for _, part in parts for i in part], len(self._engine.keys))
         for values, part in parts:
             keys, params = [leaves[i][0] for i in part], tuple(leaves[i][1] for i in part)

@@ -54,7 +54,12 @@ class Setting(Generic[Value]):
         return cast(Value, self if optimizer is None else optimizer._engine.settings[self.name])
 
     def __set__(self, optimizer: Any, value: Value) -> None:
+        if "_engine" not in vars(optimizer):
+            raise AttributeError(f"{self.name} is set by the constructor: give it to super().__init__()")
         optimizer._engine.change_settings({self.name: value})
+
+    def __delete__(self, optimizer: Any) -> NoReturn:
+        raise AttributeError(f"{self.name} cannot be deleted; set it to what the constructor takes")
 
 
 class Options:
@@ -95,6 +100,10 @@ class Options:
         (By properties: with a `__getattr__` every step would take a fifth more instructions.)
         """
         super().__init_subclass__(**options)
+        for name in vars(cls).keys() & CommonOptions.__annotations__:
+            raise TypeError(
+                f"{cls.__name__}.{name} would hide the option {name}; give it to super().__init__() instead"
+            )
         signature = inspect.signature(cls.__init__)
         own = [p for p in signature.parameters.values() if p.annotation != Unpack[CommonOptions]]
         if len(own) == len(signature.parameters):

@@ -190,3 +190,35 @@ def test_print_shows_a_table_of_groups_and_what_surrounds_the_rule():
     assert all(setting in about for setting in ("ema_decay=0.9", "steps=0", "threads="))
     opt.step([[np.ones((2, 3)), np.ones(4)], np.ones(5)])
     assert "schedule, last 0.5" in str(opt) and "steps=1" in str(opt)
+
+
+def test_a_class_attribute_that_would_hide_an_option_is_refused():
+    with pytest.raises(TypeError, match=r"Mine\.max_norm would hide the option max_norm; give it to super"):
+
+        class Mine(fastadam.Adam):
+            max_norm = 1.0
+
+
+def test_an_option_cannot_be_set_before_the_constructor_or_deleted():
+    class Early(fastadam.Adam):
+        def __init__(self, params):
+            self.threads = 1
+            super().__init__(params)
+
+    with pytest.raises(AttributeError, match=r"threads is set by the constructor: give it to super\(\).__init__"):
+        Early(np.ones(2))
+    opt = fastadam.Adam(np.ones(2))
+    with pytest.raises(AttributeError, match="threads cannot be deleted"):
+        del opt.threads
+
+
+def test_the_constructor_adds_groups_by_the_method_that_a_subclass_may_have():
+    added = []
+
+    class Mine(fastadam.SGD):
+        def add_param_group(self, group):
+            added.append(len(group["params"]))
+            super().add_param_group(group)
+
+    opt = Mine([{"params": [np.ones(2)]}, {"params": [np.ones(3), np.ones(4)]}])
+    assert added == [1, 2] and len(opt.param_groups) == 2

@@ -361,3 +361,12 @@ import fastadam
     assert "OMP_WAIT_POLICY='PASSIVE'" in report
     assert "GOMP_SPINCOUNT='2000'" in report or not LIBGOMP
     assert "KMP_BLOCKTIME='0'" in report or not LIBOMP  # passive is its default, as is 200
+
+
+def test_openmp_runtimes_are_found_in_folders_with_spaces(monkeypatch):
+    maps = """7f1-7f2 r-xp 00000000 08:01 17    /home/u/my env/libgomp.so.1.0.0
+7f2-7f3 r-xp 00000000 08:01 18    /usr/lib/libomp.so.5
+7f3-7f4 r-xp 00000000 08:01 19    /usr/lib/libgomp/other.so
+7f4-7f5 rw-p 00000000 00:00 0 """
+    monkeypatch.setattr(Path, "read_text", lambda self: maps)
+    assert openmp_runtimes() == {"/home/u/my env/libgomp.so.1.0.0", "/usr/lib/libomp.so.5"}

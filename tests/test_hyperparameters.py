@@ -325,3 +325,11 @@ def test_ctrl_c_in_a_schedule_hides_no_change():
     group["weight_decay"] = before
     with pytest.raises(ValueError, match="momentum was 0 when the group was added"):
         opt.step(g)
+
+
+def test_a_name_of_a_str_subclass_is_a_name():
+    p = np.ones(2)
+    opt = fastadam.SGD(p, lr=0.5)
+    opt.param_groups[0][np.str_("lr")] = opt.param_groups[0].pop("lr") / 2
+    opt.step(np.ones(2))
+    assert np.array_equal(p, [0.75, 0.75])

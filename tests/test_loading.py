@@ -224,3 +224,15 @@ def test_hyper_parameters_that_do_not_go_together_are_refused_before_a_gradient_
 def test_pickles_of_optimizers_that_keep_sums_and_averages_are_whole():
     _, opt = trained(accumulate=2, ema_decay=0.5)
     assert snapshot(pickle.loads(pickle.dumps(opt))) == snapshot(opt)
+
+
+def test_loading_after_a_refused_group_reads_no_memory_of_it():
+    opt = fastadam.Adam([np.ones(300_000)])
+    for _ in range(20):  # what was refused is freed, and the copies may lie there
+        x = np.ones(300_000)
+        with pytest.raises(ValueError, match="overlap"):
+            opt.add_param_group({"params": [x, x]})
+        del x
+        opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    opt.step([np.ones(300_000)])
+    assert opt.steps == 1

@@ -155,7 +155,7 @@ def test_damaged_files_are_refused(path):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="holds no state of fastadam|is damaged|cut off"):
             fastadam.Adam(w, state_file=path)
-    used = [*range(HEADER.fields["condition"][1]), *range(4096, whole.index(b"]]}") + 3)]
+    used = [*range(HEADER.itemsize + 1), *range(4096, whole.index(b"]]}") + 3)]
     for bit in (8 * byte + i for byte in used for i in range(8)):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8

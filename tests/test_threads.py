@@ -199,7 +199,7 @@ clips = [{}, {"max_norm": 1.0}, {"max_value": 0.1, "nonfinite": "skip"}]
 kinds = [lambda g: g, np.asfortranarray, lambda g: g.astype(np.float16), lambda g: g.astype(np.longdouble)]
 
 def apart_by(distance, dtype):
-    '''Two arrays large enough for huge pages, in a distance that the hardware does not like (csrc/staging.c).'''
+    '''Two arrays large enough for huge pages, in a distance that the hardware does not like (csrc/blocks.c).'''
     memory = np.zeros(5 << 20, np.uint8)
     start = -memory.ctypes.data % 64
     return [memory[at : at + (1 << 20)].view(dtype).reshape(512, -1) for at in (start + distance, start + (3 << 20))]

@@ -143,7 +143,8 @@ def load(
         too; those that were schedules then stay as they are. What surrounds the rule (max_norm, nonfinite, ...) is not
         in the file. Averages that are not in it begin with the parameters.
     mmap : bool, default True
-        Check the file piece by piece, then copy from a memory map of it; this needs no memory for a second copy. Nobody
+        Check the file piece by piece, then copy from a memory map of it. This needs no memory for a second copy, but of
+        arrays in Fortran's order. Nobody
         may write into or truncate the file meanwhile (`save` never does: it puts another in its place). With False, or
         where files cannot be mapped, the arrays are read into memory first, so that the file may change in any way.
     progress : bool or None, default None

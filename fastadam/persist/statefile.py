@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fastadam._checks import maps_of
-from fastadam._layout import FLUSHED, HEAD, HEADER, RECORD, TORN, WRITTEN
+from fastadam._layout import CODE, FLUSHED, HEAD, HEADER, RECORD, TORN, WRITTEN
 from fastadam.persist.atomic import as_path, folder_of
 
 try:
@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-VERSION = 2
+VERSION = 1
 PAGE = 4096
 LONGEST = 1 << 26  # bytes: what may describe a group
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -111,16 +111,14 @@ class StateFile:
         return os.fstat(self.file.fileno()).st_size
 
     def groups(self) -> int:
-        return int(self.header["groups"])
+        return int(self.header["groups"]) // CODE
 
     def check_condition(self, magic: bytes, version: int, condition: int, groups: int, boot: bytes) -> None:
         known = magic == b"fastadam" and condition in (FLUSHED, WRITTEN, TORN)
-        if not known or groups < 0 or self.size() < PAGE:
+        if not known or groups < 0 or groups % CODE or self.size() < PAGE:
             raise ValueError(f"state_file {self.path!r} holds no state of fastadam; take another path")
         if version != VERSION:
-            raise ValueError(
-                f"{self.path!r} has the version {version}; this fastadam reads {VERSION}: use the one that wrote it"
-            )
+            raise ValueError(f"{self.path!r} has the version {version}; this fastadam reads {VERSION}: use a newer one")
         if condition == TORN:
             why = "was left in the middle of a step (or while it was loaded, or in swap_ema): some of it is of the step"
         elif condition == WRITTEN and (boot != this_boot() or not boot):
