@@ -255,6 +255,7 @@ cdef class Parameters:
             shape += layout.ndim
         return 0
 
+    @cython.final   # so that it is called directly
     cdef bint is_like(self, Py_ssize_t i, Array *array) noexcept nogil:
         """Aligned, and of the type, the shape and the memory order that the parameter was added with."""
         cdef Layout *layout = &self.layouts[i]
@@ -269,6 +270,7 @@ cdef class Parameters:
                 return False
         return True
 
+    @cython.final
     cdef bint is_good(self, Py_ssize_t i) noexcept nogil:
         """The parameter can be updated."""
         return self.is_like(i, self.layouts[i].param) and (flags_of(self.layouts[i].param) & WRITEABLE) != 0
@@ -382,6 +384,7 @@ cdef class Parameters:
                                 self.name_of(overlap[1].slot, overlap[1].array))
         return 0
 
+    @cython.final
     cdef Py_ssize_t bytes_of(self, Py_ssize_t i) noexcept nogil:
         return self.slots[i].n * (8 if self.slots[i].real else 4)
 
