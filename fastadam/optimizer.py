@@ -55,9 +55,9 @@ class Optimizer(Options):
     state_file : path or None, default None
         Memory-map the state from this file, for state larger than memory, and resume from an existing file. A file left
         in the middle of a step or of `swap_ema`, or not flushed before a power failure, is rejected; the end of a
-        process between steps does no harm. Saving in-memory parameters and hyper-parameters is up to you. Parameters
-        may be memory maps, too (``np.lib.format.open_memmap``). Forked children can neither step nor copy such an
-        optimizer, and keep its file locked while they live.
+        process between steps does no harm. Saving in-memory parameters and hyper-parameters is up to you (AdamW resumes
+        Adam's state). Parameters may be memory maps, too (``np.lib.format.open_memmap``). Forked children can neither
+        step nor copy such an optimizer, and keep its file locked while they live.
     overrides : dict of dict, or None, default None
         Other hyper-parameters for some arrays: {"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}. Patterns are
         those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern that
