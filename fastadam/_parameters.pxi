@@ -40,7 +40,7 @@ cdef class Parameters:
     cdef readonly list keys, arrays     # arrays: for each parameter a tuple (param, state, ...)
     cdef dict index                     # key -> number
     cdef readonly list groups
-    cdef public object structure      # of the container that step takes (containers.Structure)
+    cdef public object structure        # of the container that step takes (containers.Structure)
     cdef Py_ssize_t count
     cdef fa_slot *slots
     cdef Layout *layouts

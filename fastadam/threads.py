@@ -198,8 +198,9 @@ def share_threads_with_blas() -> SharedThreads:
 
     OpenBLAS's threads do not sleep after a product: they look for the next one, busily, for a tenth of a second. Steps
     that take other threads compete with them for the cores. So products run on threads of fastadam's, through
-    OpenBLAS's threads callback, and steps take those, too. They look for work for 20 ms, and leave the core to others
-    whenever those want it. Libraries that are loaded later need another call. Results do not change.
+    OpenBLAS's threads callback, and steps take those, too. They look for work for 20 ms before they sleep. Libraries
+    that are loaded later need another call. Results do not change. Where other programs keep the cores busy, it makes a
+    loop slower.
 
     Python threads that call any such OpenBLAS take turns. Share, and end it, while no thread is inside BLAS. Do not
     raise OpenBLAS's threads above 32 later. In the first second of products after a fork, do not factorise
