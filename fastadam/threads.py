@@ -105,8 +105,7 @@ def blas_libraries() -> list[Any]:
             "python -m pip install threadpoolctl"
         ) from error
     with warnings.catch_warnings(action="ignore"):  # of OpenMP runtimes that we have nothing to do with
-        libraries = ThreadpoolController().lib_controllers
-    return [library for library in libraries if library.user_api == "blas"]
+        return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 def address_of(blas: Any, name: str) -> int:
