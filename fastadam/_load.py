@@ -4,7 +4,6 @@ import importlib
 import os
 import re
 import sys
-from pathlib import Path
 
 # What a user may have chosen: any of these is left alone.
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -16,7 +15,8 @@ OURS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
 def openmp_runtimes() -> set[str]:
     """The OpenMP libraries in this process; packages bring their own copies, so there can be several."""
     try:
-        mapped = Path("/proc/self/maps").read_text()
+        with open("/proc/self/maps") as maps:
+            mapped = maps.read()
     except OSError:  # not Linux
         return set()
     return set(re.findall(r"/.*/lib(?:gomp|omp|iomp)[^/\n]*$", mapped, re.MULTILINE))
@@ -75,7 +75,7 @@ def import_core() -> None:
                 "fastadam's compiled part is not here, or is for another Python version, operating system or processor "
                 f"({error}). Build it for this Python: run 'python -m pip install -e .' in a clone of fastadam."
             ) from error
-        if error.path and Path(error.path).parent == Path(__file__).parent:  # the file does not load
+        if error.path and os.path.dirname(error.path) == os.path.dirname(__file__):  # the file does not load
             error.add_note(
                 "fastadam's compiled part needs what is named above. If it is a library, install that (libgomp.so.1 is "
                 "in Debian's package libgomp1, and in libgomp of other systems); otherwise build fastadam on this "

@@ -37,11 +37,11 @@ def test_quota(tmp_path, files, mine, expected):
     for name, text in files.items():
         write(tmp_path / "cgroup" / name, text)
     write(tmp_path / "mine", mine)
-    assert cgroup_cpus(tmp_path / "cgroup", tmp_path / "mine") == expected
+    assert cgroup_cpus(str(tmp_path / "cgroup"), str(tmp_path / "mine")) == expected
 
 
 def test_no_cgroups_no_quota(tmp_path):
-    assert cgroup_cpus(tmp_path, tmp_path / "none") is None
+    assert cgroup_cpus(str(tmp_path), str(tmp_path / "none")) is None
 
 
 def test_the_quota_bounds_every_choice_but_an_order():

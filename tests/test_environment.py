@@ -1,6 +1,7 @@
 """Promise 5: nothing left behind. And what import says when it cannot work."""
 
 import ast
+import io
 import platform
 import re
 import shutil
@@ -368,5 +369,5 @@ def test_openmp_runtimes_are_found_in_folders_with_spaces(monkeypatch):
 7f2-7f3 r-xp 00000000 08:01 18    /usr/lib/libomp.so.5
 7f3-7f4 r-xp 00000000 08:01 19    /usr/lib/libgomp/other.so
 7f4-7f5 rw-p 00000000 00:00 0 """
-    monkeypatch.setattr(Path, "read_text", lambda self: maps)
+    monkeypatch.setattr("builtins.open", lambda name: io.StringIO(maps))
     assert openmp_runtimes() == {"/home/u/my env/libgomp.so.1.0.0", "/usr/lib/libomp.so.5"}
