@@ -314,6 +314,19 @@ class TorchLoop(TorchFused, name="torch for-loop"):
     options = {"foreach": False}  # noqa: RUF012
 
 
+class TorchCompiled(TorchForeach, name="torch compiled"):
+    """The step of torch.optim.Adam through torch.compile, which needs a C++ compiler and 10 seconds at the first."""
+
+    warm_up = 4  # it compiles the first steps, and some again
+
+    def make(self, tensors):
+        import torch
+
+        optimizer = super().make(tensors)
+        optimizer.step = torch.compile(optimizer.step)
+        return optimizer
+
+
 class DeepSpeed(TorchFused, name="DeepSpeed CPUAdam"):
     """DeepSpeedCPUAdam; it compiles its kernel at first use. (It accepts amsgrad=True and ignores it.)"""
 
