@@ -4,6 +4,8 @@
 ImportError means that it is not installed, NotImplementedError that it has no such rule.
 """
 
+import shutil
+
 import numpy as np
 
 from .workloads import RULES, placed
@@ -322,6 +324,10 @@ class TorchCompiled(TorchForeach, name="torch compiled"):
     def make(self, tensors):
         import torch
 
+        if len(tensors) > 1000:
+            raise NotImplementedError(f"it takes too long to compile a step of {len(tensors)} arrays")
+        if not shutil.which("c++"):
+            raise ImportError("it needs a C++ compiler")
         optimizer = super().make(tensors)
         optimizer.step = torch.compile(optimizer.step)
         return optimizer

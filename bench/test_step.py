@@ -20,8 +20,8 @@ def test_step(benchmark, contender, workload):
         stepper = CONTENDERS[contender](params, grads, fastadam.config()["threads"], chosen.rule)
     except NotImplementedError as error:
         pytest.skip(f"{contender}: {error}")
-    stepper.run(1)
-    steps = 1
+    steps = stepper.warm_up
+    stepper.run(steps)
 
     def step():
         nonlocal steps

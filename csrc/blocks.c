@@ -31,8 +31,6 @@ static int is_used(const fa_task *t, int array)
 static int trailing(const fa_task *t, int *found)
 {
     int count = 0;
-    if (t->n * t->kernel->size < ALIAS)
-        return 0; /* too small for huge pages */
     for (int read = 0; read < FA_ARRAYS; read++)
         for (int written = 0; written < FA_ARRAYS; written++)
             if (written != FA_GRAD && written != FA_SUM && is_used(t, read) && is_used(t, written)
@@ -90,13 +88,22 @@ static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end,
     }
 }
 
-void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
+static FA_NOINLINE void run_carefully(const fa_task *t, int64_t begin, int64_t end, int is_small)
 {
-    int copied[FA_ARRAYS], count = trailing(t, copied);
+    int copied[FA_ARRAYS], count = is_small ? 0 : trailing(t, copied);
     if (t->before && t->kernel->run_wrapped)
         t->kernel->run_wrapped(t, begin, end);
     else if (count == 0 && !t->before && !t->after)
         t->kernel->run(t, begin, end);
     else
         run_blocks(t, begin, end, copied, count);
+}
+
+void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
+{
+    int is_small = t->n * t->kernel->size < ALIAS; /* for huge pages */
+    if (is_small && !t->before && !t->after)
+        t->kernel->run(t, begin, end);
+    else
+        run_carefully(t, begin, end, is_small);
 }

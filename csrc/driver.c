@@ -15,7 +15,7 @@ static int64_t lay_end_to_end(fa_task *tasks, int64_t count)
     for (int64_t i = 0; i < count; i++) {
         int64_t line = tasks[i].kernel->line;
         tasks[i].first = lines;
-        lines += tasks[i].n / line + (tasks[i].n % line != 0);
+        lines += (tasks[i].n + line - 1) / line;
     }
     return lines;
 }
@@ -42,11 +42,11 @@ static void run_share(const fa_task *tasks, int64_t count, int64_t lines, int pa
 
     fa_fp_state saved;
     fa_fp_default(&saved);
-    for (int64_t i = task_at(tasks, count, from); i < count && tasks[i].first < to; i++) {
-        const fa_task *t = &tasks[i];
-        int64_t line = t->kernel->line;
-        int64_t begin = from > t->first ? (from - t->first) * line : 0;
-        int64_t end = t->n / line < to - t->first ? t->n : (to - t->first) * line;
+    const fa_task *end_of_tasks = tasks + count;
+    for (const fa_task *t = tasks + task_at(tasks, count, from); t < end_of_tasks && t->first < to; t++) {
+        int64_t next = t + 1 < end_of_tasks ? t[1].first : lines;
+        int64_t begin = from <= t->first ? 0 : (from - t->first) * t->kernel->line;
+        int64_t end = next <= to ? t->n : (to - t->first) * t->kernel->line;
         if (begin < end)
             fa_run_range(t, begin, end);
     }

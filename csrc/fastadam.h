@@ -244,7 +244,7 @@ typedef struct {
     double *sums;                  /* of squares, one for each block */
 } fa_call;
 
-void fa_build_task(const fa_call *call, int64_t i);
+void fa_build_tasks(const fa_call *call);
 void fa_build_wraps(fa_call *call); /* the same for neighbours with as many pending gradients */
 void fa_advance_counters(fa_call *call, double scale); /* and make coefficients for each group, counter and product */
 

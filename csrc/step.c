@@ -2,25 +2,35 @@
 #include <math.h>
 #include "fastadam.h"
 
-void fa_build_task(const fa_call *c, int64_t i)
+static int summed(const fa_slot *slot)
 {
-    const fa_slot *slot = &c->slots[i];
-    fa_task *task = &c->tasks[i];
-    int summed = slot->record->pending ? FA_SUMMED : 0;
-    task->n = slot->n;
-    task->before = task->after = NULL;
-    if (!slot->steps) { /* the gradient only joins the sum */
-        task->array[FA_PARAM] = task->array[FA_SUM];
-        task->kernel = fa_kernel_of(c->isa, FA_GRADIENT + summed + (summed ? FA_IN_PLACE : 0), slot->real);
-        return;
+    return slot->record->pending ? FA_SUMMED : 0;
+}
+
+void fa_build_tasks(const fa_call *c)
+{
+    const int clipped = c->settings.max_value < INFINITY ? FA_CLIPPED : 0;
+    const int blockwise = c->blockwise, average = c->settings.average;
+    const fa_slot *slot = c->slots, *end = slot + c->count;
+    for (fa_task *task = c->tasks; slot < end; slot++, task++) {
+        task->n = 0;
+        if (!slot->active)
+            continue;
+        task->n = slot->n;
+        task->before = task->after = NULL;
+        if (!slot->steps) { /* the gradient only joins the sum */
+            task->array[FA_PARAM] = task->array[FA_SUM];
+            int loop = FA_GRADIENT + (summed(slot) ? FA_SUMMED + FA_IN_PLACE : 0);
+            task->kernel = fa_kernel_of(c->isa, loop, slot->real);
+            continue;
+        }
+        task->array[FA_PARAM] = slot->place;
+        task->kernel = slot->group->kernel[slot->real];
+        if (blockwise)
+            task->before = fa_kernel_of(c->isa, FA_GRADIENT + summed(slot) + clipped, slot->real);
+        if (average)
+            task->after = fa_kernel_of(c->isa, FA_AVERAGE, slot->real);
     }
-    task->array[FA_PARAM] = slot->place;
-    task->kernel = slot->group->kernel[slot->real];
-    if (c->blockwise)
-        task->before = fa_kernel_of(c->isa, FA_GRADIENT + summed + (c->settings.max_value < INFINITY ? FA_CLIPPED : 0),
-                                    slot->real);
-    if (c->settings.average)
-        task->after = fa_kernel_of(c->isa, FA_AVERAGE, slot->real);
 }
 
 void fa_build_wraps(fa_call *c)
@@ -50,33 +60,33 @@ void fa_build_wraps(fa_call *c)
  * fail, and a state file says meanwhile that it is torn. */
 void fa_advance_counters(fa_call *c, double scale)
 {
-    int64_t made = 0;
-    c->number++;
-    for (int64_t i = 0; i < c->count; i++) {
-        fa_slot *slot = &c->slots[i];
+    const int64_t number = ++c->number;
+    const fa_slot *slot = c->slots, *end = slot + c->count;
+    fa_coefficients *next = c->coefficients;
+    for (fa_task *task = c->tasks; slot < end; slot++, task++) {
         fa_group *group = slot->group;
         fa_record *record = slot->record;
         if (!slot->active)
             continue;
         if (!slot->steps) {
-            c->tasks[i].coefficients = c->tasks[i].wrap;
+            task->coefficients = task->wrap;
             record->pending++;
             continue;
         }
-        int is_first = group->call != c->number;
+        int is_first = group->call != number;
         if (is_first) {
-            group->call = c->number;
+            group->call = number;
             group->taken = group->options;
             group->stepped = 1;
         }
         if (is_first || group->step != record->step + 1 || group->product != record->product) {
             group->step = record->step + 1;
             group->product = record->product;
-            group->coefficients = &c->coefficients[made++];
+            group->coefficients = next++;
             fa_coefficients_at(c->family, group->step, &group->options, scale, record->product, group->coefficients);
         }
-        c->tasks[i].coefficients = group->coefficients;
-        record->step++;
+        task->coefficients = group->coefficients;
+        record->step = group->step;
         record->product = group->coefficients->product;
         record->pending = 0;
         if (group->count < record->step)

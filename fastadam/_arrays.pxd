@@ -13,6 +13,8 @@ cdef extern from "numpy/arrayobject.h" nogil:
     int WRITEABLE "NPY_ARRAY_WRITEABLE"
     int flags_of "PyArray_FLAGS" (Array *)
     int type_of "PyArray_TYPE" (Array *)
+    void *descr_of "PyArray_DESCR" (Array *)
+    void *descr_from_type "PyArray_DescrFromType" (int)
     int ndim_of "PyArray_NDIM" (Array *)
     np.npy_intp *shape_of "PyArray_DIMS" (Array *)
     np.npy_intp *strides_of "PyArray_STRIDES" (Array *)

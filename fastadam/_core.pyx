@@ -13,8 +13,8 @@ from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from fastadam._arrays cimport (
-    ALIGNED, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, flags_of, is_native, is_plain, is_ready, is_usable,
-    lines_of, nbytes_of, ndim_of, overlaps, real_of, same_layout, shape_of, size_of, type_of)
+    ALIGNED, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, descr_from_type, descr_of, flags_of, is_native, is_plain,
+    is_ready, is_usable, lines_of, nbytes_of, ndim_of, overlaps, real_of, same_layout, shape_of, size_of, type_of)
 from fastadam._csrc cimport *
 from fastadam._values cimport as_beta, as_flag, as_grad_scale, as_magnitude, as_pair, as_step, as_threads
 
@@ -45,6 +45,7 @@ cdef extern from "<fenv.h>" nogil:
 cdef extern from "Python.h":
     void *PyMem_Realloc(void *, size_t)
     void PyMem_Free(void *)
+    PyObject **PySequence_Fast_ITEMS(list)
 
 UPDATE_NAMES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")     # adam_update's arguments, in a task's order
 

@@ -118,7 +118,7 @@ cdef extern from "fastadam.h" nogil:
         fa_task *squares
         double *sums
 
-    void fa_build_task(const fa_call *call, int64_t i)
+    void fa_build_tasks(const fa_call *call)
     void fa_build_wraps(fa_call *call)
     void fa_advance_counters(fa_call *call, double scale)
     int64_t fa_blocks_of_call(const fa_call *call)

@@ -45,13 +45,18 @@ cdef class Engine(Parameters):
 
     # -- the step
 
-    def step(self, list grads, list groups, grad_scale):
-        """Update every parameter whose gradient is not None, and its counter; `grads` is a list of our own."""
+    def step(self, grads, list groups, grad_scale):
+        """Update every parameter whose gradient is not None, and its counter."""
+        cdef list flat      # of our own
+        if type(grads) is list and len(<list>grads) == self.flat:
+            flat = (<list>grads)[:]
+        else:
+            flat = self.structure.flatten(grads)
         self.begin_change()
         try:
-            if len(grads) != self.count:
-                raise ValueError(f"expected {self.count} gradients, got {len(grads)}")
-            self.run_step(0, self.count, grads, groups, grad_scale)
+            if len(flat) != self.count:
+                raise ValueError(f"expected {self.count} gradients, got {len(flat)}")
+            self.run_step(0, self.count, flat, groups, grad_scale)
         finally:
             self.end_change()
 
@@ -132,14 +137,17 @@ cdef class Engine(Parameters):
         """Which parameters have a gradient, and of these, which take a step; does any?"""
         cdef Py_ssize_t i
         cdef fa_slot *slot
-        cdef bint steps = False, pending = False
+        cdef bint steps = False, active
+        cdef int64_t pending = 0
+        cdef int64_t accumulate = self.call.settings.accumulate
+        cdef PyObject **given = PySequence_Fast_ITEMS(grads)
         for i in range(self.call.count):
             slot = &self.call.slots[i]
-            slot.active = grads[i] is not None
-            slot.steps = slot.active and slot.record.pending + 1 >= self.call.settings.accumulate
-            steps = steps or slot.steps
-            pending = pending or (slot.active and slot.record.pending > 0)
-        self.call.blockwise = pending or self.call.settings.accumulate > 1 or self.call.settings.max_value < INFINITY
+            active = given[i] != <PyObject *>None
+            slot.active, slot.steps = active, active & (slot.record.pending + 1 >= accumulate)
+            steps |= slot.steps
+            pending |= slot.record.pending if active else 0
+        self.call.blockwise = pending > 0 or accumulate > 1 or self.call.settings.max_value < INFINITY
         return steps
 
     def check_groups(self, list groups):
@@ -163,32 +171,33 @@ cdef class Engine(Parameters):
         """Make the tasks. Returns how many gradients must be converted first: then call it again.
 
         Runs no Python code unless it raises. State lies in our own blocks, so it cannot move."""
-        cdef Py_ssize_t i = self.first, last = i + self.call.count, conversions = 0
+        cdef Py_ssize_t i = 0, count = self.call.count, conversions = 0     # i counts from self.first
         cdef bint located = False
-        cdef fa_task *task
+        cdef const fa_slot *slots = self.call.slots
         cdef Layout *layout
+        cdef fa_task *task
         cdef Array *grad
+        cdef Array **given = <Array **>PySequence_Fast_ITEMS(grads)
 
-        while i < last:
-            layout, task = &self.layouts[i], &self.tasks[i]
+        while i < count:
+            layout, task = &self.layouts[self.first + i], &self.call.tasks[i]
             layout.convert = False
-            if not self.slots[i].active:
-                task.n = 0
+            if not slots[i].active:
                 i += 1
                 continue
-            if i + AHEAD < last:
+            if i + AHEAD < count:
                 prefetch(layout[AHEAD].param)
                 prefetch(<char *>layout[AHEAD].param + 64)
-                prefetch(<char *><Array *>grads[i + AHEAD - self.first] + 64)
+                prefetch(<char *>given[i + AHEAD] + 64)
                 prefetch(shape_of(layout[AHEAD // 2].param))
-            if not self.is_good(i) or self.slots[i].record.step == INT64_MAX:
-                self.refuse(i)
-            if data_of(layout.param) != self.slots[i].place:
+            if not is_good(layout, self.shapes) or slots[i].record.step == INT64_MAX:
+                self.refuse(self.first + i)
+            if data_of(layout.param) != slots[i].place:
                 self.locate()
-                located, i, conversions = True, self.first, 0   # gradients are looked up in the new places
+                located, i, conversions = True, 0, 0    # gradients are looked up in the new places
                 continue
-            grad = <Array *>grads[i - self.first]
-            if not (is_plain(grad) and self.is_like(i, grad)):
+            grad = given[i]
+            if not (is_plain(grad) and is_like(layout, self.shapes, grad)):
                 layout.convert = True
                 conversions += 1
                 i += 1
@@ -197,14 +206,14 @@ cdef class Engine(Parameters):
                 if fa_ranges_find(self.ranges, self.range_count, <uintptr_t>data_of(grad),
                                   <uintptr_t>data_of(grad) + nbytes_of(grad)) != NULL:
                     if located:
-                        raise overlap_error(f"gradient of {self.name_of(i)}",
-                                            self.written_by(grads[i - self.first]))
+                        raise overlap_error(f"gradient of {self.name_of(self.first + i)}", self.written_by(grads[i]))
                     self.locate()       # what it touches may have moved away since
-                    located, i, conversions = True, self.first, 0
+                    located, i, conversions = True, 0, 0
                     continue
                 task.array[FA_GRAD] = data_of(grad)
-            fa_build_task(&self.call, i - self.first)
             i += 1
+        if conversions == 0:
+            fa_build_tasks(&self.call)
         return conversions
 
     cdef int convert(self, list grads) except -1:
@@ -215,7 +224,7 @@ cdef class Engine(Parameters):
             param = self.arrays[i][0]
             name = f"gradient of {self.name_of(i)}"
             grad = as_gradient(grads[i - self.first], param, name, self.name_of(i))
-            if not self.is_like(i, <Array *>grad):
+            if not is_like(&self.layouts[i], self.shapes, <Array *>grad):
                 written = self.written_by(grad)
                 if written is not None:
                     raise overlap_error(name, written)
@@ -265,7 +274,7 @@ cdef class Engine(Parameters):
         finally:
             self.changing = False
         for i in range(self.count):
-            if not self.is_good(i):
+            if not is_good(&self.layouts[i], self.shapes):
                 self.refuse(i)
         self.locate()
         self.begin_writing()

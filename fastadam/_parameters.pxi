@@ -18,10 +18,30 @@ cdef struct Header:         # of a state file
 cdef struct Layout:         # of a parameter when it was added
     Array *param            # owned by Parameters.arrays
     Py_ssize_t group        # in Parameters.groups
-    int ndim, order         # order: NumPy's flags of contiguity
+    void *descr             # NumPy's own descriptor of its type, which most arrays have and which never ends
+    int type, ndim, order   # type: NumPy's number; order: NumPy's flags of contiguity
     Py_ssize_t shape        # where it begins in Parameters.shapes
     bint convert            # in this call its gradient has to be copied first
     bint warned             # of that
+
+
+cdef inline bint is_like(const Layout *layout, const np.npy_intp *shapes, Array *array) noexcept nogil:
+    """Aligned, and of the type, the shape and the memory order of that parameter."""
+    cdef const np.npy_intp *shape = shapes + layout.shape
+    cdef int axis
+    if ndim_of(array) != layout.ndim or not flags_of(array) & layout.order or not flags_of(array) & ALIGNED:
+        return False
+    if descr_of(array) != layout.descr and not (type_of(array) == layout.type and is_native(array)):
+        return False
+    for axis in range(layout.ndim):
+        if shape_of(array)[axis] != shape[axis]:
+            return False
+    return True
+
+
+cdef inline bint is_good(const Layout *layout, const np.npy_intp *shapes) noexcept nogil:
+    """The parameter can be updated."""
+    return is_like(layout, shapes, layout.param) and (flags_of(layout.param) & WRITEABLE) != 0
 
 
 cdef list states_in(int mask):
@@ -41,6 +61,7 @@ cdef class Parameters:
     cdef dict index                     # key -> number
     cdef readonly list groups
     cdef public object structure        # of the container that step takes (containers.Structure)
+    cdef Py_ssize_t flat                # of the structure; -1 before there is a group
     cdef Py_ssize_t count
     cdef fa_slot *slots
     cdef Layout *layouts
@@ -60,7 +81,7 @@ cdef class Parameters:
         self.new_lock()
         watch(self)
         self.keys, self.arrays, self.index, self.groups = [], [], {}, []
-        self.names = list(names)
+        self.names, self.flat = list(names), -1
         self.call.family = fa_family_named(family.encode())
         if self.call.family == NULL:
             raise ValueError(f"no family of rules is called {family!r}")
@@ -172,6 +193,7 @@ cdef class Parameters:
         cdef bint good
         cdef fa_options options
         cdef Group group = Group()
+        cdef Py_ssize_t flat = structure.flat
         read_plain(values, &options)
         group.family, group.names, group.params = self.call.family, self.names, params
         group.where = f"param_groups[{len(self.groups)}]"
@@ -208,9 +230,9 @@ cdef class Parameters:
             self.slots[i].group = &group.c
             self.slots[i].record = &(<fa_record *>data_of(<Array *>group.records))[i - count]
             self.layouts[i].param, self.layouts[i].group = <Array *>params[i - count], len(self.groups)
-            good = self.is_good(i)
+            good = is_good(&self.layouts[i], self.shapes)
             for a, array in zip(states_in(group.mask), new_arrays[i][1:]):
-                good = good and self.is_like(i, <Array *>array)
+                good = good and is_like(&self.layouts[i], self.shapes, <Array *>array)
                 self.tasks[i].array[a] = data_of(<Array *>array)
             if not good:
                 raise ValueError(f"parameter {new_keys[i]!r} changed while it was being added; nothing was added")
@@ -225,7 +247,7 @@ cdef class Parameters:
             self.count = count
             self.locate()       # ranges are those of the old arrays again
             raise
-        self.groups, self.index, self.structure = new_groups, new_index, structure
+        self.groups, self.index, self.structure, self.flat = new_groups, new_index, structure, flat
         self.count_groups()
         if section is not None and section.fresh:
             self.header.groups = CODE * <int64_t>len(new_groups)    # from now on it is there
@@ -249,31 +271,13 @@ cdef class Parameters:
             memset(layout, 0, sizeof(Layout))
             memset(&self.slots[self.count + i], 0, sizeof(fa_slot))
             self.slots[self.count + i].n, self.slots[self.count + i].real = size_of(param), real_of(param)
+            layout.type = <int>(np.NPY_DOUBLE if real_of(param) == FA_FLOAT64 else np.NPY_FLOAT)
+            layout.descr = descr_from_type(layout.type)     # with a reference that nobody gives back
             layout.ndim, layout.order, layout.shape = ndim_of(param), flags_of(param) & CONTIGUOUS, shape
             for axis in range(layout.ndim):
                 self.shapes[shape + axis] = shape_of(param)[axis]
             shape += layout.ndim
         return 0
-
-    @cython.final   # so that it is called directly
-    cdef bint is_like(self, Py_ssize_t i, Array *array) noexcept nogil:
-        """Aligned, and of the type, the shape and the memory order that the parameter was added with."""
-        cdef Layout *layout = &self.layouts[i]
-        cdef np.npy_intp *shape = shape_of(array)
-        cdef int axis
-        if (ndim_of(array) != layout.ndim or not is_native(array) or not flags_of(array) & layout.order
-                or type_of(array) != <int>(np.NPY_DOUBLE if self.slots[i].real else np.NPY_FLOAT)
-                or not flags_of(array) & ALIGNED):
-            return False
-        for axis in range(layout.ndim):
-            if shape[axis] != self.shapes[layout.shape + axis]:
-                return False
-        return True
-
-    @cython.final
-    cdef bint is_good(self, Py_ssize_t i) noexcept nogil:
-        """The parameter can be updated."""
-        return self.is_like(i, self.layouts[i].param) and (flags_of(self.layouts[i].param) & WRITEABLE) != 0
 
     def load(self, plan):
         """Copy in state that was checked (`statedict.LoadPlan`), all of it or nothing."""

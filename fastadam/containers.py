@@ -119,6 +119,9 @@ class Structure:
         self.trees, self.order, self.began_grouped = trees, order, grouped
         is_grouped = grouped or len(trees) != 1
         self.whole = Tree(None, None, trees, "one for each group of the optimizer") if is_grouped else trees[0]
+        # The length of a list of gradients that `flatten` would return as it is; -1 if there is none.
+        is_list = self.whole.is_flat and self.whole.names is None and order is None
+        self.flat = len(self.whole.children) if is_list else -1
 
     def read(self, container: Any) -> tuple[Tree, list[tuple[Any, Any]]]:
         """The shape of one more container, and (key, array) for each array in it."""

@@ -232,8 +232,7 @@ class Optimizer(Options):
                 "step needs the gradients, in the container of the parameters: opt.step(grads); to leave one array "
                 "alone, put None in its place there"
             )
-        engine = self._engine
-        engine.step(engine.structure.flatten(grads), self.param_groups, grad_scale)
+        self._engine.step(grads, self.param_groups, grad_scale)
 
     def step_one(self, key: Any, grad: np.ndarray | np.floating, *, grad_scale: float = 1.0) -> None:
         """Update one parameter as soon as its gradient is there, so that the gradient's memory can be used again.

@@ -355,3 +355,11 @@ def test_array_changed_by_a_warning_filter_is_noticed(monkeypatch):
         with pytest.raises(ValueError, match="parameter 0 must be writeable"):
             opt.step([ones(), strided()])
     assert snapshot(opt) == before
+
+
+@pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
+def test_the_list_of_gradients_stays_as_it_was():
+    given = [np.ones(3), None, np.ones(4)]  # of another type than the parameters
+    grads = list(given)
+    fastadam.Adam([np.ones(3, np.float32), np.ones(2, np.float32), np.ones(4, np.float32)]).step(grads)
+    assert all(grad is first for grad, first in zip(grads, given, strict=True))

@@ -509,6 +509,22 @@ def test_a_parameter_that_changes_while_it_is_added_is_refused(make, shape):
     assert len(refusals) == 1 and "changed while it was being added" in refusals.pop()
 
 
+def test_a_parameter_whose_type_changes_while_it_is_added_is_refused():
+    memory, other = np.zeros(16, np.float32), np.ones(4, np.float32)
+    param, opt = memory[:4], fastadam.SGD([np.ones(3)], lr=1.0)
+
+    class Key(str):
+        def __repr__(self):  # called for each parameter, after the first one was looked at
+            param.dtype = np.int8
+            return "other"
+
+    with pytest.raises(ValueError, match="changed while it was being added"):
+        opt.add_param_group({"params": {"param": param, Key("other"): other}})
+    assert len(opt.param_groups) == 1
+    opt.step([np.ones(3)])
+    assert not memory.any()
+
+
 def test_a_huge_number_of_blocks_has_the_bits_of_a_small_one():
     """Blocks meet at their edges whatever the number of threads."""
     code = """
