@@ -509,6 +509,7 @@ def test_a_parameter_that_changes_while_it_is_added_is_refused(make, shape):
     assert len(refusals) == 1 and "changed while it was being added" in refusals.pop()
 
 
+@pytest.mark.filterwarnings("ignore:Setting the dtype:DeprecationWarning")  # NumPy 2.5
 def test_a_parameter_whose_type_changes_while_it_is_added_is_refused():
     memory, other = np.zeros(16, np.float32), np.ones(4, np.float32)
     param, opt = memory[:4], fastadam.SGD([np.ones(3)], lr=1.0)
