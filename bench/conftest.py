@@ -1,5 +1,6 @@
 """Which workloads pytest bench/ runs, and which contenders are not there to be measured."""
 
+import shutil
 from importlib.util import find_spec
 
 from bench.peers import CONTENDERS
@@ -12,6 +13,8 @@ NEEDS = {"numba": "numba", "scikit": "sklearn", "thinc": "thinc", "autograd": "a
 
 
 def missing(name):
+    if name == "torch compiled" and not shutil.which("c++"):
+        return True
     module = next((module for prefix, module in NEEDS.items() if name.startswith(prefix)), None)
     return module is not None and find_spec(module) is None
 

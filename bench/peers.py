@@ -324,7 +324,7 @@ class TorchCompiled(TorchForeach, name="torch compiled"):
     def make(self, tensors):
         import torch
 
-        if len(tensors) > 1000:
+        if len(tensors) > 200:
             raise NotImplementedError(f"it takes too long to compile a step of {len(tensors)} arrays")
         if not shutil.which("c++"):
             raise ImportError("it needs a C++ compiler")
