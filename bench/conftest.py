@@ -1,9 +1,8 @@
 """Which workloads pytest bench/ runs, and which contenders are not there to be measured."""
 
-import shutil
 from importlib.util import find_spec
 
-from bench.peers import CONTENDERS
+from bench.peers import COMPILER, CONTENDERS
 from bench.workloads import WORKLOADS
 
 QUICK = ["1 x 1 K", "1 x 100 K", "1 x 1 M", "1000 x 1 K", "MLP 64-512-512-10"]
@@ -13,7 +12,7 @@ NEEDS = {"numba": "numba", "scikit": "sklearn", "thinc": "thinc", "autograd": "a
 
 
 def missing(name):
-    if name == "torch compiled" and not shutil.which("c++"):
+    if name == "torch compiled" and not COMPILER:
         return True
     module = next((module for prefix, module in NEEDS.items() if name.startswith(prefix)), None)
     return module is not None and find_spec(module) is None

@@ -14,6 +14,7 @@ LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 DECAY, MAX_NORM = RULES["AdamW"][1]["weight_decay"], RULES["clipped"][1]["max_norm"]
 PEER_RULES = ("Adam", "AdamW", "AMSGrad", "clipped")
 CONTENDERS = {}  # by name
+COMPILER = shutil.which("c++")  # torch.compile needs it
 
 
 class Contender:
@@ -326,7 +327,7 @@ class TorchCompiled(TorchForeach, name="torch compiled"):
 
         if len(tensors) > 200:
             raise NotImplementedError(f"it takes too long to compile a step of {len(tensors)} arrays")
-        if not shutil.which("c++"):
+        if not COMPILER:
             raise ImportError("it needs a C++ compiler")
         optimizer = super().make(tensors)
         optimizer.step = torch.compile(optimizer.step)
