@@ -91,6 +91,9 @@ WORKLOADS = {
     workload.name: workload
     for workload in [
         *(Workload(f"1 x {name}", ((size,),)) for name, size in SIZES.items()),
+        Workload("1 x 100 K float64", ((100_000,),), np.float64),
+        Workload("1 x 100 K AdamW", ((100_000,),), rule="AdamW"),
+        Workload("1 x 100 K AMSGrad", ((100_000,),), rule="AMSGrad"),
         Workload("1 x 1 M float64", ((1 << 20,),), np.float64),
         Workload("1 x 64 Mi float64", ((1 << 26,),), np.float64),
         Workload("1000 x 1 K", ((1 << 10,),) * 1000),
