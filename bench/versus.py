@@ -25,6 +25,8 @@ from .workloads import FAMILY, WORKLOADS, Workload
 OURS = [*LIMITS, "fastadam", "fastadam default", "fastadam.adam_update"]
 SLOW = {"NumPy tutorial", "NumPy in place", "scikit-learn", "thinc", "autograd"}  # seconds a step at 64 Mi
 PARALLEL = ("torch fused", "DeepSpeed CPUAdam", "numba prange")  # the best of those that use all cores
+NUMBA = ("numba prange", "numba serial")
+NEAREST = [f"1 x {size} {rule}".strip() for size in ("100 K", "1 M") for rule in ("", "AdamW", "AMSGrad")]
 CLASSES = ("torch fused", "DeepSpeed CPUAdam", "thinc", "scikit-learn")
 FUNCTION = "fastadam.adam_update"
 LARGEST = [name for name, workload in WORKLOADS.items() if name.startswith("1 x 64 Mi") and workload.rule != "clipped"]
@@ -35,6 +37,8 @@ BARS = [
     (PARALLEL, "fastadam", ("1 x 64 Mi", "GPT-2 124M"), 1.0),
     (("torch fused", "numba prange"), "fastadam", ("1 x 1 M",), 1.2),
     (("DeepSpeed CPUAdam",), "fastadam", ("1 x 1 M",), 1.0),
+    (NUMBA, "fastadam", NEAREST, 1.05),
+    (NUMBA, "fastadam", ("1 x 100 K float64", "1 x 1 M float64"), 1.15),
     (PARALLEL, "fastadam", ("1 x 100 K",), 2.0),
     (PARALLEL, "fastadam", ("1000 x 1 K",), 15.0),
     (CLASSES, "fastadam", ("1 x 1 K",), 3.0),

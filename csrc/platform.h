@@ -101,6 +101,11 @@ static inline int fa_underflowed(void)
     return (_mm_getcsr() & _MM_EXCEPT_UNDERFLOW) != 0;
 }
 
+static inline void fa_relax(void) /* between two looks at what another thread writes */
+{
+    _mm_pause();
+}
+
 static inline void fa_forget_underflow(void)
 {
     _mm_setcsr(_mm_getcsr() & ~(unsigned)_MM_EXCEPT_UNDERFLOW);
@@ -119,6 +124,7 @@ static inline void fa_fp_write(const fa_fp_state *state) { fesetenv(state); }
 static inline void fa_fp_reset(void) { fesetenv(FE_DFL_ENV); }
 static inline int fa_underflowed(void) { return 0; } /* subnormal numbers are as fast as others */
 static inline void fa_forget_underflow(void) {}
+static inline void fa_relax(void) {}
 #endif
 
 /* ---- the system */
@@ -188,9 +194,11 @@ static inline int fa_thread_counts(long thread) { (void)thread; return 0; }
 #endif
 
 #ifdef __GLIBC__
-#define FA_AFFINITY 1 /* can a thread be made that runs on given CPUs? */
+#define FA_AFFINITY 1 /* can it be said which CPUs a thread may run on, and asked on which it does? */
+static inline int fa_cpu(void) { return sched_getcpu(); }
 #else
 #define FA_AFFINITY 0
+static inline int fa_cpu(void) { return -1; }
 #endif
 
 #ifdef __ELF__

@@ -5,6 +5,11 @@
  * workers still spin on the other cores, more threads gain nothing (python -m bench loop). */
 enum { AT_FIRST = 131072 }; /* cache lines */
 
+enum { /* how often one looks whether the others have come, at 10 to 50 ns a look */
+    AWAKE = 50,     /* to begin: who is awake takes less */
+    SHARES = 10000, /* to end: as long as shares of work differ */
+};
+
 #ifdef _OPENMP
 #include <omp.h>
 
@@ -104,23 +109,70 @@ static int width(int wanted, int make)
     return wanted; /* who limits the runtime's threads knows why there are fewer */
 }
 
+static int meet(int *arrived, int team, int looks) /* are all there? */
+{
+    fa_add(arrived, 1);
+    while (fa_load(arrived) < team && looks-- > 0)
+        fa_relax();
+    return fa_load(arrived) == team;
+}
+
+/* Linux may wake a worker on the CPU of its caller while others are idle: virtual machines take CPUs that sleep for busy
+ * ones. The worker then comes after the caller's share, and a step takes as long as with one thread. So the caller lets
+ * others run once if not all workers come at once, and a worker that meets it does without that CPU for a moment: it
+ * moves. */
+static void let_others_run(void)
+{
+#if FA_AFFINITY
+    sched_yield();
+#endif
+}
+
+static void leave_cpu(int cpu)
+{
+#if FA_AFFINITY
+    static _Thread_local double not_before; /* the others were busy, too: moving took a time slice of theirs */
+    double now;
+    cpu_set_t mine, others;
+    if (cpu < 0 || fa_cpu() != cpu || (now = fa_now()) < not_before || sched_getaffinity(0, sizeof mine, &mine))
+        return;
+    others = mine;
+    CPU_CLR(cpu, &others);
+    if (!sched_setaffinity(0, sizeof others, &others))
+        sched_setaffinity(0, sizeof mine, &mine);
+    double took = fa_now() - now;
+    if (took > 0.5e-3)
+        not_before = now + 200 * took;
+#else
+    (void)cpu;
+#endif
+}
+
 static int run(fa_part part, void *data, int team)
 {
     fa_caller *caller = team > 1 ? fa_caller_here() : 0;
-    int held = 0;
+    int held = 0, begun = 0, done = 0;
     if (team > 1)
         team = fa_room_for_region(caller, limited(team), &held);
     if (team <= 1) {
         part(0, 1, data);
         return 1;
     }
+    int crowded = team > omp_get_num_procs(), cpu = crowded ? -1 : fa_cpu(); /* then nobody waits or moves */
 #pragma omp parallel num_threads(team)
     {
-        if (omp_get_thread_num() > 0)
+        int number = omp_get_thread_num(), there = omp_get_num_threads(); /* the runtime may give fewer than asked for */
+        if (number > 0) {
+            leave_cpu(cpu);
             fa_works_for(caller);
-#pragma omp single nowait
-        team = omp_get_num_threads(); /* the runtime may give fewer than asked for */
-        part(omp_get_thread_num(), omp_get_num_threads(), data);
+            meet(&begun, there, 0);
+        } else {
+            team = there;
+            if (!crowded && !meet(&begun, there, AWAKE))
+                let_others_run();
+        }
+        part(number, there, data);
+        meet(&done, there, crowded ? 0 : SHARES); /* or who is done first falls asleep in OpenMP's barrier, and has to be woken */
     }
     fa_had_team(caller, team, held);
     return team;
