@@ -20,14 +20,18 @@ _Static_assert((int)16777217.0 == 16777217, "fastadam promises bits that -fsingl
 
 #ifdef __clang__
 #define FA_NOINLINE __attribute__((noinline))
+#else /* neither inlined nor copied under another name, which tests would not find */
+#define FA_NOINLINE __attribute__((noinline, noclone))
+#endif
+
+/* How the loops between these are compiled. With them gcc does not split the ?: of an element by the answers to those
+ * before it, to vectorise each case with masks of its own: Adam's AVX-512 loop with AMSGrad had 62 instructions instead
+ * of 36. And two vectors or more are computed side by side, so that neither root nor quotient waits for the other.
+ * gcc 11 and older would forget some flags of the command line here. */
+#if defined(__clang__) || __GNUC__ < 12
 #define FA_LOOPS_BEGIN
 #define FA_LOOPS_END
 #else
-/* nor as a copy with another name, which tests would not find */
-#define FA_NOINLINE __attribute__((noinline, noclone))
-/* How gcc compiles the loops between these. It does not split the ?: of an element by the answers to those before it, to
- * vectorise each case with masks of its own: AMSGrad's loop had 62 instructions instead of 36. And two vectors or more
- * are computed side by side, so that neither root nor quotient waits for the other. */
 #define FA_LOOPS_BEGIN                                                                                       \
     _Pragma("GCC push_options")                                                                              \
     _Pragma("GCC optimize (\"no-thread-jumps,unroll-loops,schedule-insns,sched-pressure\")")
@@ -101,14 +105,14 @@ static inline int fa_underflowed(void)
     return (_mm_getcsr() & _MM_EXCEPT_UNDERFLOW) != 0;
 }
 
-static inline void fa_relax(void) /* between two looks at what another thread writes */
-{
-    _mm_pause();
-}
-
 static inline void fa_forget_underflow(void)
 {
     _mm_setcsr(_mm_getcsr() & ~(unsigned)_MM_EXCEPT_UNDERFLOW);
+}
+
+static inline void fa_relax(void) /* between two looks at what another thread writes */
+{
+    _mm_pause();
 }
 
 #else
@@ -124,7 +128,11 @@ static inline void fa_fp_write(const fa_fp_state *state) { fesetenv(state); }
 static inline void fa_fp_reset(void) { fesetenv(FE_DFL_ENV); }
 static inline int fa_underflowed(void) { return 0; } /* subnormal numbers are as fast as others */
 static inline void fa_forget_underflow(void) {}
+#ifdef __aarch64__
+static inline void fa_relax(void) { __asm__ volatile("isb"); }
+#else
 static inline void fa_relax(void) {}
+#endif
 #endif
 
 /* ---- the system */
@@ -163,6 +171,13 @@ static inline double fa_now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static inline int64_t fa_nanoseconds(void) /* the same clock; no floating point, which leaves flags */
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 /* A read-write lock. With glibc a writer does not wait for readers that come later. */
 static inline void fa_rwlock_init(pthread_rwlock_t *lock)
 {
@@ -194,7 +209,7 @@ static inline int fa_thread_counts(long thread) { (void)thread; return 0; }
 #endif
 
 #ifdef __GLIBC__
-#define FA_AFFINITY 1 /* can it be said which CPUs a thread may run on, and asked on which it does? */
+#define FA_AFFINITY 1 /* can we choose a thread's CPUs, and ask which one it is on? */
 static inline int fa_cpu(void) { return sched_getcpu(); }
 #else
 #define FA_AFFINITY 0

@@ -9,6 +9,11 @@ enum { /* how often one looks whether the others have come, at 10 to 50 ns a loo
     AWAKE = 50,     /* to begin: who is awake takes less */
     SHARES = 10000, /* to end: as long as shares of work differ */
 };
+enum { /* nanoseconds */
+    SLOW = 500000,       /* a move that took a time slice: the other CPUs are busy */
+    REST = 50,           /* times as long as it took nobody moves */
+    LONGEST = 1000000000 /* but no longer */
+};
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -117,36 +122,43 @@ static int meet(int *arrived, int team, int looks) /* are all there? */
     return fa_load(arrived) == team;
 }
 
-/* Linux may wake a worker on the CPU of its caller while others are idle: virtual machines take CPUs that sleep for busy
- * ones. The worker then comes after the caller's share, and a step takes as long as with one thread. So the caller lets
- * others run once if not all workers come at once, and a worker that meets it does without that CPU for a moment: it
- * moves. */
-static void let_others_run(void)
-{
+/* ---- a CPU for each worker (docs/design.md) */
+
 #if FA_AFFINITY
-    sched_yield();
-#endif
+
+static int64_t not_before; /* nobody moves */
+
+static void let_worker_run(void) /* it may wait for this CPU */
+{
+    if (fa_nanoseconds() >= fa_load(&not_before))
+        sched_yield();
 }
 
 static void leave_cpu(int cpu)
 {
-#if FA_AFFINITY
-    static _Thread_local double not_before; /* the others were busy, too: moving took a time slice of theirs */
-    double now;
     cpu_set_t mine, others;
-    if (cpu < 0 || fa_cpu() != cpu || (now = fa_now()) < not_before || sched_getaffinity(0, sizeof mine, &mine))
+    int64_t now;
+    if (cpu < 0 || fa_cpu() != cpu || (now = fa_nanoseconds()) < fa_load(&not_before))
         return;
-    others = mine;
-    CPU_CLR(cpu, &others);
-    if (!sched_setaffinity(0, sizeof others, &others))
-        sched_setaffinity(0, sizeof mine, &mine);
-    double took = fa_now() - now;
-    if (took > 0.5e-3)
-        not_before = now + 200 * took;
-#else
-    (void)cpu;
-#endif
+    int failed = sched_getaffinity(0, sizeof mine, &mine);
+    if (!failed) {
+        others = mine;
+        CPU_CLR(cpu, &others);
+        failed = sched_setaffinity(0, sizeof others, &others) || sched_setaffinity(0, sizeof mine, &mine);
+    }
+    int64_t took = fa_nanoseconds() - now;
+    if (failed || took > LONGEST / REST)
+        fa_store(&not_before, now + LONGEST);
+    else if (took > SLOW)
+        fa_store(&not_before, now + REST * took);
 }
+
+#else
+
+static void let_worker_run(void) {}
+static void leave_cpu(int cpu) { (void)cpu; }
+
+#endif
 
 static int run(fa_part part, void *data, int team)
 {
@@ -165,14 +177,15 @@ static int run(fa_part part, void *data, int team)
         if (number > 0) {
             leave_cpu(cpu);
             fa_works_for(caller);
-            meet(&begun, there, 0);
+            fa_add(&begun, 1);
         } else {
             team = there;
-            if (!crowded && !meet(&begun, there, AWAKE))
-                let_others_run();
+            if (!meet(&begun, there, crowded ? 0 : AWAKE) && !crowded)
+                let_worker_run();
         }
         part(number, there, data);
-        meet(&done, there, crowded ? 0 : SHARES); /* or who is done first falls asleep in OpenMP's barrier, and has to be woken */
+        /* Who is done first would fall asleep in OpenMP's barrier and have to be woken. Who has not begun needs a CPU. */
+        meet(&done, there, crowded || fa_load(&begun) < there ? 0 : SHARES);
     }
     fa_had_team(caller, team, held);
     return team;
