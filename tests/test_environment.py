@@ -2,9 +2,11 @@
 
 import ast
 import io
+import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,6 +171,38 @@ fastadam.set_num_threads(1)
 opt.step(p.copy())
 assert everything() == before
 """)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or len(os.sched_getaffinity(0)) < 2, reason="nobody moves")
+@pytest.mark.skipif(not (LIBGOMP or LIBOMP), reason="no worker")
+@pytest.mark.parametrize("refuses", [0, 1])
+def test_a_worker_on_its_callers_cpu_moves_and_keeps_the_cpus_that_it_may_use(tmp_path, refuses):
+    shim = tmp_path / "one_cpu.so"
+    source = Path(__file__).with_name("one_cpu.c")
+    subprocess.run(["cc", "-std=c11", "-O1", "-shared", "-fPIC", source, "-o", shim, "-ldl"], check=True)
+    code = f"""
+import ctypes
+from pathlib import Path
+import numpy as np, fastadam
+
+shim = ctypes.CDLL({str(shim)!r})
+changes, refuses = (ctypes.c_int.in_dll(shim, name) for name in ("changes", "refuses"))
+refuses.value = {refuses}
+p, q = np.ones((2, 100_000), np.float32)
+moving, alone = fastadam.Adam(p, threads=2), fastadam.Adam(q, threads=1)
+for step in range(20):
+    moving.step(0.1 * q)
+    alone.step(0.1 * q)
+    if step == 0:
+        assert changes.value == (1 if refuses.value else 2)
+assert changes.value < 20 or not refuses.value  # for a second nobody tries again
+assert p.tobytes() == q.tobytes()
+status = [task.joinpath("status").read_text() for task in Path("/proc/self/task").iterdir()]
+assert len(status) > 1
+assert len({{line for text in status for line in text.splitlines() if line.startswith("Cpus_allowed:")}}) == 1
+"""
+    preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(shim)]))
+    run_python(code, LD_PRELOAD=preloaded, OPENBLAS_NUM_THREADS="1")
 
 
 @pytest.mark.parametrize("isa", ISAS)
