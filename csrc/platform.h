@@ -13,6 +13,7 @@
 #error "fastadam promises bits that -ffast-math and its parts break: remove them from CFLAGS"
 #endif
 #include <float.h>
+#include <stdint.h>
 #if FLT_EVAL_METHOD != 0
 #error "fastadam promises bits that wider arithmetic breaks: add -msse2 -mfpmath=sse to CFLAGS"
 #endif
