@@ -109,6 +109,16 @@ def test_state_is_aligned_to_cache_lines():
             assert (array.dtype, array.shape) == (param.dtype, param.shape)
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+def test_kinds_of_state_lie_apart_in_a_page(tmp_path, in_file):
+    """Structure, too: a load waits for recent stores to its place in another page. Parameters begin at 16 or 64."""
+    params = [np.ones((64, 64)), ones(2048), ones(5)]
+    options = {"state_file": tmp_path / "state"} if in_file else {}
+    opt = fastadam.Adam(params, amsgrad=True, ema_decay=0.9, **options)
+    m, v, largest, ema = opt._engine.arrays[0][1:]
+    assert [array.ctypes.data % 4096 for array in (m, v, largest, ema)] == [1088, 2112, 3136, 64]
+
+
 @pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "value", "error"),

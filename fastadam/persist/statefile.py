@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 LONGEST = 1 << 26  # bytes: what may describe a group
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -118,7 +118,10 @@ class StateFile:
         if not known or groups < 0 or groups % CODE or self.size() < PAGE:
             raise ValueError(f"state_file {self.path!r} holds no state of fastadam; take another path")
         if version != VERSION:
-            raise ValueError(f"{self.path!r} has the version {version}; this fastadam reads {VERSION}: use a newer one")
+            raise ValueError(
+                f"state_file {self.path!r} has the version {version}, and this fastadam reads {VERSION}: save a "
+                "checkpoint with the fastadam that wrote it, and load that into a new file"
+            )
         if condition == TORN:
             why = "was left in the middle of a step (or while it was loaded, or in swap_ema): some of it is of the step"
         elif condition == WRITTEN and (boot != this_boot() or not boot):
