@@ -15,7 +15,7 @@ import fastadam
 
 from .results import milliseconds, promise, quartiles, ratio
 from .runner import VARIANTS, train
-from .workers import in_new_process
+from .workers import in_new_process, undisturbed
 
 # width, batch, iterations, rounds
 CASES = [(256, 32, 400, 15), (1024, 32, 80, 11), (2048, 64, 24, 7), (4096, 64, 8, 5)]
@@ -43,7 +43,7 @@ def iterations(names, width, batch, count, rounds):
                 continue
             arguments, env = (train, name, width, batch, count, threads), VARIANTS[name][1]
             try:
-                *seconds, losses[name] = in_new_process(*arguments, environment=env)
+                *seconds, losses[name] = undisturbed(in_new_process, *arguments, environment=env)
                 samples.setdefault(name, []).append(seconds)
             except ImportError as error:
                 absent[name] = str(error)
