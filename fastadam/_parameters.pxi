@@ -205,7 +205,7 @@ cdef class Parameters:
         plain = tuple([numpy.asarray(param) for param in params])
         self.note_layouts(plain)
         names = self.state_names(group.mask)
-        size = _layout.sizes_of(plain, len(names))[2]
+        size = _layout.places_of(plain, len(names))[2]
         section = None
         if self.store is not None:
             about = [[str(key), param.dtype.str, list(param.shape), "C" if param.flags.c_contiguous else "F"]

@@ -112,11 +112,14 @@ def test_state_is_aligned_to_cache_lines():
 @pytest.mark.parametrize("in_file", [False, True])
 def test_kinds_of_state_lie_apart_in_a_page(tmp_path, in_file):
     """Structure, too: a load waits for recent stores to its place in another page. Parameters begin at 16 or 64."""
-    params = [np.ones((64, 64)), ones(2048), ones(5)]
+    params = [ones(5), np.ones((200, 100)), ones(2048), ones(40_001)]
     options = {"state_file": tmp_path / "state"} if in_file else {}
-    opt = fastadam.Adam(params, amsgrad=True, ema_decay=0.9, **options)
-    m, v, largest, ema = opt._engine.arrays[0][1:]
-    assert [array.ctypes.data % 4096 for array in (m, v, largest, ema)] == [1088, 2112, 3136, 64]
+    opt = fastadam.Adam(params, amsgrad=True, ema_decay=0.9, accumulate=2, **options)
+    for large in (1, 3):
+        places = [array.ctypes.data % 4096 for array in opt._engine.arrays[large][1:]]
+        assert places == [768, 1472, 2176, 2880, 3584]
+    small = sorted(array.ctypes.data for arrays in opt._engine.arrays[::2] for array in arrays[1:2])
+    assert small[1] - small[0] == 64  # side by side
 
 
 @pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
