@@ -10,6 +10,7 @@ import numpy as np
 
 from .limits import LIMITS
 from .peers import CONTENDERS, FastadamSerial, FastadamShared, Nothing, check
+from .workers import share_stolen
 
 BLOCK = 0.02  # seconds of work per turn, at least one step
 LARGE = 1 << 27  # bytes of parameters: such contenders meet fastadam one by one, or memory runs out
@@ -113,13 +114,13 @@ class Training:
 
 
 def train(name, width, batch, iterations, threads):
-    """Seconds of forward and backward, of the step, of a step back to back; and the loss. First it warms up."""
+    """(seconds of forward and backward, of the step, of a step back to back; the loss), share of the time stolen."""
     training = Training(name, width, batch, threads)
-    training.iterate(max(iterations // 3, 30))  # fastadam has tried numbers of threads by then
-    times = training.iterate(iterations)
+    training.iterate(max(iterations // 3, 30))  # to warm up: fastadam has tried numbers of threads by then
+    times, share = share_stolen(training.iterate, iterations)
     for count in iterations // 3, iterations:
         start = time.perf_counter()
         for _ in range(count):
             training.contender.step(training.contender.grads)
         alone = (time.perf_counter() - start) / count
-    return *times, alone, training.loss
+    return (*times, alone, training.loss), share
