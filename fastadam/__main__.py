@@ -1,6 +1,6 @@
-"""python -m fastadam demo | compare | config"""
+"""python -m fastadam demo | compare | config | inspect"""
 
-from fastadam.gallery.commands import main
+from fastadam._commands import main
 
 if __name__ == "__main__":
     main()

@@ -50,7 +50,25 @@ def config() -> dict[str, Any]:
     }
 
 
+INSTRUCTIONS = {"baseline": "the baseline instructions", "avx2": "AVX2", "avx512": "AVX-512"}
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """What `config` found, in one sentence."""
+    threads = "one thread" if found["threads"] == 1 else f"up to {found['threads']} threads"
+    how = f"steps run on {threads}, with {INSTRUCTIONS[found['isa']]}"
+    if not found["openmp"]:
+        return f"This build has no OpenMP, so {how}."
+    if found["isa"] != found["isa_available"][-1]:
+        return f"FASTADAM_ISA is set, so {how}, although {INSTRUCTIONS[found['isa_available'][-1]]} would be faster."
+    if found["openmp_waits"] == "loaded before fastadam":
+        return f"Another package has loaded OpenMP, whose threads may not sleep between steps: {how}."
+    return f"All is well: {how}."
+
+
 def show_config() -> None:
-    """Print `config`, one line each, for bug reports."""
-    for name, value in config().items():
+    """Print a sentence, and `config`, one line each, for bug reports."""
+    found = config()
+    print(f"{verdict(found)}\n")
+    for name, value in found.items():
         print(f"{name + ':':15}{value}")

@@ -193,7 +193,7 @@ def test_every_long_stage_shows_how_far_it_is():
 
 def test_without_its_extra_it_says_how_to_get_it(tmp_path):
     (tmp_path / "plotly.py").write_text("raise ImportError('no', name='plotly')")
-    code = "from fastadam.gallery.commands import main; main(['compare'])"
+    code = "from fastadam._commands import main; main(['compare'])"
     result = run_python(code, check=False, PYTHONPATH=str(tmp_path))
     assert result.returncode == 1
     assert result.stderr.strip() == "the comparison needs plotly: python -m pip install 'fastadam[viz]'"

@@ -22,7 +22,7 @@ PANELS = "landscape-3d", "contour", "losses", "corrections", "inside"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The page and the pictures, as the command makes them."""
-    from fastadam.gallery.commands import main
+    from fastadam._commands import main
 
     folder = tmp_path_factory.mktemp("compare")
     main(["compare", "--output", str(folder / "page.html"), "--pictures", str(folder)])
