@@ -3,12 +3,14 @@
 import ast
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+import fastadam
 from fastadam import _core
 from fastadam._load import openmp_runtimes
 
@@ -73,6 +75,13 @@ def unchanged(opt):
     before = snapshot(opt)
     yield
     assert snapshot(opt) == before
+
+
+def copy_libraries(folder):
+    """What a repaired wheel brings beside the package, for a copy of the package in that folder."""
+    libraries = Path(fastadam.__file__).parent.with_name("fastadam.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, folder / "fastadam.libs")
 
 
 def run_python(code, timeout=600, check=True, **env):

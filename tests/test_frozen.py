@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import copy_libraries
 
 import fastadam
 
@@ -36,6 +37,7 @@ print(fastadam.config()["version"])
 def test_a_frozen_program_runs(tmp_path):
     package = tmp_path / "package"  # the compiled package, wherever it is installed, and however
     shutil.copytree(Path(fastadam.__file__).parent, package / "fastadam", ignore=shutil.ignore_patterns("__pycache__"))
+    copy_libraries(package)
     (tmp_path / "program.py").write_text(PROGRAM)
     freeze = [sys.executable, "-P", "-m", "PyInstaller", "--log-level=WARN", "--noconfirm", "program.py"]
     subprocess.run(freeze, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(package)}, check=True, timeout=900)
