@@ -18,7 +18,7 @@ COLOURS = dict(zip(CONTENDERS, plt.cm.tab20.colors, strict=False)) | {"fastadam"
 SHOWN = ["1 x 1 K", "1 x 100 K", "1 x 1 M", "1000 x 1 K", "ResNet-50", "GPT-2 124M"]
 DRAWN = {  # command -> picture, what it shows
     "versus": {"peers": "Times as long as fastadam", "sizes": "Size sweep"},
-    "loop": {"loop": "Where an iteration's time goes"},
+    "loop": {"loop": "Where an iteration's time goes", "iteration": "Time of a training iteration"},
     "scaling": {"scaling": "Against threads, and against the number of arrays"},
 }
 
@@ -56,10 +56,22 @@ def sizes(tables):
     return figure
 
 
-def loop(tables):
+IN_SHORT = {"NumPy tutorial": "Adam in NumPy", "torch fused": "torch fused", "fastadam shared team": "fastadam"}
+
+
+def iteration(tables):
+    """The README's: the same with few contenders."""
+    rows = [row for row in tables["iterations"] if row["optimizer"] in IN_SHORT]
+    if {row["optimizer"] for row in rows} != IN_SHORT.keys():
+        raise ValueError(f"bench/results/loop.json needs {', '.join(IN_SHORT)}")
+    rows.sort(key=lambda row: list(IN_SHORT).index(row["optimizer"]))
+    return loop({"iterations": [row | {"optimizer": IN_SHORT[row["optimizer"]]} for row in rows]}, 2.2)
+
+
+def loop(tables, height=4.2):
     """Stacked bars: forward and backward, step."""
     cases = list(dict.fromkeys(row["h, batch"] for row in tables["iterations"]))
-    figure, axes = plt.subplots(1, len(cases), figsize=(3.1 * len(cases), 4.2), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, len(cases), figsize=(3.1 * len(cases), height), layout="constrained", sharey=True)
     for axis, case in zip(axes, cases, strict=True):
         rows = [row for row in tables["iterations"] if row["h, batch"] == case][::-1]
         names = [row["optimizer"] for row in rows]

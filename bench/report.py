@@ -1,20 +1,24 @@
-"""Write docs/benchmarks.md and its pictures from bench/results/: python -m bench report [--measure]
+"""Write docs/benchmarks.md, its pictures and the README's figures: python -m bench report [--measure]
 
+They come from bench/results/.
 --measure first takes every measurement anew, which takes about an hour with nothing else running.
 """
 
 import argparse
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from .limits import LIMITS
-from .pictures import DRAWN, draw_all
+from .pictures import DRAWN, SHOWN, draw_all
 from .results import load, pivot, table, text
 from .workloads import FAMILY, WORKLOADS
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+ROOT = Path(__file__).parent.parent
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+IN_README = {"torch fused": "torch fused", "numba prange": "numba, parallel", "NumPy tutorial": "NumPy"}
 COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling")
 HEAD = """# Benchmarks
 
@@ -105,14 +109,39 @@ def section(command, found):
     return "\n\n".join(parts)
 
 
+def range_of(rows, contender):
+    """How many times as long iterations take as with fastadam, from the least to the most, over the models."""
+    total = {(row["optimizer"], row["h, batch"]): row["total, ms"][1] for row in rows}
+    ratios = [ms / total["fastadam shared team", case] for (name, case), ms in total.items() if name == contender]
+    return f"{min(ratios):.2g} to {max(ratios):.2g}"
+
+
+def readme(text, found):
+    """The README with the figures of its first paragraph and of its table of steps."""
+    loop, steps = found["loop"]["tables"]["iterations"], found["versus"]["tables"]["steps"]
+    for of, contender in (("Adam written in NumPy", "NumPy tutorial"), ("torch's fused Adam", "torch fused")):
+        text, count = re.subn(rf"[\d.]+ to [\d.]+ (times as long with\s{of})", rf"{range_of(loop, contender)} \1", text)
+        assert count == 1, f"README.md does not say how long an iteration takes with {of}"
+    found = {(row["workload"], row["contender"]): row for row in steps}
+    rows = [
+        {"arrays": workload, "fastadam, ms": found[workload, "fastadam"]["ms"]}
+        | {head: times(found[workload, name]["against fastadam"]) for name, head in IN_README.items()}
+        for workload in SHOWN
+    ]
+    text, count = re.subn(r"\| arrays \| fastadam, ms .*?\n\n", lambda _: f"{table(rows)}\n\n", text, flags=re.DOTALL)
+    assert count == 1, "README.md has no table of steps"
+    return text
+
+
 def main(arguments):
     parser = argparse.ArgumentParser("python -m bench report", description=__doc__)
     parser.add_argument("--measure", action="store_true", help="take every measurement anew first")
     if parser.parse_args(arguments).measure:
         for name in COMMANDS:
-            subprocess.run([sys.executable, "-m", "bench", name, "--save"], check=True, cwd=PAGE.parent.parent)
+            subprocess.run([sys.executable, "-m", "bench", name, "--save"], check=True, cwd=ROOT)
     names = [name + numpy for name in COMMANDS for numpy in ("", NEWER)]
     found = {name: content for name in names if (content := load(name))}
     PAGE.write_text("\n\n".join([HEAD, *(section(name, found) for name in COMMANDS if name in found)]) + "\n")
     draw_all({name: content["tables"] for name, content in found.items()}, PAGE.parent)
-    print(f"written: {PAGE}")
+    README.write_text(readme(README.read_text(), found))
+    print(f"written: {PAGE}, and figures in {README}")

@@ -4,8 +4,8 @@ Every contender in its best mode, all threads, each in a process of its own, tak
 `fastadam.Adam(threads=all)`; then how many times as long the others take, losses in bold. "fastadam default" is our
 Adam with nothing configured. It first takes 24 steps, in which it tries numbers of threads.
 
-No step can be faster than the same bytes are read and written (memory limit, where they do not fit in the cache), or
-than one square root and one division an element are computed (arithmetic limit). Both run in C on all threads. Their
+No step can be faster than two limits. The memory limit reads and writes the same bytes, where they do not fit in the
+cache. The arithmetic limit computes one square root and one division an element. Both run in C on all threads. Their
 columns are the limit's time over ours in the same rounds: 1 is the limit. Rows were measured minutes apart: compare
 within a row. Results are checked against float64 or, for rules that no peer has, against the NumPy twin.
 """

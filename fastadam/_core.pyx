@@ -216,8 +216,7 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     ----------
     param : ndarray of float32 or float64
         p, updated in place. Native byte order, aligned, writeable, C- or F-contiguous. Rows that are picked,
-        ``table[rows]``, are a copy: it would be updated, and the table not. (`step_rows`, which updates rows of a
-        table in place, is coming.)
+        ``table[rows]``, are a copy: it would be updated, and the table not.
     grad : ndarray of a real floating type
         g, of the same shape, only read. Another dtype or memory order than `param`'s costs a copy and a
         `PerformanceWarning`. For a 0-d `param` also a NumPy floating scalar.
@@ -234,7 +233,7 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     weight_decay : float, default 0, finite, >= 0
         L2 penalty: g += weight_decay * p.
     decoupled_weight_decay : bool, default False
-        AdamW instead: p *= 1 - lr * weight_decay, and the gradient is left alone.
+        AdamW instead: ``p *= 1 - lr * weight_decay``, and the gradient is left alone.
     amsgrad : bool, default False
         Divide by the largest v so far, kept in `max_exp_avg_sq`.
     max_exp_avg_sq : ndarray, with `amsgrad` only

@@ -59,12 +59,10 @@ class Optimizer(Options):
         Adam's state). Parameters may be memory maps, too (``np.lib.format.open_memmap``). Forked children can neither
         step nor copy such an optimizer, and keep its file locked while they live.
     overrides : dict of dict, or None, default None
-        Other hyper-parameters for some arrays: {"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}. Patterns are
-        those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern that
-        matches it, and of no other. Each distinct set of values becomes a group, after that of the arrays that match
-        nothing. `step` still takes the one container. Not together with `params` given as groups.
-
-    pickle and copies keep all options but `state_file`; a `state_dict` has the hyper-parameters only.
+        Other hyper-parameters for some arrays: ``{"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}``. Patterns
+        are those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern
+        that matches it, and of no other. Each distinct set of values becomes a group, after that of the arrays that
+        match nothing. `step` still takes the one container. Not together with `params` given as groups.
 
     Attributes
     ----------
@@ -90,6 +88,10 @@ class Optimizer(Options):
         something else, damaged, in use, or rejected as above.
     OSError
         The state file cannot be opened, or has no room on its disk.
+
+    Notes
+    -----
+    pickle and copies keep all options but `state_file`; a `state_dict` has the hyper-parameters only.
 
     Examples
     --------
@@ -216,6 +218,8 @@ class Optimizer(Options):
         FloatingPointError
             NaN or infinity in a gradient, with ``nonfinite="raise"``.
 
+        Notes
+        -----
         Whatever is raised, nothing has changed.
 
         Examples

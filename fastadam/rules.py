@@ -27,7 +27,7 @@ class Adam(Optimizer):
     weight_decay : float, default 0, finite, >= 0
         L2 penalty: g += weight_decay * p.
     decoupled_weight_decay : bool, default False
-        AdamW instead: p *= 1 - lr * weight_decay, and the gradient is left alone.
+        AdamW instead: ``p *= 1 - lr * weight_decay``, and the gradient is left alone.
     amsgrad : bool, default False
         Divide by the largest v so far (a third state array).
     maximize : bool, default False
@@ -189,7 +189,7 @@ class NAdam(Optimizer):
     momentum_decay : float, default 4e-3, finite, >= 0
         How soon the momentum grows from half of beta1 to beta1.
     decoupled_weight_decay : bool, default False
-        p *= 1 - lr * weight_decay instead, and the gradient is left alone.
+        ``p *= 1 - lr * weight_decay`` instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
@@ -260,7 +260,7 @@ class RAdam(Optimizer):
     weight_decay : float, default 0, finite, >= 0
         L2 penalty: g += weight_decay * p.
     decoupled_weight_decay : bool, default False
-        p *= 1 - lr * weight_decay instead, and the gradient is left alone.
+        ``p *= 1 - lr * weight_decay`` instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides

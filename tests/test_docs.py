@@ -3,8 +3,12 @@
 import doctest
 import importlib
 import pkgutil
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastadam
@@ -40,10 +44,75 @@ def test_examples_in_docstrings(name):
 
 
 @pytest.mark.filterwarnings("ignore:share_threads_with_blas")
-@pytest.mark.parametrize("page", ["README.md", "docs/schedules.md", "docs/threads.md"])
+@pytest.mark.parametrize("page", [page for page in (ROOT / "docs").glob("*.md") if ">>> " in page.read_text()])
 def test_examples_in_the_pages(page):
-    result = doctest.testfile(str(ROOT / page), module_relative=False)
+    result = doctest.testfile(str(page), module_relative=False)
     assert result.failed == 0 and result.attempted > 0
+
+
+def code_in(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_quickstart_finds_what_it_should():
+    names = {}
+    exec(code_in("README.md")[0], names)
+    assert np.allclose(names["net"]["weight"], [1, -2, 0.5], atol=1e-3)
+    assert np.allclose(names["net"]["bias"], 3, atol=1e-3)
+
+
+def test_the_real_loop_is_that_of_the_example():
+    assert code_in("README.md")[1] in (ROOT / "examples/train.py").read_text()
+
+
+def test_the_example_goes_on_from_its_checkpoint_to_the_last_bit(tmp_path):
+    def train(folder, *epochs):
+        (tmp_path / folder).mkdir()
+        for number in epochs:
+            command = [sys.executable, "-P", ROOT / "examples/train.py", str(number)]
+            out = subprocess.run(command, cwd=tmp_path / folder, check=True, capture_output=True, text=True).stdout
+        return out, (tmp_path / folder / "train.safetensors").read_bytes()
+
+    straight, in_parts = train("straight", 12), train("in parts", 5, 12)
+    assert straight == in_parts
+    assert float(straight[0].split()[-1]) < 0.5  # 3.6 without training
+
+
+def test_the_benchmark_of_the_page_checks_its_result(tmp_path):
+    (code,) = code_in("docs/compare-yourself.md")
+    names = {}
+    exec(code, names)
+
+    class Benchmark:
+        def pedantic(self, step, arguments=(), rounds=1, warmup_rounds=0):
+            for _ in range((rounds + warmup_rounds) * self.share):
+                step(*arguments)
+
+    for name in "fastadam", "numpy":
+        Benchmark.share = 1
+        names["test_step"](Benchmark(), name)
+        Benchmark.share = 0
+        with pytest.raises(AssertionError):
+            names["test_step"](Benchmark(), name)
+
+
+def test_pages_are_short():
+    """So that each can be read at one go."""
+    most = {"performance.md": 250, "design.md": 250, "benchmarks.md": 250}
+    lines = {page.name: len(page.read_text().splitlines()) for page in (ROOT / "docs").glob("*.md")}
+    assert not {name: count for name, count in lines.items() if count > most.get(name, 150)}
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 140 and len(readme.split()) <= 1200
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = re.findall(r"^([a-z-]+)$", (ROOT / "docs/index.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
+
+
+@pytest.mark.parametrize("name", [name for name in fastadam.__all__ if not name.startswith("__")])
+def test_the_api_page_has_every_public_name(name):
+    assert re.search(rf"\b{name}\b", (ROOT / "docs/api.md").read_text())
 
 
 @pytest.mark.parametrize("name", fastadam.__all__)
