@@ -63,7 +63,7 @@ def verdict(found: dict[str, Any]) -> str:
         return f"FASTADAM_ISA is set, so {how}, although {INSTRUCTIONS[found['isa_available'][-1]]} would be faster."
     if found["openmp_waits"] == "loaded before fastadam":
         return f"Another package has loaded OpenMP, whose threads may not sleep between steps: {how}."
-    return f"All is well: {how}."
+    return f"All is well: {how}{'; see advice for what may help a loop' * bool(found['advice'])}."
 
 
 def show_config() -> None:

@@ -187,9 +187,7 @@ def advice() -> str:
         return ""
     if not any(library.num_threads and library.num_threads > 1 and not refusal(library) for library in libraries):
         return ""
-    return (
-        "call fastadam.share_threads_with_blas() once if this program trains next to NumPy's products: docs/threads.md"
-    )
+    return "call fastadam.share_threads_with_blas() once if this program trains next to NumPy's products"
 
 
 def share_threads_with_blas() -> SharedThreads:

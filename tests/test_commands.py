@@ -28,6 +28,10 @@ def test_version():
     ("change", "sentence"),
     [
         ({}, "All is well: steps run on up to 4 threads, with AVX2."),
+        (
+            {"advice": "call it"},
+            "All is well: steps run on up to 4 threads, with AVX2; see advice for what may help a loop.",
+        ),
         ({"threads": 1}, "All is well: steps run on one thread, with AVX2."),
         ({"openmp": False, "threads": 1}, "This build has no OpenMP, so steps run on one thread, with AVX2."),
         (
@@ -44,7 +48,7 @@ def test_version():
 )
 def test_config_begins_with_a_verdict(change, sentence):
     found = {"isa": "avx2", "isa_available": ["baseline", "avx2"], "openmp": True, "threads": 4}
-    assert _config.verdict(found | {"openmp_waits": "passive"} | change) == sentence
+    assert _config.verdict(found | {"openmp_waits": "passive", "advice": ""} | change) == sentence
 
 
 def test_inspect_prints_what_is_in_a_checkpoint(capsys, path):
