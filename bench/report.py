@@ -113,14 +113,16 @@ def range_of(rows, contender):
     """How many times as long iterations take as with fastadam, from the least to the most, over the models."""
     total = {(row["optimizer"], row["h, batch"]): row["total, ms"][1] for row in rows}
     ratios = [ms / total["fastadam shared team", case] for (name, case), ms in total.items() if name == contender]
-    return f"{min(ratios):.2g} to {max(ratios):.2g}"
+    return f"{min(ratios):.2g}", f"{max(ratios):.2g}"
 
 
 def readme(text, found):
     """The README with the figures of its first paragraph and of its table of steps."""
     loop, steps = found["loop"]["tables"]["iterations"], found["versus"]["tables"]["steps"]
     for of, contender in (("Adam written in NumPy", "NumPy tutorial"), ("torch's fused Adam", "torch fused")):
-        text, count = re.subn(rf"[\d.]+ to [\d.]+ (times as long with\s{of})", rf"{range_of(loop, contender)} \1", text)
+        words = r"\s".join(f"times as long with {of}".split())  # wherever the lines end
+        low, high = range_of(loop, contender)
+        text, count = re.subn(rf"[\d.]+(\sto\s)[\d.]+(\s{words})", rf"{low}\g<1>{high}\g<2>", text)
         assert count == 1, f"README.md does not say how long an iteration takes with {of}"
     found = {(row["workload"], row["contender"]): row for row in steps}
     rows = [
