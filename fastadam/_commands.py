@@ -43,10 +43,8 @@ def printable(text):
 
 def show_checkpoint(path):
     """Print what is in a checkpoint: what `fastadam.inspect` returns, for people."""
-    from fastadam import inspect
-
     try:
-        found = inspect(path)
+        found = fastadam.inspect(path)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     params, state, steps = found["params"], found["state"], found["steps"]

@@ -75,7 +75,7 @@ def test_the_example_goes_on_from_its_checkpoint_to_the_last_bit(tmp_path):
 
     straight, in_parts = train("straight", 12), train("in parts", 5, 12)
     assert straight == in_parts
-    assert float(straight[0].split()[-1]) < 0.5  # 3.6 without training
+    assert float(straight[0].split()[-1]) < 0.5  # 3.5 if it always said zero
 
 
 def test_the_benchmark_of_the_page_checks_its_result(tmp_path):
