@@ -30,6 +30,7 @@ int main(int argc, char **argv)
 
     fa_coefficients coefficients = {.s = 1, .wd = 0.1, .d = 0.9999, .b1 = 0.9, .c1 = 0.1, .b2 = 0.999, .c2 = 1e-3,
                                     .step_size = 1e-3, .inv_bc2 = 1, .eps = 1e-8, .grad_size = 1e-4};
+    double squares[16] = {0};
     fa_wrap wrap = {.s = 1, .mean = 0.5, .limit = 0.7, .decay = 0.9, .rest = 0.1};
     fa_task task = {.n = n};
     for (int array = 0; array < FA_ARRAYS; array++)
@@ -45,10 +46,8 @@ int main(int argc, char **argv)
                 fill(real, n);
                 if (task.kernel->run)
                     task.kernel->run(&task, 0, n);
-                task.before = fa_kernel_of(isa, FA_GRADIENT, real);
-                task.wrap = &wrap;
-                if (task.kernel->run_wrapped)
-                    task.kernel->run_wrapped(&task, 0, n);
+                if (task.kernel->add_squares)
+                    task.kernel->add_squares(&task, 0, n, squares);
             }
     return 0;
 }

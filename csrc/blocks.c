@@ -24,6 +24,8 @@ static int trails(const fa_task *t, int read, int written)
 static int is_used(const fa_task *t, int array)
 {
     int is_state = array == FA_M || array == FA_V || array == FA_W;
+    if (array == FA_V && t->kernel->add_mean) /* one number */
+        return 0;
     return t->array[array] && (is_state ? t->kernel->states >> (array - FA_STATE) & 1 : array != FA_EMA || t->after);
 }
 
@@ -41,19 +43,6 @@ static int trailing(const fa_task *t, int *found)
     return count;
 }
 
-static void run_wrap(const fa_kernel *kernel, fa_task t, void *array, int64_t n)
-{
-    t.array[FA_PARAM] = array;
-    t.coefficients = t.wrap;
-    kernel->run(&t, 0, n);
-}
-
-static void fetch(const void *array, int64_t begin, int64_t end)
-{
-    for (int64_t at = begin; array && at < end; at += 64)
-        fa_prefetch((const char *)array + at);
-}
-
 /* Stacks may be small: blocks are half as long if there are more than four. */
 static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *copied, int count)
 {
@@ -63,24 +52,24 @@ static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end,
     for (; begin < end; begin += block) {
         int64_t n = end - begin < block ? end - begin : block;
         int64_t next = (begin + n) * size, after_next = (end - begin < 2 * block ? end : begin + 2 * block) * size;
-        fa_task piece = *t;
-        for (int i = 0; i < FA_ARRAYS; i++)
-            if (t->array[i])
-                piece.array[i] = (char *)t->array[i] + begin * size;
+        fa_task piece = fa_piece_of(t, begin, n);
         for (int i = 0; i < count; i++) {
             memcpy(blocks + i * bytes, piece.array[copied[i]], (size_t)(n * size));
             piece.array[copied[i]] = blocks + i * bytes;
         }
         if (t->before) {
-            fetch(t->array[FA_GRAD], next, after_next);
-            fetch(t->array[FA_SUM], next, after_next);
-            run_wrap(t->before, piece, gradient, n);
+            fa_fetch((char *)t->array[FA_GRAD] + next, after_next - next);
+            if (t->array[FA_SUM])
+                fa_fetch((char *)t->array[FA_SUM] + next, after_next - next);
+            fa_run_before(&piece, gradient, n);
             piece.array[FA_GRAD] = gradient;
         }
         t->kernel->run(&piece, 0, n);
         if (t->after) {
-            fetch(t->array[FA_EMA], next, after_next);
-            run_wrap(t->after, piece, piece.array[FA_PARAM], n);
+            fa_fetch((char *)t->array[FA_EMA] + next, after_next - next);
+            fa_task average = piece;
+            average.coefficients = t->wrap;
+            t->after->run(&average, 0, n);
         }
         for (int i = 0; i < count; i++)
             if (copied[i] != FA_GRAD && copied[i] != FA_SUM)
@@ -91,8 +80,8 @@ static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end,
 static FA_NOINLINE void run_carefully(const fa_task *t, int64_t begin, int64_t end, int is_small)
 {
     int copied[FA_ARRAYS], count = is_small ? 0 : trailing(t, copied);
-    if (t->before && t->kernel->run_wrapped)
-        t->kernel->run_wrapped(t, begin, end);
+    if (t->before && t->kernel->add_squares && !t->kernel->add_mean)
+        fa_wrapped_squares(t, begin, end);
     else if (count == 0 && !t->before && !t->after)
         t->kernel->run(t, begin, end);
     else

@@ -118,6 +118,7 @@ static const fa_family families[] = {
     {"NAdam", {"exp_avg", "exp_avg_sq"}, FA_NADAM, NULL, nadam},
     {"RAdam", {"exp_avg", "exp_avg_sq"}, FA_ADAM, NULL, radam},
     {"Adamax", {"exp_avg", "exp_inf"}, FA_ADAMAX, NULL, adamax},
+    {"RowAdagrad", {NULL, "sum"}, FA_ROW_ADAGRAD, NULL, adagrad},
 };
 
 const fa_family *fa_family_named(const char *name)

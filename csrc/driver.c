@@ -48,7 +48,7 @@ static void run_share(const fa_task *tasks, int64_t count, int64_t lines, int pa
         int64_t begin = from <= t->first ? 0 : (from - t->first) * t->kernel->line;
         int64_t end = next <= to ? t->n : (to - t->first) * t->kernel->line;
         if (begin < end)
-            fa_run_range(t, begin, end);
+            (t->rows ? fa_run_rows : fa_run_range)(t, begin, end);
     }
     fa_fp_restore(&saved);
 }

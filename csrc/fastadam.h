@@ -29,7 +29,8 @@ enum { /* loops, each with 16 numbers: one for each combination of its flags */
     FA_RMSPROP = 32,
     FA_NADAM = 48,
     FA_ADAMAX = 64,
-    FA_RULES = 80,
+    FA_ROW_ADAGRAD = 80,
+    FA_RULES = 96,
     FA_GRADIENT = FA_RULES,       /* runs before a rule: makes the gradient that it takes */
     FA_AVERAGE = FA_GRADIENT + 16, /* runs after a rule: the moving average of the parameters */
     FA_SUM_SQUARES,               /* changes nothing: the sum of squares of each FA_SQUARES elements of the gradient */
@@ -124,7 +125,10 @@ typedef struct {
     int64_t line;                                                 /* elements in a cache line of parameters */
     int states;                                                   /* the state arrays that it needs: 1 M + 2 V + 4 W */
     int64_t size;                                                 /* bytes of an element */
-    void (*run_wrapped)(const fa_task *task, int64_t begin, int64_t end); /* task->before and run, in one; or NULL */
+    /* Where squares are summed, else NULL: add those of elements [begin, end) of the gradient to 16 sums in turn. */
+    void (*add_squares)(const fa_task *task, int64_t begin, int64_t end, double *sums);
+    /* If V is one number for each row, else NULL: add to this row's the mean of its squares. Then run it. */
+    void (*add_mean)(const fa_task *task, double mean);
 } fa_kernel;
 
 typedef enum { FA_BASELINE, FA_AVX2, FA_AVX512, FA_ISAS } fa_isa;
@@ -134,12 +138,35 @@ const fa_kernel *fa_kernel_of(fa_isa isa, fa_rule rule, fa_real real);
 const char *fa_isa_name(fa_isa isa);
 int fa_isa_available(fa_isa isa); /* compiled in, and this CPU and operating system have it */
 
+/* ---- rows of a table (rows.c) ---------------------------------------------------------------------------- */
+
+/* The rows that a task updates, ascending. array[FA_GRAD] of the task holds one row for each that was given. */
+typedef struct {
+    int64_t width;           /* elements of a row */
+    int64_t count;           /* distinct rows */
+    const uint64_t *order;   /* each row that was given, and its place among them, sorted: row << shift | place */
+    const int64_t *start;    /* where in `order` each distinct row begins; start[count] is its end */
+    int shift;
+    const fa_kernel *add;    /* array[FA_PARAM] += array[FA_GRAD] */
+} fa_rows;                   /* order is NULL: all rows of the table, whose gradient is one as large */
+
+/* Reads `given` rows of a table, each of them once, and sorts them in `work`, of fa_rows_room(given) words. Returns -1,
+ * or the first place whose row is not from 0 to height - 1, and that row. */
+enum { FA_MOST_BITS = 63 }; /* of a row and a place together */
+int64_t fa_rows_room(int64_t given);
+int fa_rows_bits(int64_t given, int64_t height);
+int64_t fa_rows_sort(fa_rows *rows, const void *list, int is_int64, int64_t given, int64_t height, uint64_t *work,
+                     int64_t *bad);
+
+void fa_run_rows(const fa_task *task, int64_t begin, int64_t end); /* the rows that begin in [begin, end) */
+
 /* ---- the driver (driver.c) ------------------------------------------------------------------------------ */
 
 struct fa_task {
     const fa_kernel *kernel;
     void *array[FA_ARRAYS];
-    int64_t n;
+    int64_t n;                /* elements; of rows, those of all that it updates */
+    const fa_rows *rows;      /* or NULL: the whole array */
     const void *coefficients; /* fa_coefficients; fa_wrap for loops before and after; FA_SUM_SQUARES: where sums go */
     const fa_kernel *before, *after; /* loops that run block by block with the rule, or NULL */
     const fa_wrap *wrap;
@@ -174,6 +201,32 @@ const char *fa_steps_on(void);  /* whose threads took the last step of several t
 
 /* Update elements [begin, end) of one task with its kernel (blocks.c). */
 void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
+
+/* Gradients that must be made first, piece by piece (gradients.c): the n elements from `at` of a row's, the sum of all
+ * that were given for it; one block's sum of squares. `rows` may be NULL: of the whole array. */
+enum { FA_PIECE = 2048 }; /* bytes */
+fa_task fa_piece_of(const fa_task *task, int64_t at, int64_t n);
+void fa_run_before(const fa_task *task, void *made, int64_t n);
+const void *fa_row_gradient(const fa_rows *rows, int64_t j, const void *grads, int64_t size, int64_t at, int64_t n,
+                            void *block);
+double fa_block_squares(const fa_task *task, const fa_rows *rows, int64_t j, const void *grads, int64_t begin,
+                        int64_t end);
+void fa_wrapped_squares(const fa_task *task, int64_t begin, int64_t end);
+
+/* Of the i-th in their order, from its element `at`. */
+static inline const char *fa_given_gradient(const fa_rows *r, int64_t i, const void *grads, int64_t size, int64_t at)
+{
+    int64_t place = (int64_t)(r->order[i] & (((uint64_t)1 << r->shift) - 1));
+    return (const char *)grads + (place * r->width + at) * size;
+}
+
+static inline __attribute__((always_inline)) double fa_in_pairs(double *sums) /* the total of 16 */
+{
+    for (int half = 8; half > 0; half /= 2)
+        for (int j = 0; j < half; j++)
+            sums[j] += sums[j + half];
+    return sums[0];
+}
 
 void fa_start(void);            /* call once, before all else here */
 
@@ -220,6 +273,8 @@ typedef struct {
 typedef struct {
     void *place; /* its address, when last read */
     int64_t n;
+    int64_t height, width; /* the length of its first axis, and elements of each row */
+    fa_rows *rows;         /* that appear in this call, if they were given; or NULL */
     fa_real real;
     fa_group *group;
     fa_record *record;
@@ -237,6 +292,7 @@ typedef struct {
     int64_t number; /* counts calls */
     fa_slot *slots; /* the parameters of this call */
     fa_task *tasks; /* one for each slot; n is 0 if it has nothing to do */
+    fa_rows *rows;  /* room for one a slot */
     int64_t count;                 /* of slots */
     fa_wrap *wraps;                /* room for one a slot */
     fa_coefficients *coefficients; /* as many */

@@ -4,16 +4,22 @@
 #include <string.h>
 #include "fastadam.h"
 
-static int64_t blocks_of(int64_t n)
+static int64_t blocks_in(int64_t n)
 {
     return n / FA_SQUARES + (n % FA_SQUARES != 0);
+}
+
+/* Each row is as an array of its own. */
+static int64_t blocks_of(const fa_slot *slot, int64_t n)
+{
+    return slot->rows ? slot->rows->count * blocks_in(slot->width) : blocks_in(n);
 }
 
 int64_t fa_blocks_of_call(const fa_call *c)
 {
     int64_t blocks = 0;
     for (int64_t i = 0; i < c->count; i++)
-        blocks += blocks_of(c->slots[i].n);
+        blocks += blocks_of(&c->slots[i], c->slots[i].n);
     return blocks;
 }
 
@@ -30,11 +36,12 @@ void fa_sum_squares(fa_call *c, int threads)
         task->array[FA_GRAD] = own->array[FA_GRAD];
         task->array[FA_SUM] = own->array[FA_SUM];
         task->n = own->n;
+        task->rows = slot->rows;
         task->coefficients = &c->sums[blocks];
         task->wrap = own->wrap;
         if (own->before || !slot->steps) /* of the mean, not clipped; or of the sum */
             task->before = fa_kernel_of(c->isa, FA_GRADIENT + (slot->record->pending ? FA_SUMMED : 0), slot->real);
-        blocks += blocks_of(task->n);
+        blocks += blocks_of(slot, task->n);
     }
     if (blocks < threads) /* a smaller team than the step's would end some of its threads (libgomp) */
         threads = 1;
@@ -47,7 +54,7 @@ double fa_add_squares(const fa_call *c)
 {
     double total = 0.0;
     for (int64_t i = 0; i < c->count; i++)
-        for (int64_t block = 0; c->slots[i].steps && block < blocks_of(c->squares[i].n); block++)
+        for (int64_t block = 0; c->slots[i].steps && block < blocks_of(&c->slots[i], c->squares[i].n); block++)
             total += ((const double *)c->squares[i].coefficients)[block];
     return total;
 }
@@ -63,10 +70,18 @@ static double rounded(double x, int is32)
     return is32 ? (double)(float)x : x;
 }
 
-/* One element of a gradient; and, scaled, what the rule would take, or the sum that it joins. */
-static fa_anomaly classify(const fa_task *t, int is32, int pending, double scale, int64_t i)
+/* Of the gradient; `at` counts through the row that `row` says, or through the array. */
+static double gradient(const fa_task *t, int is32, int64_t row, int64_t at)
 {
-    double x = element(t->array[FA_GRAD], is32, i);
+    double block;
+    return element(fa_row_gradient(t->rows, row, t->array[FA_GRAD], is32 ? 4 : 8, at, 1, &block), is32, 0);
+}
+
+/* One element of a gradient; and, scaled, what the rule would take, or the sum that it joins. */
+static fa_anomaly classify(const fa_task *t, int is32, int pending, double scale, int64_t row,
+                           int64_t i)
+{
+    double x = gradient(t, is32, row, i);
     if (!isfinite(x))
         return FA_NONFINITE;
     if (t->before) {
@@ -87,7 +102,8 @@ fa_anomaly fa_find_anomaly(const fa_call *c, int norm_counts, double scale, int6
         const fa_slot *slot = &c->slots[i];
         int pending = slot->record->pending != 0, is32 = slot->real == FA_FLOAT32;
         double limit = 0.999 * (is32 ? FLT_MAX : DBL_MAX); /* a little less than the largest number: sums are rounded */
-        for (int64_t block = 0; block < blocks_of(task->n); block++) {
+        const int64_t n = slot->rows ? slot->width : task->n, each = slot->rows ? blocks_in(n) : INT64_MAX;
+        for (int64_t block = 0; block < blocks_of(slot, task->n); block++) {
             double squares = ((const double *)task->coefficients)[block];
             if (slot->steps && squares > most) {
                 most = squares;
@@ -96,9 +112,9 @@ fa_anomaly fa_find_anomaly(const fa_call *c, int norm_counts, double scale, int6
             /* No element is larger than the root of its block's sum. */
             if (fabs(scale) < limit && fabs(scale) * sqrt(squares) < limit)
                 continue;
-            int64_t end = task->n - block * FA_SQUARES < FA_SQUARES ? task->n : (block + 1) * FA_SQUARES;
-            for (int64_t k = block * FA_SQUARES; k < end; k++) {
-                fa_anomaly found = classify(task, is32, pending, scale, k);
+            int64_t begin = block % each * FA_SQUARES, end = n - begin < FA_SQUARES ? n : begin + FA_SQUARES;
+            for (int64_t k = begin; k < end; k++) {
+                fa_anomaly found = classify(task, is32, pending, scale, block / each, k);
                 *which = i;
                 if (found != FA_FINITE)
                     return found;

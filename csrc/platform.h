@@ -44,6 +44,13 @@ static inline void fa_prefetch(const void *address)
     __builtin_prefetch(address);
 }
 
+/* gcc takes a function that only prefetches for one without effects, and leaves out calls of it: it must be inlined. */
+static inline __attribute__((always_inline)) void fa_fetch(const void *from, int64_t bytes)
+{
+    for (int64_t at = 0; at < bytes; at += 64)
+        fa_prefetch((const char *)from + at);
+}
+
 /* Atomic, in one order for all threads. */
 #define fa_load(from) __atomic_load_n(from, __ATOMIC_SEQ_CST)
 #define fa_store(to, value) __atomic_store_n(to, value, __ATOMIC_SEQ_CST)

@@ -16,7 +16,8 @@ void fa_build_tasks(const fa_call *c)
         task->n = 0;
         if (!slot->active)
             continue;
-        task->n = slot->n;
+        task->rows = slot->rows;
+        task->n = slot->rows ? slot->rows->count * slot->width : slot->n;
         task->before = task->after = NULL;
         if (!slot->steps) { /* the gradient only joins the sum */
             task->array[FA_PARAM] = task->array[FA_SUM];
@@ -26,6 +27,13 @@ void fa_build_tasks(const fa_call *c)
         }
         task->array[FA_PARAM] = slot->place;
         task->kernel = slot->group->kernel[slot->real];
+        if (task->kernel->add_mean && slot->width == 1) { /* a number for each element: the same bits, much sooner */
+            task->kernel = fa_kernel_of(c->isa, FA_RMSPROP | fa_rule_of(c->family, &slot->group->options) % 16, slot->real);
+        } else if (task->kernel->add_mean && !slot->rows) { /* it goes by rows, and takes them all */
+            fa_rows *all = &c->rows[task - c->tasks];
+            *all = (fa_rows){.width = slot->width, .count = slot->height};
+            task->rows = all;
+        }
         if (blockwise)
             task->before = fa_kernel_of(c->isa, FA_GRADIENT + summed(slot) + clipped, slot->real);
         if (average)

@@ -14,7 +14,7 @@ nitpick_ignore = [  # arguments and attributes: they are in the lists of their o
     ("py:obj", name)
     for name in (
         *("accumulate", "ema_decay", "last_values", "max_norm", "nonfinite", "skipped_steps", "steps", "threads_used"),
-        *("end", "copy.deepcopy"),
+        *("end", "copy.deepcopy", "rows"),
     )
 ]
 autodoc_typehints = "none"  # the numpydoc sections have the types

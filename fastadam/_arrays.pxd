@@ -7,6 +7,7 @@ from fastadam._csrc cimport FA_FLOAT32, FA_FLOAT64, fa_real
 cdef extern from "numpy/arrayobject.h" nogil:
     ctypedef struct Array "PyArrayObject":
         pass
+    int C_CONTIGUOUS "NPY_ARRAY_C_CONTIGUOUS"
     int CONTIGUOUS "(NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS)"
     int USABLE "(NPY_ARRAY_ALIGNED | NPY_ARRAY_WRITEABLE)"
     int ALIGNED "NPY_ARRAY_ALIGNED"

@@ -146,9 +146,36 @@ def check_like(state: Any, name: str, param: Any, param_name: str) -> None:
         )
 
 
-def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray:
+def check_table(param: Any, name: str, why: str) -> None:
+    """Raise unless the array has rows that lie in one piece each."""
+    array = as_array(param, name, True)
+    if array.ndim == 0:
+        raise ValueError(f"{name} has no rows ({why}), it is 0-d; use .reshape(1), which is the same memory")
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name} must be C-contiguous ({why}), got strides {array.strides} for shape {array.shape}; "
+            f"use np.ascontiguousarray{KEEP}"
+        )
+
+
+def as_rows(rows: Any, grads: Any, param: Any, name: str, param_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, and the gradient of each, as arrays that can be used, perhaps after a conversion."""
+    check_table(param, param_name, "its gradient came as Rows")
+    which = as_array(rows, f"rows of the {name}", False)
+    if which.dtype.kind != "i" or which.dtype.itemsize < 4 or not which.dtype.isnative:
+        how = "; use .astype(np.int64)" if which.dtype.kind in "iu" else ""
+        how = "; use np.flatnonzero(rows)" if which.dtype.kind == "b" else how
+        raise TypeError(f"rows of the {name} must be int32 or int64 in native byte order, got {which.dtype.str}{how}")
+    if which.ndim != 1:
+        raise ValueError(f"rows of the {name} must have one axis, got the shape {which.shape}; use .reshape(-1)")
+    shape = (len(which), *np.shape(param)[1:])
+    return which, as_gradient(grads, param, name, f"its rows of {param_name}", shape)
+
+
+def as_gradient(grad: Any, param: Any, name: str, param_name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """The gradient as an array that can be used, perhaps after a conversion."""
     like = as_array(param, param_name, True)
+    shape = like.shape if shape is None else shape
     if isinstance(grad, np.floating) and like.ndim == 0:
         grad = np.asarray(grad)
     array = as_array(grad, name, False)
@@ -160,8 +187,8 @@ def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray
         else:
             how = real_by_cast(array, like.dtype)
         raise TypeError(f"{name} must be float16, float32, float64 or longdouble, got {array.dtype}{how}")
-    if array.shape != like.shape:
-        raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape of {param_name}, {shape}, got {array.shape}")
     return array
 
 

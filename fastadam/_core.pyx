@@ -9,12 +9,13 @@ cimport numpy as np
 from cpython.dict cimport PyDict_Next, PyDict_Update
 from cpython.object cimport PyObject
 from libc.math cimport INFINITY, fabs, isfinite, sqrt
-from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from fastadam._arrays cimport (
-    ALIGNED, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, descr_from_type, descr_of, flags_of, is_native, is_plain,
-    is_ready, is_usable, lines_of, nbytes_of, ndim_of, overlaps, real_of, same_layout, shape_of, size_of, type_of)
+    ALIGNED, C_CONTIGUOUS, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, descr_from_type, descr_of, flags_of,
+    is_native, is_plain, is_ready, is_usable, itemsize_of, lines_of, nbytes_of, ndim_of, overlaps, real_of, same_layout,
+    shape_of, size_of, type_of)
 from fastadam._csrc cimport *
 from fastadam._values cimport as_beta, as_flag, as_grad_scale, as_magnitude, as_pair, as_step, as_threads
 
@@ -27,7 +28,8 @@ from weakref import finalize
 import numpy
 
 from fastadam import _layout, _numbers
-from fastadam._checks import as_gradient, check_like, check_writable, copied_at_every_step, overlap_error
+from fastadam._checks import (
+    as_gradient, as_rows, check_like, check_table, check_writable, copied_at_every_step, overlap_error)
 from fastadam._cpus import cgroup_cpus
 from fastadam._forks import watch
 from fastadam._names import did_you_mean
@@ -46,6 +48,7 @@ cdef extern from "Python.h":
     void *PyMem_Realloc(void *, size_t)
     void PyMem_Free(void *)
     PyObject **PySequence_Fast_ITEMS(list)
+    PyObject *type_object_of "(PyObject *)Py_TYPE" (PyObject *)
 
 UPDATE_NAMES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")     # adam_update's arguments, in a task's order
 
@@ -384,6 +387,7 @@ adam_update.__signature__ = signature_of(adam_update, 5)
 include "_copies.pxi"
 include "_groups.pxi"
 include "_parameters.pxi"
+include "_rows.pxi"
 include "_engine.pxi"
 
 

@@ -1,5 +1,5 @@
 # Mirrors csrc/fastadam.h, nothing else.
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 cdef extern from "fastadam.h" nogil:
     ctypedef int fa_rule
@@ -7,7 +7,7 @@ cdef extern from "fastadam.h" nogil:
     enum: FA_GRADIENT
 
     ctypedef enum fa_real: FA_FLOAT32, FA_FLOAT64, FA_REALS
-    enum: FA_PARAM, FA_GRAD, FA_EMA, FA_SUM, FA_STATE, FA_STATES, FA_ARRAYS
+    enum: FA_PARAM, FA_GRAD, FA_V, FA_EMA, FA_SUM, FA_STATE, FA_STATES, FA_ARRAYS
 
     ctypedef struct fa_options:     # what Cython names; fa_hypers has all
         double lr, beta1, beta2, eps, weight_decay, eps_root, dampening, initial_accumulator_value
@@ -31,14 +31,18 @@ cdef extern from "fastadam.h" nogil:
     ctypedef struct fa_family:
         const char *name
         const char *state[3]
+        fa_rule loop
 
     const fa_family *fa_family_named(const char *name)
     fa_rule fa_rule_of(const fa_family *family, const fa_options *options)
     void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *options, double grad_scale,
                             double product, fa_coefficients *out)
 
+    ctypedef struct fa_task
+
     ctypedef struct fa_kernel:
         int states
+        void (*add_mean)(const fa_task *task, double mean) noexcept
 
     ctypedef enum fa_isa: FA_BASELINE, FA_ISAS
 
@@ -51,6 +55,17 @@ cdef extern from "fastadam.h" nogil:
         void *array[FA_ARRAYS]
         int64_t n
         const void *coefficients
+
+    ctypedef struct fa_rows:
+        int64_t width, count
+        const fa_kernel *add
+
+    enum: FA_MOST_BITS, FA_SUMMED, FA_IN_PLACE
+
+    int64_t fa_rows_room(int64_t given)
+    int fa_rows_bits(int64_t given, int64_t height)
+    int64_t fa_rows_sort(fa_rows *rows, const void *list, int is_int64, int64_t given, int64_t height, uint64_t *work,
+                         int64_t *bad)
 
     ctypedef struct fa_tuner:
         pass
@@ -98,7 +113,8 @@ cdef extern from "fastadam.h" nogil:
 
     ctypedef struct fa_slot:
         void *place
-        int64_t n
+        int64_t n, height, width
+        fa_rows *rows
         fa_real real
         fa_group *group
         fa_record *record
@@ -112,6 +128,7 @@ cdef extern from "fastadam.h" nogil:
         int blockwise
         fa_slot *slots
         fa_task *tasks
+        fa_rows *rows
         int64_t count
         fa_wrap *wraps
         fa_coefficients *coefficients

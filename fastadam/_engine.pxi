@@ -11,6 +11,7 @@ cdef class Engine(Parameters):
     cdef readonly dict settings         # as they were given
     cdef fa_settings chosen             # the same in numbers
     cdef Py_ssize_t first               # of the parameters in this call
+    cdef bint has_rows                  # is there a gradient of rows among its own?
     cdef fa_tuner tuner
     cdef readonly int threads_used      # by the last step; 0 before the first
     cdef int denied                     # an order of threads; a warning has said that the system has fewer
@@ -84,7 +85,9 @@ cdef class Engine(Parameters):
         if alone and s.max_norm < INFINITY:
             raise ValueError("max_norm needs the gradients of all parameters at once: use step, or max_value")
         self.first, c.slots, c.tasks, c.count = first, self.slots + first, self.tasks + first, count
+        c.rows = self.rows + first
         steps = self.mark_active(grads)
+        self.check_rows()
         groups = list(groups)               # schedules, and finalizers, may change theirs
         if len(groups) != len(self.groups):
             raise ValueError("param_groups grew or shrank; use add_param_group")
@@ -97,13 +100,16 @@ cdef class Engine(Parameters):
             for i in range(len(self.groups)):
                 (<Group>self.groups[i]).read(groups[i], (<Group>self.groups[i]).c.count)
         measured = s.nonfinite != 0 or (s.max_norm < INFINITY and steps)
-        if measured:
-            grow(<void **>&c.sums, (fa_blocks_of_call(c) + 1) * sizeof(double))
         if s.threads > 1 and not fa_has_room(s.threads):
             self.ask_for_threads(s.threads)
         self.prepare_file()
         while self.build_tasks(grads):
             self.convert(grads)
+        if self.has_rows:
+            self.sort_rows(grads)
+        fa_build_tasks(c)
+        if measured:
+            grow(<void **>&c.sums, (fa_blocks_of_call(c) + 1) * sizeof(double))
         if c.blockwise or s.average:
             fa_build_wraps(c)
         scale = 1.0 if c.blockwise else c.scale
@@ -133,6 +139,15 @@ cdef class Engine(Parameters):
                 self.end_writing()
         return 0
 
+    cdef int check_rows(self) except -1:
+        """Sums of gradients, and averages, are of whole arrays."""
+        if self.has_rows and self.call.settings.accumulate > 1:
+            raise ValueError("accumulate adds up whole arrays, got Rows; set it to 1, and join the rows of several "
+                             "batches: they may repeat")
+        if self.has_rows and self.call.settings.average:
+            raise ValueError("ema_decay averages whole arrays, got Rows; set it to None, or give the whole gradient")
+        return 0
+
     cdef bint mark_active(self, list grads):
         """Which parameters have a gradient, and of these, which take a step; does any?"""
         cdef Py_ssize_t i
@@ -141,9 +156,16 @@ cdef class Engine(Parameters):
         cdef int64_t pending = 0
         cdef int64_t accumulate = self.call.settings.accumulate
         cdef PyObject **given = PySequence_Fast_ITEMS(grads)
+        cdef bint rows
+        self.has_rows = False
         for i in range(self.call.count):
             slot = &self.call.slots[i]
             active = given[i] != <PyObject *>None
+            rows = type_object_of(given[i]) == <PyObject *>Rows
+            if rows or slot.rows != NULL:
+                self.call.tasks[i].array[FA_GRAD] = NULL    # its place says nothing of one of another size
+                slot.rows = &self.call.rows[i] if rows else NULL
+                self.has_rows |= rows
             slot.active, slot.steps = active, active & (slot.record.pending + 1 >= accumulate)
             steps |= slot.steps
             pending |= slot.record.pending if active else 0
@@ -177,7 +199,9 @@ cdef class Engine(Parameters):
         cdef Layout *layout
         cdef fa_task *task
         cdef Array *grad
+        cdef Array *rows
         cdef Array **given = <Array **>PySequence_Fast_ITEMS(grads)
+        cdef bint good
 
         while i < count:
             layout, task = &self.layouts[self.first + i], &self.call.tasks[i]
@@ -196,25 +220,78 @@ cdef class Engine(Parameters):
                 self.locate()
                 located, i, conversions = True, 0, 0    # gradients are looked up in the new places
                 continue
-            grad = given[i]
-            if not (is_plain(grad) and is_like(layout, self.shapes, grad)):
+            grad, rows = given[i], NULL
+            if slots[i].rows == NULL:
+                good = is_plain(grad) and is_like(layout, self.shapes, grad)
+            else:
+                rows, grad = <Array *>(<Rows>grad).rows, <Array *>(<Rows>grad).grads
+                good = (is_plain(rows) and is_plain(grad) and is_list_of_rows(rows) and layout.ndim > 0
+                        and layout.order & C_CONTIGUOUS and is_rows_of(layout, self.shapes, rows, grad))
+            if not good:
                 layout.convert = True
                 conversions += 1
                 i += 1
                 continue
             if data_of(grad) != task.array[FA_GRAD]:
-                if fa_ranges_find(self.ranges, self.range_count, <uintptr_t>data_of(grad),
-                                  <uintptr_t>data_of(grad) + nbytes_of(grad)) != NULL:
+                if self.is_written(grad) or (rows != NULL and self.is_written(rows)):
                     if located:
-                        raise overlap_error(f"gradient of {self.name_of(self.first + i)}", self.written_by(grads[i]))
+                        self.raise_overlap(self.first + i, grads[i])
                     self.locate()       # what it touches may have moved away since
                     located, i, conversions = True, 0, 0
                     continue
                 task.array[FA_GRAD] = data_of(grad)
             i += 1
-        if conversions == 0:
-            fa_build_tasks(&self.call)
         return conversions
+
+    cdef bint is_written(self, Array *array) noexcept nogil:
+        cdef uintptr_t begin = <uintptr_t>data_of(array)
+        return fa_ranges_find(self.ranges, self.range_count, begin, begin + nbytes_of(array)) != NULL
+
+    cdef int raise_overlap(self, Py_ssize_t i, object grad) except -1:
+        """Raise if a gradient shares memory with what is written."""
+        parts = {"gradient": grad}
+        if isinstance(grad, Rows):
+            parts = {"rows of the gradient": grad.rows, "gradient": grad.grads}
+        for what, part in parts.items():
+            written = self.written_by(part)
+            if written is not None:
+                raise overlap_error(f"{what} of {self.name_of(i)}", written)
+        return 0
+
+    cdef int sort_rows(self, list grads) except -1:
+        """Check and sort the rows of all tables. Runs no Python code unless it raises."""
+        cdef Py_ssize_t i
+        cdef fa_slot *slot
+        cdef Array *rows
+        cdef int64_t words = 0, row = 0, place
+        cdef uint64_t *work
+        for i in range(self.call.count):
+            if self.call.slots[i].rows != NULL:
+                words += fa_rows_room(shape_of(<Array *>(<Rows>grads[i]).rows)[0])
+        if words > self.words:
+            words += words // 8
+            grow(<void **>&self.work, words * sizeof(uint64_t))
+            self.words = words
+        work = self.work
+        for i in range(self.call.count):
+            slot = &self.call.slots[i]
+            if slot.rows == NULL:
+                continue
+            rows = <Array *>(<Rows>grads[i]).rows
+            if slot.n and fa_rows_bits(shape_of(rows)[0], slot.height) > FA_MOST_BITS:
+                raise ValueError(f"{shape_of(rows)[0]} rows at once are too many for a table of {slot.height}; take "
+                                 "several steps")
+            slot.rows.width = slot.width
+            slot.rows.add = fa_kernel_of(self.call.isa, FA_GRADIENT + FA_SUMMED + FA_IN_PLACE, slot.real)
+            with nogil:
+                place = fa_rows_sort(slot.rows, data_of(rows), itemsize_of(rows) == 8, shape_of(rows)[0], slot.height,
+                                     work, &row)
+            if place >= 0:
+                raise IndexError(
+                    f"rows[{place}] of the gradient of {self.name_of(self.first + i)} is {row}; its rows are 0 to "
+                    f"{slot.height - 1}" + (", and negative ones do not count from the end" if row < 0 else ""))
+            work += fa_rows_room(shape_of(rows)[0])
+        return 0
 
     cdef int convert(self, list grads) except -1:
         cdef Py_ssize_t i
@@ -223,6 +300,9 @@ cdef class Engine(Parameters):
                 continue
             param = self.arrays[i][0]
             name = f"gradient of {self.name_of(i)}"
+            if self.slots[i].rows != NULL:
+                grads[i - self.first] = self.converted_rows(i, param, grads[i - self.first], name)
+                continue
             grad = as_gradient(grads[i - self.first], param, name, self.name_of(i))
             if not is_like(&self.layouts[i], self.shapes, <Array *>grad):
                 written = self.written_by(grad)
@@ -232,6 +312,17 @@ cdef class Engine(Parameters):
                 self.layouts[i].warned = True
             grads[i - self.first] = grad
         return 0
+
+    cdef Rows converted_rows(self, Py_ssize_t i, object param, Rows given, str name):
+        rows, grads = as_rows(given.rows, given.grads, param, name, self.name_of(i))
+        self.raise_overlap(i, Rows(rows, grads))
+        if not (is_plain(<Array *>rows) and is_list_of_rows(<Array *>rows)):
+            rows = numpy.array(rows, order="C")
+        if not is_rows_of(&self.layouts[i], self.shapes, <Array *>rows, <Array *>grads):
+            grads = converted(grads, numpy.empty(grads.shape, numpy.asarray(param).dtype), name,
+                              not self.layouts[i].warned, 2)
+            self.layouts[i].warned = True
+        return Rows(rows, grads)
 
     cdef int refuse(self, Py_ssize_t i) except -1:
         """Raise: say what is wrong with a parameter that was good when it was added."""

@@ -36,7 +36,7 @@ def by_name(write: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             unknown = [name for name in named if name not in known]
             if unknown or len(arguments) > unnamed:
                 problem = f"has no {', '.join(unknown)}" if unknown else "takes only path without a name"
-                raise TypeError(f"{function.__qualname__} {problem}; write {write}")
+                raise TypeError(f"{function.__name__} {problem}; write {write}")
             return function(*arguments, **named)
 
         return call

@@ -44,6 +44,15 @@ cdef inline bint is_good(const Layout *layout, const np.npy_intp *shapes) noexce
     return is_like(layout, shapes, layout.param) and (flags_of(layout.param) & WRITEABLE) != 0
 
 
+cdef void note_rows(fa_slot *slot, Array *param) noexcept nogil:
+    cdef int axis
+    slot.height, slot.width = 1, 1
+    if ndim_of(param) > 0:
+        slot.height = shape_of(param)[0]
+    for axis in range(1, ndim_of(param)):
+        slot.width *= shape_of(param)[axis] if slot.n else 0    # shapes without elements may be of any size
+
+
 cdef list states_in(int mask):
     """Places in a task."""
     return [FA_STATE + a for a in range(STATES) if mask & 1 << a]
@@ -62,12 +71,16 @@ cdef class Parameters:
     cdef readonly list groups
     cdef public object structure        # of the container that step takes (containers.Structure)
     cdef Py_ssize_t flat                # of the structure; -1 before there is a group
+    cdef bint by_row                    # the family keeps one number for each row
     cdef Py_ssize_t count
     cdef fa_slot *slots
     cdef Layout *layouts
     cdef np.npy_intp *shapes            # of all parameters, one after the other
     cdef fa_task *tasks
     cdef fa_call call
+    cdef fa_rows *rows
+    cdef uint64_t *work                 # where rows are sorted
+    cdef int64_t words                  # in it
     cdef fa_range *ranges               # of memory that is written, sorted
     cdef Py_ssize_t range_count
     cdef bint changing
@@ -85,12 +98,15 @@ cdef class Parameters:
         self.call.family = fa_family_named(family.encode())
         if self.call.family == NULL:
             raise ValueError(f"no family of rules is called {family!r}")
+        self.by_row = fa_kernel_of(FA_BASELINE, self.call.family.loop, FA_FLOAT32).add_mean != NULL
 
     def __dealloc__(self):
         PyMem_Free(self.slots)
         PyMem_Free(self.layouts)
         PyMem_Free(self.shapes)
         PyMem_Free(self.tasks)
+        PyMem_Free(self.rows)
+        PyMem_Free(self.work)
         PyMem_Free(self.ranges)
         PyMem_Free(self.call.wraps)
         PyMem_Free(self.call.coefficients)
@@ -200,12 +216,18 @@ cdef class Parameters:
         group.amsgrad, group.centered = options.amsgrad, options.centered
         group.seen = [None] * (2 * len(self.names) + 2)
         group.mask = mask if mask is not None else group.states_for(&options) | self.wrap_mask
+        group.by_row = self.by_row
         for key, param in zip(keys, params):
             check_writable(param, f"parameter {key!r}")
+            if self.by_row:
+                check_table(param, f"parameter {key!r}", f"{self.family} keeps a number for each row")
         plain = tuple([numpy.asarray(param) for param in params])
         self.note_layouts(plain)
         names = self.state_names(group.mask)
-        size = _layout.places_of(plain, len(names))[2]
+        kinds = [plain] * len(names)
+        if group.by_row:
+            kinds[names.index(self.name_of_state(FA_V))] = _layout.one_a_row(plain)
+        size = _layout.places_of(kinds)[1]
         section = None
         if self.store is not None:
             about = [[str(key), param.dtype.str, list(param.shape), "C" if param.flags.c_contiguous else "F"]
@@ -214,13 +236,14 @@ cdef class Parameters:
             section = self.store.section(len(self.groups), about, plain, size)
         group.records = _layout.new_records(len(params)) if section is None else section.records
         block = numpy.zeros(size, numpy.uint8) if section is None else section.block
-        state = _layout.cut(block, <size_t>data_of(<Array *>block), plain, len(names))
+        state = _layout.cut(block, <size_t>data_of(<Array *>block), kinds)
         if section is None or section.fresh:
             _layout.begin(dict(zip(names, state)), plain, options.initial_accumulator_value)
         new_keys, new_arrays = self.keys + keys, self.arrays + list(zip(params, *state))
         new_index = {key: i for i, key in enumerate(new_keys)}
         new_groups = [*self.groups, group]
         grow(<void **>&self.tasks, total * sizeof(fa_task))
+        grow(<void **>&self.rows, total * sizeof(fa_rows))
         grow(<void **>&self.call.wraps, total * sizeof(fa_wrap))
         grow(<void **>&self.call.coefficients, total * sizeof(fa_coefficients))
         grow(<void **>&self.call.squares, total * sizeof(fa_task))
@@ -232,7 +255,8 @@ cdef class Parameters:
             self.layouts[i].param, self.layouts[i].group = <Array *>params[i - count], len(self.groups)
             good = is_good(&self.layouts[i], self.shapes)
             for a, array in zip(states_in(group.mask), new_arrays[i][1:]):
-                good = good and is_like(&self.layouts[i], self.shapes, <Array *>array)
+                if not (group.by_row and a == FA_V):
+                    good = good and is_like(&self.layouts[i], self.shapes, <Array *>array)
                 self.tasks[i].array[a] = data_of(<Array *>array)
             if not good:
                 raise ValueError(f"parameter {new_keys[i]!r} changed while it was being added; nothing was added")
@@ -271,6 +295,7 @@ cdef class Parameters:
             memset(layout, 0, sizeof(Layout))
             memset(&self.slots[self.count + i], 0, sizeof(fa_slot))
             self.slots[self.count + i].n, self.slots[self.count + i].real = size_of(param), real_of(param)
+            note_rows(&self.slots[self.count + i], param)
             layout.type = <int>(np.NPY_DOUBLE if real_of(param) == FA_FLOAT64 else np.NPY_FLOAT)
             layout.descr = descr_from_type(layout.type)     # with a reference that nobody gives back
             layout.ndim, layout.order, layout.shape = ndim_of(param), flags_of(param) & CONTIGUOUS, shape
@@ -375,7 +400,7 @@ cdef class Parameters:
             self.slots[i].place = task.array[FA_PARAM] = data_of(param)
             task.array[FA_GRAD] = NULL
             for a in range(ARRAYS):
-                size = nbytes_of(param) if a == FA_PARAM else self.bytes_of(i)
+                size = nbytes_of(param) if a == FA_PARAM else self.bytes_of_state(i, a)
                 if task.array[a] != NULL and size > 0:
                     self.ranges[k].begin, self.ranges[k].slot, self.ranges[k].array = <uintptr_t>task.array[a], i, a
                     self.ranges[k].end = self.ranges[k].begin + size
@@ -391,6 +416,13 @@ cdef class Parameters:
     @cython.final
     cdef Py_ssize_t bytes_of(self, Py_ssize_t i) noexcept nogil:
         return self.slots[i].n * (8 if self.slots[i].real else 4)
+
+    @cython.final
+    cdef Py_ssize_t bytes_of_state(self, Py_ssize_t i, int a) noexcept nogil:
+        """The same, but of one number a row where the family keeps no more."""
+        if a == FA_V and self.by_row:
+            return self.slots[i].height * (8 if self.slots[i].real else 4)
+        return self.bytes_of(i)
 
     cdef object written_by(self, object array):
         """The name of the array of ours that this one shares memory with, or None."""

@@ -1,24 +1,23 @@
 """What all optimizers have in common: groups, state, steps. No arithmetic on arrays here: `_core.Engine` does it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from fastadam import _core, statedict
-from fastadam._checks import maps_of
-from fastadam._names import by_name, did_you_mean
+from fastadam import _core
+from fastadam._names import did_you_mean
 from fastadam.containers import Container, Structure, as_groups
-from fastadam.options import CommonOptions, Gradients, Options, with_own_betas
-from fastadam.statedict import LoadPlan, State
+from fastadam.options import CommonOptions, Gradients, with_own_betas
+from fastadam.saving import Saving
 
 # Inside a `with` that holds a lock there are calls only. Ctrl-C in a loop there can leave without the end of the `with`
 # in CPython 3.12 and 3.13, whose exception table has no entry for the jump back.
 
 
-class Optimizer(Options):
+class Optimizer(Saving):
     """The base class of all optimizers. Use one of its subclasses.
 
     Parameters
@@ -206,8 +205,9 @@ class Optimizer(Options):
         Parameters
         ----------
         grads : the container of the parameters, with gradients in it
-            Arrays with the shape of their parameters; only read. None for an array leaves it and its counter alone.
-            Another dtype or memory order than the parameter's costs a copy and a `PerformanceWarning`.
+            Arrays with the shape of their parameters; only read. None for an array leaves it and its counter alone;
+            `Rows` stand for an array few of whose rows have a gradient. Another dtype or memory order than the
+            parameter's costs a copy and a `PerformanceWarning`.
         grad_scale : float, default 1, finite
             Multiplies the gradients. (torch's fused optimizers divide by theirs.)
 
@@ -274,6 +274,43 @@ class Optimizer(Options):
             raise TypeError("grad must not be None: leave the call out")
         self._engine.step_one(self._engine.index_of(key), grad, self.param_groups, grad_scale)
 
+    def step_rows(self, key: Any, rows: np.ndarray, grads: np.ndarray, *, grad_scale: float = 1.0) -> None:
+        """Update some rows of one parameter, at the cost of these rows: of an embedding table, for one.
+
+        As `step_one` with ``Rows(rows, grads)``. `Rows` explains what is computed; inside `step` it goes with the
+        gradients of other arrays, in one parallel pass.
+
+        Parameters
+        ----------
+        key : as in `state`
+            Which parameter: a running index, or its name.
+        rows : ndarray of int32 or int64, shape (k,)
+            0 <= row < len(param), in any order; they may repeat.
+        grads : ndarray, shape (k,) + param.shape[1:]
+            The gradient of each; those of the same row are added.
+        grad_scale : float, default 1, finite
+            Multiplies the gradients.
+
+        Raises
+        ------
+        KeyError
+            No parameter has this key.
+        IndexError
+            The parameter has no such row. As with all errors, nothing has changed.
+        TypeError, ValueError
+            As `Rows` and `step_one`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> table = np.ones((1000, 2))
+        >>> opt = fastadam.Adam({"embedding": table}, lr=0.1)
+        >>> opt.step_rows("embedding", np.array([7, 3, 7]), np.ones((3, 2)))
+        >>> table[[3, 5, 7], 0]
+        array([0.9, 1. , 0.9])
+        """
+        self._engine.step_one(self._engine.index_of(key), _core.Rows(rows, grads), self.param_groups, grad_scale)
+
     @property
     def ema(self) -> dict[Any, np.ndarray]:
         """The moving averages of the parameters, by their keys: live arrays.
@@ -311,189 +348,3 @@ class Optimizer(Options):
         """
         _ = self.ema
         return _core.Swapped(self._engine)
-
-    @property
-    def state(self) -> Mapping[Any, Mapping[str, Any]]:
-        """For each key {"step": int, and the state of the rule by torch's names, "exp_avg": ndarray for example}.
-
-        Keys are the running index in a sequence and the name in a mapping, joined by dots when nested. The arrays are
-        live views: write into them. The mapping is read-only (`load_state_dict` sets counters).
-        """
-        return State(self._engine)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State and hyper-parameters in the layout of ``torch.optim.Optimizer.state_dict``.
-
-        State is keyed by running index; our keys are in ``["param_groups"][i]["param_names"]``. The arrays are live: to
-        keep a moment, use copy.deepcopy. Schedules are code and are left out.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam
-        >>> fastadam.Adam(np.ones(2)).state_dict()["state"]
-        {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
-        """
-        with _core.Locked(self._engine):
-            return statedict.state_dict(self._engine, self.param_groups)
-
-    def torch_state_dict(self) -> dict[str, Any]:
-        """The state for ``load_state_dict`` of torch's optimizer of the same name (`load_state_dict` takes torch's).
-
-        Tensors are copies. Averages of parameters are left out.
-
-        Raises
-        ------
-        ValueError
-            torch cannot go on from here: a schedule, eps_hat, eps_root, no bias correction, or pending gradients.
-        ImportError
-            torch is not installed.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam
-        >>> fastadam.Adam(np.ones(2), lr=lambda count: 0.1).torch_state_dict()
-        Traceback (most recent call last):
-        ...
-        ValueError: param_groups[0] has the schedule lr, which torch does not take; set a number first
-        """
-        return statedict.as_torch(self.state_dict(), self.param_groups, self._family)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Copy state and hyper-parameters in, from a fastadam or torch (CPU) state_dict of the same groups.
-
-        Parameters
-        ----------
-        state_dict : dict
-            As from `state_dict`. Parameters without an entry start fresh, as in torch.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Something does not match in number, name, shape or dtype (nothing is ever cast); nothing has changed.
-
-        Examples
-        --------
-        >>> import copy, numpy as np, fastadam
-        >>> w = np.ones(2)
-        >>> opt = fastadam.Adam(w)
-        >>> opt.step(np.ones(2))
-        >>> saved = copy.deepcopy(opt.state_dict())
-        >>> new = fastadam.Adam(w)
-        >>> new.load_state_dict(saved)
-        >>> new.state[0]["step"]
-        1
-        """
-        self._load(state_dict)
-
-    def _load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> None:
-        """Copy in a state_dict, and for each of `others`, (target, source), the source into the target."""
-        with self._engine:
-            self._engine.load(self._plan_load(state_dict, others))
-
-    def _plan_load(
-        self, state_dict: Mapping[str, Any], others: Sequence[tuple[np.ndarray, np.ndarray]] = ()
-    ) -> LoadPlan:
-        return statedict.plan_load(self._engine, self.param_groups, state_dict, others)
-
-    @by_name(
-        "opt.save(path, metadata=..., progress=...), or fastadam.save(path, params=..., optimizer=opt), to save both"
-    )
-    def save(
-        self, path: str | os.PathLike[str], *, metadata: dict[str, Any] | None = None, progress: bool | None = None
-    ) -> None:
-        """Write state, counters and hyper-parameters to a file: ``fastadam.save(path, optimizer=self)``.
-
-        Parameters
-        ----------
-        path, metadata, progress
-            As for `fastadam.save`, which raises the same, and takes the parameters as well.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam, tempfile, os
-        >>> opt = fastadam.Adam(np.ones(3))
-        >>> opt.step(np.ones(3))
-        >>> path = os.path.join(tempfile.mkdtemp(), "optimizer.npz")
-        >>> opt.save(path, metadata={"epoch": 3})
-        >>> opt.step(np.ones(3))
-        >>> opt.load(path)
-        {'epoch': 3}
-        >>> opt.state[0]["step"]
-        1
-        """
-        from fastadam.persist import checkpoint
-
-        checkpoint.save(path, optimizer=self, metadata=metadata, progress=progress)
-
-    @by_name("opt.load(path, mmap=..., progress=...), or fastadam.load(path, params=..., optimizer=opt), to load both")
-    def load(self, path: str | os.PathLike[str], *, mmap: bool = True, progress: bool | None = None) -> dict[str, Any]:
-        """Copy state, counters and hyper-parameters from a file: ``fastadam.load(path, optimizer=self)``.
-
-        Parameters
-        ----------
-        path, mmap, progress
-            As for `fastadam.load`, which returns and raises the same.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam
-        >>> fastadam.Adam(np.ones(3)).load("optimizer.pickle")
-        Traceback (most recent call last):
-        ...
-        ValueError: path must end in .safetensors or .npz, got 'optimizer.pickle'
-        """
-        from fastadam.persist import checkpoint
-
-        return checkpoint.load(path, optimizer=self, mmap=mmap, progress=progress)
-
-    def flush(self) -> None:
-        """Write memory-mapped arrays to disk: the `state_file`, and parameters. An optimizer does so when it ends, too.
-
-        Until the next step, a crash of the machine then does no harm. After that it makes the state file unusable, so
-        save checkpoints, too.
-
-        Raises
-        ------
-        OSError
-            Writing to disk failed.
-
-        Examples
-        --------
-        >>> import numpy as np, fastadam, tempfile, os
-        >>> folder = tempfile.mkdtemp()
-        >>> W = np.lib.format.open_memmap(os.path.join(folder, "W.npy"), "w+", np.float32, (1000,))
-        >>> opt = fastadam.Adam(W, lr=0.5, state_file=os.path.join(folder, "state"))
-        >>> opt.step(np.ones(1000, np.float32))
-        >>> opt.flush()
-        >>> del opt
-        >>> opt = fastadam.Adam(W, lr=0.5, state_file=os.path.join(folder, "state"))
-        >>> opt.state[0]["step"]
-        1
-        """
-        with self._engine:
-            if self._engine.store is not None:
-                self._engine.store.flush()
-            else:
-                for mapped in maps_of(arrays[0] for arrays in self._engine.arrays):
-                    mapped.flush()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: all attributes, the engine as plain data. Do not step in another thread meanwhile."""
-        with _core.Locked(self._engine):
-            return {**self.__dict__, "_engine": statedict.plain_of(self._engine, self.param_groups)}
-
-    def __setstate__(self, attributes: dict[str, Any]) -> None:
-        engine = statedict.engine_of(attributes["_engine"], attributes["param_groups"])
-        self.__dict__.update({**attributes, "_engine": engine})
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError("a shallow copy would step the same arrays with counters of its own; use copy.deepcopy")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Optimizer":
-        import copy
-
-        with _core.Locked(self._engine):  # no step in the middle
-            copied = type(self).__new__(type(self))
-            memo[id(self)] = copied
-            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return copied

@@ -12,7 +12,7 @@ from fastadam import _core
 from fastadam._names import did_you_mean
 from fastadam.containers import split
 
-Gradients: TypeAlias = "np.ndarray | np.floating | Mapping[Any, Gradients] | Iterable[Gradients] | None"
+Gradients: TypeAlias = "np.ndarray | np.floating | _core.Rows | Mapping[Any, Gradients] | Iterable[Gradients] | None"
 Number: TypeAlias = float | Callable[[int], Any]
 Betas: TypeAlias = Sequence[Number] | Callable[[int], Any]
 Value = TypeVar("Value")
@@ -112,7 +112,7 @@ class Options:
             if parameter.name not in ("self", "params") and not hasattr(cls, parameter.name):
                 text = f"{parameter.name} of all groups. ValueError if they differ; it is set in `param_groups`."
                 setattr(cls, parameter.name, property(partial(Options._shared, name=parameter.name), doc=text))
-        optimizer = next(c for c in cls.__mro__ if Options in c.__bases__)
+        optimizer = next(c for c in reversed(cls.__mro__) if "__init__" in vars(c) and c is not object)
         all_options = inspect.signature(vars(optimizer)["__init__"]).parameters.values()
         common = [p for p in all_options if p.name in CommonOptions.__annotations__]
         cls.__init__.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]

@@ -22,7 +22,9 @@ __all__ = [
     "nadam_update",
     "radam_update",
     "rmsprop_update",
+    "rowadagrad_update",
     "sgd_update",
+    "sum_rows",
 ]
 
 
@@ -223,6 +225,46 @@ def adagrad_update(
         param[...] = p - (R(step_size) * g) / (np.sqrt(a) + R(eps))
 
 
+def rowadagrad_update(
+    param: np.ndarray,
+    grad: np.ndarray,
+    sum: np.ndarray,
+    step: int,
+    *,
+    lr: float = 1e-2,
+    lr_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: float = 1e-10,
+    maximize: bool = False,
+    grad_scale: float = 1.0,
+) -> None:
+    """Apply one step of row-wise Adagrad in place: the twin of ``fastadam.RowAdagrad``, which explains the arguments.
+
+    .. math:: s = s + mean(g^2), \\quad p = p - \\frac{lr}{1 + (t-1) lr\\_decay} \\frac{g}{\\sqrt{s} + eps}
+
+    `sum` (s) has one number for each row. Squares are summed as `grad_norm` sums those of an array, row by row.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> p, s = np.ones((2, 2)), np.zeros(2)
+    >>> fastadam.reference.rowadagrad_update(p, np.array([[3.0, 4.0], [0.0, -0.5]]), s, 1, lr=0.1)
+    >>> s, p.round(4)
+    (array([12.5  ,  0.125]), array([[0.9151, 0.8869],
+           [1.    , 1.1414]]))
+    """
+    R = param.dtype.type
+    step_size = float(lr) / (1 + (step - 1) * float(lr_decay))
+    with np.errstate(all="ignore"):
+        g, p = start(param, grad, lr, weight_decay, False, maximize, grad_scale)
+        if param.size:
+            rows = g.reshape(len(g), -1)
+            sum[...] = a = flush(sum + (sum_squares(rows, np.zeros(len(rows))) / rows.shape[1]).astype(R))
+            root = np.sqrt(a).reshape(-1, *[1] * (param.ndim - 1)) + R(eps)
+            param[...] = p - (R(step_size) * g) / root
+
+
 def nadam_update(
     param: np.ndarray,
     grad: np.ndarray | np.floating,
@@ -417,17 +459,59 @@ def grad_norm(grads: Sequence[np.ndarray], grad_scale: float = 1.0) -> float:
     >>> fastadam.reference.grad_norm([np.array([3.0]), np.array([0.0, 4.0])], grad_scale=2.0)
     10.0
     """
-    total = 0.0
+    total = np.zeros(1)
     with np.errstate(all="ignore"):
         for grad in grads:
-            g = grad.ravel(order="K").astype(np.float64)
-            for start in range(0, g.size, 4096):
-                block = g[start : start + 4096]
-                rows = np.pad(block, (0, -block.size % 16)).reshape(-1, 16)
-                sums = np.zeros(16)
-                for row in rows:
-                    sums = sums + row * row
-                for half in 8, 4, 2, 1:
-                    sums = sums[:half] + sums[half:]
-                total += float(sums[0])
-    return abs(float(grad_scale)) * math.sqrt(total)
+            total = sum_squares(np.ravel(grad, order="K")[None], total)
+    return abs(float(grad_scale)) * math.sqrt(total[0])
+
+
+def sum_squares(rows, total):
+    """For each row add the sum of squares of each block of 4096 elements to the total, in their order."""
+    x = rows.astype(np.float64)
+    for start in range(0, x.shape[1], 4096):
+        block = x[:, start : start + 4096]
+        lanes = np.pad(block, ((0, 0), (0, -block.shape[1] % 16))).reshape(len(x), -1, 16)
+        sums = np.zeros((len(x), 16))
+        for i in range(lanes.shape[1]):
+            sums = sums + lanes[:, i] * lanes[:, i]
+        for half in 8, 4, 2, 1:
+            sums = sums[:, :half] + sums[:, half:]
+        total = total + sums[:, 0]
+    return total
+
+
+def sum_rows(rows: np.ndarray, grads: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows, ascending, and the gradient of each: what a step with ``fastadam.Rows(rows, grads)`` takes.
+
+    .. math:: g_r = \\sum_{i: rows_i = r} grads_i
+
+    Gradients of the same row are added in the order given. The step is then the rule's on these rows of the parameter
+    and of its state alone. The norm to clip by is `grad_norm` with each of these gradients as an array of its own.
+
+    Parameters
+    ----------
+    rows : ndarray of k integers
+    grads : ndarray of shape (k, ...)
+    dtype : float32 or float64
+        The parameter's.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> p, m, v = np.ones((4, 2)), np.zeros((4, 2)), np.zeros((4, 2))
+    >>> grads = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    >>> u, g = fastadam.reference.sum_rows(np.array([2, 0, 2]), grads, p.dtype)
+    >>> u, g
+    (array([0, 2]), array([[3., 4.],
+           [6., 8.]]))
+    >>> some = p[u], m[u], v[u]
+    >>> fastadam.reference.adam_update(some[0], g, some[1], some[2], 1, lr=0.1)
+    >>> p[u], m[u], v[u] = some
+    """
+    R = np.dtype(dtype).type
+    distinct, inverse = np.unique(rows, return_inverse=True)
+    total = np.full((len(distinct), *grads.shape[1:]), R(-0.0))  # -0.0 + x is x
+    with np.errstate(all="ignore"):
+        np.add.at(total, inverse, grads.astype(R))
+    return distinct, total

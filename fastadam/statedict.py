@@ -193,9 +193,11 @@ def match_state(
         check_kind(saved, Mapping, where)
         names = [name for name in entry if isinstance(entry[name], np.ndarray)]
         saved = {name: value for name, value in saved.items() if value is not None}
-        zeros, initial_state = (np.broadcast_to(param.dtype.type(value), param.shape) for value in (0.0, start))
-        fresh: dict[str, Any] = {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param, "grad_sum": zeros}
-        fresh = {name: fresh.get(name, initial_state) for name in entry}
+        fresh: dict[str, Any] = {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param}
+        for name in names:
+            value = param.dtype.type(0.0 if name == "grad_sum" else start)
+            fresh.setdefault(name, np.broadcast_to(value, entry[name].shape))
+        fresh = {name: fresh[name] for name in entry}
         if saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
             saved["step"] = 1
         if not saved:  # torch has none, an empty one, or None for a buffer, before the first step
@@ -287,6 +289,8 @@ def as_product(value: Any, where: str) -> float:
 
 def as_torch(state_dict: dict[str, Any], param_groups: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A state_dict of ours as torch's optimizer of that name has it: with copies, as tensors."""
+    if name == "RowAdagrad":
+        raise ValueError("torch has no RowAdagrad")
     for i, group in enumerate(param_groups):
         for option, value in group.items():
             if option != "params" and _core.has_schedule(value):

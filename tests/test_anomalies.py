@@ -96,6 +96,14 @@ def step_one_by_one(opt, count):
         opt.step_one(i, grad)
 
 
+def some_rows(opt, count):
+    """Rows of one element, of two arrays in three; some twice."""
+    grads = gradients()[count % 3]
+    rows = [np.arange(len(grad))[:: -1 - i % 2] % max(1, len(grad) - 2) for i, grad in enumerate(grads)]
+    given = [fastadam.Rows(r, g[: len(r)]) for r, g in zip(rows, grads, strict=True)]
+    opt.step(grouped([grads[i] if i % 3 == 0 else each for i, each in enumerate(given)]))
+
+
 def step_one(opt, count):
     i = count % 40
     opt.step_one(i, gradients()[0][i])
@@ -189,7 +197,15 @@ def test_ctrl_c_does_not_tear_a_step(trials):
 
 @few_or_many(20, 200)
 @pytest.mark.parametrize(
-    "what", ["step_one, {}", "load, {}", "add_group, {}", "swap, {}, twins_act=t.nothing, ema_decay=0.9"]
+    "what",
+    [
+        "step_one, {}",
+        "some_rows, {}",
+        "some_rows, {}, threads=2, max_norm=0.1",
+        "load, {}",
+        "add_group, {}",
+        "swap, {}, twins_act=t.nothing, ema_decay=0.9",
+    ],
 )
 def test_ctrl_c_does_not_tear_what_else_changes_an_optimizer(what, trials):
     run(f"never_torn(t.{what.format(trials)})")
@@ -272,6 +288,19 @@ def step_converting(opt, n):
     opt.step(OTHER_TYPES)
 
 
+def rows_of(count, dtype):
+    rows = fastadam.Rows(np.arange(count) % 3, np.ones(count, dtype))
+    return [[rows, SMALL_GRADIENTS[0][1], rows], {"x": None}]
+
+
+SOME_ROWS, MORE_ROWS = rows_of(100, np.float32), [rows_of(100 + 50 * i, np.float64) for i in range(50)]
+
+
+def step_more_rows(opt, n):
+    """Ever more, so that there must be more room to sort them."""
+    opt.step(MORE_ROWS[0 if n == "first" else n % 50])
+
+
 def reopen(opt, n):
     """What a failure leaves locked or damaged makes the next turn a ValueError."""
     params = small_arrays(0, np.float32, np.float64, np.float32)
@@ -299,6 +328,8 @@ WITHOUT_MEMORY = {
     "step, accumulate": (lambda opt, n: opt.step(SMALL_GRADIENTS), {"accumulate": 2, "ema_decay": 0.9}),
     "step, converting": (step_converting, {}),
     "step, clipping": (step_converting, {"max_norm": 0.1, "accumulate": 3, "threads": 2}),
+    "step, rows": (lambda opt, n: opt.step(SOME_ROWS), {}),
+    "step, rows, max_norm": (step_more_rows, {"max_norm": 0.1, "nonfinite": "raise", "threads": 2}),
     "step_one": (lambda opt, n: opt.step_one(1, SMALL_GRADIENTS[0][1]), {}),
     "state_dict": (lambda opt, n: opt.state_dict(), {}),
     "load_state_dict": (lambda opt, n: opt.load_state_dict(small_saved_states()[n != "first" and n % 2]), {}),
@@ -397,7 +428,7 @@ def starve(name, memory, turns):
     failures = 0
     # Not for ever: CPython waits until it has memory to unwind. np.errstate crashes CPython (3.11) if two fail.
     for count, every in turns.items():
-        if count > 1 and act is step_converting and isinstance(memory, PythonsMemory):
+        if count > 1 and act in (step_converting, step_more_rows) and isinstance(memory, PythonsMemory):
             continue
         opt, twin, successes = small(**options), small(**options), 0
         for n in itertools.count(step=every):
@@ -435,7 +466,7 @@ def starve(name, memory, turns):
     return failures
 
 
-MAKES_NO_ARRAYS = {"step", "step, state_file", "step, max_norm", "step, accumulate", "step_one"}
+MAKES_NO_ARRAYS = {"step", "step, state_file", "step, max_norm", "step, accumulate", "step, rows", "step_one"}
 MAKES_NO_ARRAYS |= {"flush", "state_dict", "swap_ema"}
 
 

@@ -9,7 +9,7 @@ from helpers import snapshot
 
 import fastadam
 
-NAMES = "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"
+NAMES = "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "RowAdagrad"
 CLASSES = [getattr(fastadam, name) for name in NAMES]
 COMMON = ["max_norm", "max_value", "nonfinite", "accumulate", "ema_decay", "threads", "state_file", "overrides"]
 

@@ -26,19 +26,31 @@ class Settings(Structure):
 
 
 class Slot(Structure):
-    _fields_ = [("place", c_void_p), ("n", c_int64), ("real", c_int), ("group", c_void_p), ("record", POINTER(Record))]
-    _fields_ += [("active", c_int), ("steps", c_int)]
+    _fields_ = [("place", c_void_p), ("n", c_int64), ("height", c_int64), ("width", c_int64), ("rows", c_void_p)]
+    _fields_ += [("real", c_int), ("group", c_void_p), ("record", POINTER(Record)), ("active", c_int), ("steps", c_int)]
 
 
 class Task(Structure):
-    _fields_ = [("kernel", c_void_p), ("array", c_void_p * 7), ("n", c_int64), ("coefficients", c_void_p)]
-    _fields_ += [("before", c_void_p), ("after", c_void_p), ("wrap", c_void_p), ("first", c_int64)]
+    _fields_ = [("kernel", c_void_p), ("array", c_void_p * 7), ("n", c_int64), ("rows", c_void_p)]
+    _fields_ += [
+        ("coefficients", c_void_p),
+        ("before", c_void_p),
+        ("after", c_void_p),
+        ("wrap", c_void_p),
+        ("first", c_int64),
+    ]
 
 
 class Call(Structure):
     _fields_ = [("family", c_void_p), ("isa", c_int), ("settings", Settings), ("scale", c_double)]
     _fields_ += [("blockwise", c_int), ("number", c_int64), ("slots", POINTER(Slot)), ("tasks", POINTER(Task))]
-    _fields_ += [("count", c_int64), ("wraps", c_void_p), ("coefficients", c_void_p), ("squares", POINTER(Task))]
+    _fields_ += [
+        ("rows", c_void_p),
+        ("count", c_int64),
+        ("wraps", c_void_p),
+        ("coefficients", c_void_p),
+        ("squares", POINTER(Task)),
+    ]
     _fields_ += [("sums", POINTER(c_double))]
 
 
@@ -91,7 +103,9 @@ def as_call(grads, steps):
     count = len(grads)
     slots, tasks, records = (Slot * count)(), (Task * count)(), (Record * count)()
     for i, (grad, takes_step) in enumerate(zip(grads, steps, strict=True)):
-        slots[i] = Slot(None, grad.size, int(grad.dtype == np.float64), None, pointer(records[i]), 1, takes_step)
+        slots[i] = Slot(
+            None, grad.size, 1, grad.size, None, int(grad.dtype == np.float64), None, pointer(records[i]), 1, takes_step
+        )
         tasks[i].n = grad.size
         tasks[i].array[1] = grad.ctypes.data
     blocks = sum(-(-grad.size // 4096) for grad in grads)

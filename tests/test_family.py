@@ -31,6 +31,7 @@ OPTIONS = {  # what makes other loops or other coefficients; decay and direction
     "NAdam": [{}, {"momentum_decay": 1.0}, {"betas": lambda count: (0.5 + 0.05 * count, 0.9)}],
     "RAdam": [{}, {"betas": (0.5, 0.6)}, {"betas": (0.9, 0.8)}],
     "Adamax": [{}, {"eps": 0.0}],
+    "RowAdagrad": [{}, {"lr_decay": 0.1}, {"initial_accumulator_value": 0.1}],
 }
 DECOUPLED = {"NAdam", "RAdam"}
 STATE = {
@@ -40,6 +41,7 @@ STATE = {
     "NAdam": {"exp_avg", "exp_avg_sq", "mu_product"},
     "RAdam": {"exp_avg", "exp_avg_sq"},
     "Adamax": {"exp_avg", "exp_inf"},
+    "RowAdagrad": {"sum"},
 }
 CASES = [(name, options) for name, several in OPTIONS.items() for options in several]
 SIZES = [0, 1, 7, 16, 31, 64, 100, 1025, 4099]
@@ -130,6 +132,7 @@ def test_any_hyper_parameters_give_the_twins_bits(data, name, dtype, scale):
         "NAdam": {"betas": st.tuples(fractions, fractions), "momentum_decay": hyper_parameters},
         "RAdam": {"betas": st.tuples(fractions, fractions)},
         "Adamax": {"betas": st.tuples(fractions, fractions)},
+        "RowAdagrad": {"lr_decay": hyper_parameters, "initial_accumulator_value": hyper_parameters},
     }[name]
     hyper = {"lr": st.floats(0, 1e300), "weight_decay": hyper_parameters, **plain}
     if hasattr(getattr(fastadam, name), "eps"):

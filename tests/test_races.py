@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from helpers import snapshot
-from test_anomalies import WRAPS, add_group, few_or_many, go_on, make, run, saved_states, step
+from test_anomalies import WRAPS, add_group, few_or_many, go_on, make, run, saved_states, some_rows, step
 
 
 def together(*calls):
@@ -36,6 +36,15 @@ def race_with_steps(trials):
         together(lambda opt=opt: same_step(opt, trials), lambda opt=opt: same_step(opt, trials))
         same_step(twin, 2 * trials)
         assert snapshot(opt) == snapshot(twin)
+
+
+def race_with_rows(trials):
+    opt, twin = make(threads=2, max_norm=0.1), make(max_norm=0.1)
+    work = [lambda: [some_rows(opt, 0) for _ in range(trials)]] * 2
+    together(*work)
+    for _ in range(2 * trials):
+        some_rows(twin, 0)
+    assert snapshot(opt) == snapshot(twin)
 
 
 def race_with_reading(trials):
@@ -93,6 +102,6 @@ def race_with_adding(trials):
 
 
 @few_or_many(20, 500)
-@pytest.mark.parametrize("what", ["steps", "reading", "loading", "adding"])
+@pytest.mark.parametrize("what", ["steps", "rows", "reading", "loading", "adding"])
 def test_two_threads_on_one_optimizer_act_in_some_order(what, trials):
     run(f"race_with_{what}({trials})", __name__)

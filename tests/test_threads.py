@@ -192,11 +192,12 @@ def test_steps_fit_on_a_small_stack():
     run_python("""
 import itertools, threading, warnings
 import numpy as np, fastadam
-from fastadam import Adam, AdamW, SGD, RMSprop, Adagrad, NAdam, RAdam, Adamax, PerformanceWarning
+from fastadam import Adam, AdamW, SGD, RMSprop, Adagrad, NAdam, RAdam, Adamax, RowAdagrad, PerformanceWarning
 warnings.simplefilter("ignore", PerformanceWarning)
 rules = [
     (Adam, {"amsgrad": True}), (AdamW, {}), (SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     (RMSprop, {"momentum": 0.9, "centered": True}), (Adagrad, {}), (NAdam, {}), (RAdam, {}), (Adamax, {}),
+    (RowAdagrad, {}),
 ]
 clips = [{}, {"max_norm": 1.0}, {"max_value": 0.1, "nonfinite": "skip"}]
 kinds = [lambda g: g, np.asfortranarray, lambda g: g.astype(np.float16), lambda g: g.astype(np.longdouble)]

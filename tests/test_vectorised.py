@@ -20,13 +20,15 @@ RULES = [
     *("rmsprop" + decay + m + c for decay in ("", "_l2") for m in ("", "_momentum") for c in ("", "_centered")),
     *("nadam" + decay for decay in ("", "_l2", "_decoupled")),
     *("adamax" + decay for decay in ("", "_l2")),
+    *("row_adagrad" + decay for decay in ("", "_l2")),
     *("gradient" + name for name in ("", "_summed", "_clipped", "_summed_clipped", "_in_place")),
     "average",
 ]
 SQUARED = [rule for rule in RULES if rule.split("_")[0] in ("adam", "rmsprop", "nadam")]
 SMALL = [f"{rule}_small" for rule in SQUARED if platform.machine() == "x86_64"]  # others need no care for small squares
 LOOPS = {"f32": [*RULES, *SMALL], "f64": RULES}
-NORMS = ["squares", "squares_wrapped"]
+NORMS = ["squares", "squares_piece", "row_squares", "row_squares_l2"]
+OTHERS = ["add_mean"]  # of one number
 PACKED = {  # (instruction set, element type): what a vectorised square root and division look like
     "x86_64": {
         ("baseline", "f32"): (r"\bsqrtps\s.*%xmm", r"\bdivps\s.*%xmm"),
@@ -68,7 +70,7 @@ def disassemble(path, objdump="objdump"):
 def expected_in(rule, machine, isa, real):
     """A product always; a root and a quotient where the rule has them."""
     root, quotient = PACKED[machine][isa, real]
-    others = {"sgd": [], "gradient": [], "average": [], "adamax": [quotient]}
+    others = {"sgd": [], "gradient": [], "average": [], "adamax": [quotient], "row": [quotient]}
     return [PRODUCTS[machine][isa, real], *others.get(rule.split("_")[0], [root, quotient])]
 
 
@@ -95,7 +97,9 @@ def test_the_norm_is_vectorised_at_full_width_in_float64(functions, loop, isa, r
 
 
 def test_every_compiled_loop_is_looked_at(functions):
-    expected = {f"{loop}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for loop in (*LOOPS[real], *NORMS)}
+    expected = {
+        f"{loop}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for loop in (*LOOPS[real], *NORMS, *OTHERS)
+    }
     found = {name for name in functions if re.search(r"_f(32|64)_(baseline|avx2|avx512)$", name)}
     assert found == expected
     assert {isa for isa, _ in PACKED[platform.machine()]} >= set(ISAS)

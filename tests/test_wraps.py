@@ -110,7 +110,7 @@ def test_every_pair_of_settings_equals_the_oracle():
         oracle.assert_equals(opt, params, f"{isa} {dtype} {make} {threads} {options}")
 
 
-@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "AdamW", "RowAdagrad"])
 def test_wraps_do_not_depend_on_the_rule(name):
     """With the mean gradient given by hand, clipped, any optimizer takes the same step."""
     rng = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_wraps_do_not_depend_on_the_rule(name):
     assert_same_bits(opt.ema[0], ema)
 
 
-@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "AdamW", "RowAdagrad"])
 def test_clipping_by_the_norm_does_not_depend_on_the_rule(name):
     """With the clip factor given by hand, any optimizer takes the same step."""
     rng = np.random.default_rng(0)

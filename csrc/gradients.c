@@ -1,0 +1,82 @@
+/* Gradients that must be made first, piece by piece on the stack: of a row that was given several times, the sum; with
+ * `before`, scaled, added to pending ones, clipped. And the sum of their squares. */
+#include <string.h>
+#include "fastadam.h"
+
+enum { AHEAD = 4 }; /* gradients of rows that are fetched before they are needed */
+
+fa_task fa_piece_of(const fa_task *t, int64_t at, int64_t n)
+{
+    fa_task piece = *t;
+    for (int i = 0; i < FA_ARRAYS; i++)
+        if (t->array[i] && !(i == FA_V && t->kernel->add_mean)) /* which is one number */
+            piece.array[i] = (char *)t->array[i] + at * t->kernel->size;
+    piece.n = n;
+    return piece;
+}
+
+void fa_run_before(const fa_task *t, void *made, int64_t n)
+{
+    fa_task before = *t;
+    before.array[FA_PARAM] = made;
+    before.coefficients = t->wrap;
+    t->before->run(&before, 0, n);
+}
+
+/* Repeated rows: the first as it is, the others added in their order. */
+static const void *sum_of(const fa_rows *r, int64_t j, const void *grads, int64_t size, int64_t at, int64_t n, void *block)
+{
+    static const fa_wrap once = {.s = 1.0, .mean = 1.0};
+    fa_task sum = {.array = {[FA_PARAM] = block}, .coefficients = &once};
+    const int64_t given = r->start[r->count];
+    memcpy(block, fa_given_gradient(r, r->start[j], grads, size, at), (size_t)(n * size));
+    for (int64_t i = r->start[j] + 1; i < r->start[j + 1]; i++) {
+        if (i + AHEAD < given)
+            fa_fetch(fa_given_gradient(r, i + AHEAD, grads, size, at), n * size);
+        sum.array[FA_GRAD] = (void *)fa_given_gradient(r, i, grads, size, at);
+        r->add->run(&sum, 0, n);
+    }
+    return block;
+}
+
+const void *fa_row_gradient(const fa_rows *r, int64_t j, const void *grads, int64_t size, int64_t at, int64_t n, void *block)
+{
+    if (!r)
+        return (const char *)grads + at * size;
+    if (!r->order)
+        return (const char *)grads + (j * r->width + at) * size;
+    if (r->start[j + 1] - r->start[j] == 1)
+        return fa_given_gradient(r, r->start[j], grads, size, at);
+    return sum_of(r, j, grads, size, at, n, block);
+}
+
+/* Elements [begin, end) of the gradient of a row, or of an array, whose task this is. */
+double fa_block_squares(const fa_task *t, const fa_rows *r, int64_t j, const void *grads, int64_t begin, int64_t end)
+{
+    _Alignas(64) char summed[FA_PIECE], made[FA_PIECE];
+    const int64_t size = t->kernel->size, most = FA_PIECE / size;
+    double sums[16] = {0};
+    for (int64_t at = begin, n; at < end; at += n) {
+        n = end - at < most ? end - at : most;
+        fa_task piece = fa_piece_of(t, at, n);
+        piece.array[FA_GRAD] = (void *)fa_row_gradient(r, j, grads, size, at, n, summed);
+        if (t->before) {
+            int64_t left = (end - at - n) * size, bytes = left < FA_PIECE ? left : FA_PIECE;
+            if (!r) { /* the next piece */
+                fa_fetch((const char *)piece.array[FA_GRAD] + n * size, bytes);
+                fa_fetch((const char *)piece.array[FA_SUM] + n * size, piece.array[FA_SUM] ? bytes : 0);
+            }
+            fa_run_before(&piece, made, n);
+            piece.array[FA_GRAD] = made;
+        }
+        t->kernel->add_squares(&piece, 0, n, sums);
+    }
+    return fa_in_pairs(sums);
+}
+
+void fa_wrapped_squares(const fa_task *t, int64_t begin, int64_t end)
+{
+    double *sum = (double *)t->coefficients + begin / FA_SQUARES;
+    for (; begin < end; begin += FA_SQUARES)
+        *sum++ = fa_block_squares(t, NULL, 0, t->array[FA_GRAD], begin, end - begin < FA_SQUARES ? end : begin + FA_SQUARES);
+}

@@ -1,0 +1,76 @@
+# Rows, the gradient of a table where few of its rows appear.
+
+cdef int INT32 = numpy.dtype("int32").num, INT64 = numpy.dtype("int64").num, LONGLONG = numpy.dtype("longlong").num
+
+
+@cython.final
+cdef class Rows:
+    """The gradient of some rows of a parameter, in an array's place in ``step``: an update at the cost of these rows.
+
+    .. math:: g_r = \\sum_{i: rows_i = r} grads_i
+
+    The rule is then applied to those rows alone. Other rows, and their state, stay as they are: nothing decays or
+    moves there. The step counter is the parameter's, one more at each call, with no rows at all, too.
+
+    Parameters
+    ----------
+    rows : ndarray of int32 or int64, shape (k,)
+        Which rows, 0 <= row < len(param), in any order. Rows may repeat; their gradients are then added, in the order
+        given.
+    grads : ndarray, shape (k,) + param.shape[1:]
+        The gradient of each. Types as for `step`; another than the parameter's costs a copy and a
+        `PerformanceWarning`.
+
+    Raises
+    ------
+    IndexError
+        By `step`: a row that the parameter does not have. Negative ones do not count from the end.
+    TypeError, ValueError
+        By `step`: another kind, type or shape; a parameter that is not C-contiguous or has no axis; `accumulate` or
+        `ema_decay` is set.
+
+    Notes
+    -----
+    Nothing is copied or checked before the step, which reads `rows` once. Weight decay acts on the rows that appear.
+    With all rows once, in any order, the result is that of the dense gradient, bit for bit (but for clipping by the
+    norm, which sums the squares of each row by themselves).
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> table, bias = np.ones((5, 2)), np.ones(2)
+    >>> opt = fastadam.SGD([table, bias], lr=0.5)
+    >>> rows = fastadam.Rows(np.array([3, 0, 3]), np.ones((3, 2)))
+    >>> opt.step([rows, np.ones(2)])
+    >>> table[:, 0], bias
+    (array([0.5, 1. , 1. , 0. , 1. ]), array([0.5, 0.5]))
+
+    References
+    ----------
+    The semantics of ``torch.optim.SparseAdam``, for every rule; the twin is ``fastadam.reference.sum_rows``.
+    """
+    cdef readonly object rows, grads
+
+    def __init__(self, rows, grads):
+        self.rows, self.grads = rows, grads
+
+    def __repr__(self):
+        return f"Rows({self.rows!r}, {self.grads!r})"
+
+
+cdef inline bint is_list_of_rows(Array *rows) noexcept nogil:
+    """int32 or int64 that C can read where they are."""
+    return (ndim_of(rows) == 1 and (flags_of(rows) & ALIGNED) != 0 and (flags_of(rows) & CONTIGUOUS) != 0
+            and (type_of(rows) == INT32 or type_of(rows) == INT64 or type_of(rows) == LONGLONG) and is_native(rows))
+
+
+cdef inline bint is_rows_of(const Layout *layout, const np.npy_intp *shapes, Array *rows, Array *grads) noexcept nogil:
+    """As `is_like`, for some rows of that parameter."""
+    cdef int axis
+    if (ndim_of(grads) != layout.ndim or not flags_of(grads) & ALIGNED or not flags_of(grads) & C_CONTIGUOUS
+            or type_of(grads) != layout.type or not is_native(grads) or shape_of(grads)[0] != shape_of(rows)[0]):
+        return False
+    for axis in range(1, layout.ndim):
+        if shape_of(grads)[axis] != shapes[layout.shape + axis]:
+            return False
+    return True
