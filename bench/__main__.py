@@ -1,9 +1,9 @@
-"""python -m bench COMMAND [--help]: peers and promises (versus), training loops (loop, sklearn_fit), scaling ..."""
+"""python -m bench COMMAND [--help]: peers and promises (versus), training loops (loop, sklearn_fit), scaling, rows"""
 
 import importlib
 import sys
 
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "instructions", "report")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "instructions", "report")
 
 
 def main():

@@ -4,9 +4,12 @@
  * arithmetic; the arrays stay what they are.
  * reading_limit: read an array of whole cache lines once, each thread in eight places at once and half a page ahead; one,
  * four and sixteen places and other distances were slower.
+ * rows_limit: the same for the rows that appear, ascending, four of them fetched ahead; of a row that was given several
+ * times, the gradients are summed in `sum` first. Their order is given: no sorting. `scale` is 0, or 1 to check it.
  * arithmetic_limit: one square root and one division an element, in registers and the first-level cache.
  * Built by bench/limits.py with -O3 -march=native -fopenmp, once with REAL float and once with double. */
 #include <stdint.h>
+#include <string.h>
 #include <tgmath.h>
 
 enum { LINE = 8, PLACES = 8 }; /* words in a cache line; lines read at once */
@@ -55,6 +58,48 @@ void memory_limit(REAL *restrict p, const REAL *restrict g, REAL *restrict a, RE
         LOOP(MOVE(a))
     else
         LOOP()
+}
+
+enum { AHEAD = 4, WIDEST = 1024 }; /* rows fetched ahead; elements in a row */
+
+static void fetch(const REAL *from, int64_t width)
+{
+    for (int64_t i = 0; i < width; i += 64 / (int64_t)sizeof *from)
+        __builtin_prefetch(from + i);
+}
+
+void rows_limit(REAL *p, const REAL *g, REAL *a, REAL *b, const int64_t *rows, const int64_t *places, const int64_t *start,
+                int64_t count, int64_t width, int threads, double scale)
+{
+    const REAL factor = (REAL)scale;
+    REAL *const arrays[] = {p, a, b};
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t j = 0; j < count; j++) {
+        _Alignas(64) REAL sum[WIDEST];
+        const REAL *grad = g + places[start[j]] * width;
+        if (j + AHEAD < count) {
+            for (int k = 0; k < 3; k++)
+                fetch(arrays[k] + rows[j + AHEAD] * width, width);
+            fetch(g + places[start[j + AHEAD]] * width, width);
+        }
+        if (start[j + 1] - start[j] > 1) {
+            memcpy(sum, grad, (size_t)width * sizeof *sum);
+            for (int64_t i = start[j] + 1; i < start[j + 1]; i++) {
+                const REAL *more = g + places[i] * width;
+                if (i + AHEAD < start[count])
+                    fetch(g + places[i + AHEAD] * width, width);
+                for (int64_t k = 0; k < width; k++)
+                    sum[k] += more[k];
+            }
+            grad = sum;
+        }
+        REAL *restrict x = p + rows[j] * width, *restrict y = a + rows[j] * width, *restrict z = b + rows[j] * width;
+        for (int64_t k = 0; k < width; k++) {
+            x[k] += factor * grad[k];
+            y[k] += factor * grad[k];
+            z[k] += factor * grad[k];
+        }
+    }
 }
 
 double arithmetic_limit(int64_t n, int threads, double one)

@@ -19,7 +19,7 @@ from .workloads import FAMILY, WORKLOADS
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 IN_README = {"torch fused": "torch fused", "numba prange": "numba, parallel", "NumPy tutorial": "NumPy"}
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows")
 HEAD = """# Benchmarks
 
 Written by `python -m bench report` from `bench/results/*.json`, which have every ratio with its quartiles. `--measure`
@@ -67,6 +67,26 @@ def scaling_cell(row):
     return f"{ms:.3g} ms, {speed:.1f} GB/s, {share:.2f}, {efficiency:.2f}"
 
 
+def rows_cell(row):
+    """Ours in milliseconds, parts of it as shares, others as multiples; in brackets with fresh rows."""
+    if row["contender"] in ("fastadam", "fastadam 2 threads", "fastadam default"):
+        same, fresh = (ms and f"{ms:.3g}" for ms in (row["ms"], row["fresh rows, ms"]))
+    else:
+        part = row["contender"].startswith(("bare loop", "sorting"))
+        ratios = row["over ours"], row["fresh rows, over ours"]
+        same, fresh = (found and (f"{found[1]:.2f}" if part else times(found)) for found in ratios)
+    return f"{same} ({fresh})" if fresh else same
+
+
+def rows_tables(tables):
+    yield table(pivot(tables["steps"], ("table",), "contender", rows_cell))
+    measured = [row for row in tables["promises"] if row["verdict"] != "not measured"]
+    yield table(pivot(measured, ("what",), "table", lambda row: f"{kept(row)}; bar {row['bar']}"))
+    if "absent" in tables:
+        said = (f"{row.get('contender', row['table'])} ({row['why']})" for row in tables["absent"])
+        yield f"Not measured: {'; '.join(dict.fromkeys(said))}."
+
+
 # command -> table, columns that stay, column whose values become columns, cell, what the table shows
 PIVOTS = {
     "loop": ("iterations", ("optimizer",), "h, batch", both("total, ms", "against no optimizer"),
@@ -81,6 +101,8 @@ PIVOTS = {
 def laid_out(command, tables):
     if command == "versus":
         yield from versus_tables(tables)
+    elif command == "rows":
+        yield from rows_tables(tables)
     elif command in PIVOTS:
         name, index, across, cell, said = PIVOTS[command]
         numpy = ("NumPy",) if "NumPy" in tables[name][0] else ()

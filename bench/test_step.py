@@ -7,9 +7,11 @@ import pytest
 
 import fastadam
 from bench.peers import CONTENDERS, check
+from bench.row_peers import ON_ROWS, Shared
 from bench.runner import Training
-from bench.workloads import WORKLOADS
+from bench.workloads import TABLES, WORKLOADS
 
+ON_ROWS_SHOWN = ["fastadam", "fastadam.RowAdagrad", "fastadam whole table", "NumPy on rows", "torch SparseAdam"]
 pytestmark = pytest.mark.filterwarnings("default")  # the peers' warnings are not ours to mend
 
 
@@ -31,6 +33,20 @@ def test_step(benchmark, contender, workload):
     benchmark.extra_info["isa"] = fastadam.config()["isa"]
     benchmark(step)
     check(stepper, params, grads, steps)
+
+
+@pytest.mark.parametrize("table", ["512 rows of 100 K x 64", "300 rows repeated to 4096 of 200 K x 128"])
+@pytest.mark.parametrize("on_rows", ON_ROWS_SHOWN)
+def test_rows(benchmark, on_rows, table):
+    """Some rows of a table. Compare with --benchmark-group-by=param:table."""
+    ((rows, grads),), others = TABLES[table].make()
+    kind, threads = ON_ROWS[on_rows]
+    if on_rows.startswith("torch"):
+        pytest.importorskip("torch")
+    contender = kind(Shared(TABLES[table].height, TABLES[table].width), threads)
+    contender.prepare()
+    benchmark(contender.step, *contender.given(rows, grads))
+    contender.check(rows, grads, others)
 
 
 @pytest.mark.parametrize("optimizer", ["no optimizer", "fastadam default", "fastadam 1 thread", "NumPy tutorial"])

@@ -49,6 +49,32 @@ class Workload:
         return params, [placed(grad, 528) for grad in grads]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table, some of whose rows get gradients."""
+
+    name: str
+    height: int
+    width: int
+    given: int  # rows in a step
+    among: int = 0  # of so many of the table's, drawn anew each time; 0: each appears once at most
+
+    @property
+    def nbytes(self):
+        return 4 * self.height * self.width
+
+    def make(self, sets=1):
+        """Several (rows, grads), and some rows that are in none. A column's gradients have one sign: sums are large."""
+        rng, found, signs = np.random.default_rng(0), [], np.random.default_rng(1).choice([-1.0, 1.0], self.width)
+        for _ in range(sets):
+            rows = rng.choice(self.height, self.among or self.given, replace=False)
+            rows = rng.choice(rows, self.given) if self.among else rows
+            grads = rng.uniform(0.5, 2.0, (self.given, self.width)) * signs
+            found.append((rows, placed(grads.astype(np.float32), 528)))
+        others = np.setdiff1d(rng.integers(0, self.height, 1000), np.concatenate([rows for rows, _ in found]))
+        return found, others
+
+
 def placed(values, at):
     """A copy that begins `at` bytes, modulo 1024, if it is large.
 
@@ -106,5 +132,14 @@ WORKLOADS = {
         Workload("1 x 1 M AMSGrad", ((1 << 20,),), rule="AMSGrad"),
         Workload("1 x 1 M clipped", ((1 << 20,),), rule="clipped"),
         *(Workload(f"1 x 64 Mi {rule}", ((1 << 26,),), rule=rule) for rule in ("clipped", "AMSGrad", *FAMILY)),
+    ]
+}
+TABLES = {
+    table.name: table
+    for table in [
+        Table("4096 rows of 200 K x 128", 200_000, 128, 4096, 200_000),
+        Table("300 rows repeated to 4096 of 200 K x 128", 200_000, 128, 4096, 300),
+        Table("100 K rows of 10 M x 64", 10_000_000, 64, 100_000, 10_000_000),
+        Table("512 rows of 100 K x 64", 100_000, 64, 512),
     ]
 }
