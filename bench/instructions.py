@@ -64,7 +64,7 @@ def functions(program):
 def avx512_loops(body, size):
     """Instructions per element of `size` bytes of each innermost loop that computes with whole registers.
 
-    How many elements a turn takes is told by its largest pointer increment."""
+    How many elements a turn takes is told by its largest pointer increment, or by the shift of a counter of turns."""
     lines = re.findall(r"^ *([0-9a-f]+):\t(\S+) *(.*)", body, flags=re.MULTILINE)
     code = [(int(address, 16), operation, operands) for address, operation, operands in lines]
     jumps = [(int(to.split()[0], 16), at) for at, operation, to in code if operation[0] == "j" and to[0] != "*"]
@@ -77,6 +77,7 @@ def avx512_loops(body, size):
         computes = any(re.match(r"v(mul|add|sub)p.*%zmm", instruction) for instruction in turn)
         steps = re.findall(r"^(add|sub) \$0x([0-9a-f]+),%r", "\n".join(turn), flags=re.MULTILINE)
         steps = [int(by, 16) if operation == "add" else 2**64 - int(by, 16) for operation, by in steps]
+        steps += [1 << int(by, 16) for by in re.findall(r"^shl \$0x([0-9a-f]),%r", "\n".join(turn), flags=re.MULTILINE)]
         bytes_a_turn = max((step for step in steps if step < 1 << 16), default=0)
         if computes and bytes_a_turn >= 64:
             figures.append(len(turn) * size / bytes_a_turn)

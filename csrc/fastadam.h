@@ -210,7 +210,7 @@ void fa_run_before(const fa_task *task, void *made, int64_t n);
 const void *fa_row_gradient(const fa_rows *rows, int64_t j, const void *grads, int64_t size, int64_t at, int64_t n,
                             void *block);
 double fa_block_squares(const fa_task *task, const fa_rows *rows, int64_t j, const void *grads, int64_t begin,
-                        int64_t end);
+                        int64_t end, int64_t last);
 void fa_wrapped_squares(const fa_task *task, int64_t begin, int64_t end);
 
 /* Of the i-th in their order, from its element `at`. */

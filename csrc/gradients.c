@@ -50,8 +50,9 @@ const void *fa_row_gradient(const fa_rows *r, int64_t j, const void *grads, int6
     return sum_of(r, j, grads, size, at, n, block);
 }
 
-/* Elements [begin, end) of the gradient of a row, or of an array, whose task this is. */
-double fa_block_squares(const fa_task *t, const fa_rows *r, int64_t j, const void *grads, int64_t begin, int64_t end)
+/* Elements [begin, end) of the gradient of a row, or of an array, whose task this is. Up to `last` they will be needed. */
+double fa_block_squares(const fa_task *t, const fa_rows *r, int64_t j, const void *grads, int64_t begin, int64_t end,
+                        int64_t last)
 {
     _Alignas(64) char summed[FA_PIECE], made[FA_PIECE];
     const int64_t size = t->kernel->size, most = FA_PIECE / size;
@@ -61,11 +62,11 @@ double fa_block_squares(const fa_task *t, const fa_rows *r, int64_t j, const voi
         fa_task piece = fa_piece_of(t, at, n);
         piece.array[FA_GRAD] = (void *)fa_row_gradient(r, j, grads, size, at, n, summed);
         if (t->before) {
-            int64_t left = (end - at - n) * size, bytes = left < FA_PIECE ? left : FA_PIECE;
-            if (!r) { /* the next piece */
+            int64_t left = (last - at - n) * size, bytes = left < FA_PIECE ? left : FA_PIECE; /* of the next piece */
+            if (!r)
                 fa_fetch((const char *)piece.array[FA_GRAD] + n * size, bytes);
-                fa_fetch((const char *)piece.array[FA_SUM] + n * size, piece.array[FA_SUM] ? bytes : 0);
-            }
+            if (!r && piece.array[FA_SUM])
+                fa_fetch((const char *)piece.array[FA_SUM] + n * size, bytes);
             fa_run_before(&piece, made, n);
             piece.array[FA_GRAD] = made;
         }
@@ -78,5 +79,5 @@ void fa_wrapped_squares(const fa_task *t, int64_t begin, int64_t end)
 {
     double *sum = (double *)t->coefficients + begin / FA_SQUARES;
     for (; begin < end; begin += FA_SQUARES)
-        *sum++ = fa_block_squares(t, NULL, 0, t->array[FA_GRAD], begin, end - begin < FA_SQUARES ? end : begin + FA_SQUARES);
+        *sum++ = fa_block_squares(t, NULL, 0, t->array[FA_GRAD], begin, end - begin < FA_SQUARES ? end : begin + FA_SQUARES, end);
 }

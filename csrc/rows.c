@@ -53,6 +53,9 @@ int64_t fa_rows_sort(fa_rows *r, const void *list, int is_int64, int64_t given, 
     int64_t before = 0;
     int ascending = 1;
     r->shift = bits_of(given - 1);
+    r->count = 0;
+    r->order = keys;
+    r->start = (int64_t *)other;
     for (int64_t i = 0; i < given; i++) {
         /* Once: another thread may be writing there, and what was checked is what is used. */
         int64_t row = is_int64 ? ((const volatile int64_t *)list)[i] : ((const volatile int32_t *)list)[i];
@@ -62,11 +65,13 @@ int64_t fa_rows_sort(fa_rows *r, const void *list, int is_int64, int64_t given, 
         }
         ascending &= before <= row;
         before = row;
-        keys[i] = (uint64_t)row << r->shift | (uint64_t)i;
+        if (r->width > 0)
+            keys[i] = (uint64_t)row << r->shift | (uint64_t)i;
     }
+    if (r->width == 0) /* nothing to do, and heights may be of any size */
+        return -1;
     uint64_t *sorted = ascending ? keys : sort(keys, other, given, r->shift, bits_of(height - 1), work + 2 * (given + 1));
     int64_t *start = (int64_t *)(sorted == keys ? other : keys);
-    r->count = 0;
     for (int64_t i = 0; i < given; i++)
         if (i == 0 || sorted[i] >> r->shift != sorted[i - 1] >> r->shift)
             start[r->count++] = i;
@@ -89,7 +94,7 @@ static int64_t row_at(const fa_rows *r, int64_t j)
     return r->order ? (int64_t)(r->order[r->start[j]] >> r->shift) : j;
 }
 
-/* The arrays that there are, but for the gradient, and bytes from one row to the next. */
+/* The arrays that a step needs, but for the gradient, and bytes from one row to the next. */
 typedef struct {
     int count, array[FA_ARRAYS];
     char *base[FA_ARRAYS];
@@ -101,7 +106,7 @@ static columns columns_of(const fa_task *t)
     const int64_t size = t->kernel->size;
     columns c = {0};
     for (int a = 0; a < FA_ARRAYS; a++)
-        if (a != FA_GRAD && t->array[a]) {
+        if (a != FA_GRAD && t->array[a] && !(t->rows->order && (a == FA_EMA || a == FA_SUM))) { /* those are of whole arrays */
             int is_number = a == FA_V && t->kernel->add_mean;
             c.array[c.count] = a;
             c.base[c.count] = t->array[a];
@@ -124,7 +129,7 @@ static inline __attribute__((always_inline)) void fetch(const fa_task *t, const 
     const int64_t width = t->rows->width * t->kernel->size, bytes = width < MOST ? width : MOST, row = row_at(t->rows, j);
     fa_fetch(first_gradient(t, j), bytes);
     for (int i = 0; i < c->count; i++)
-        fa_fetch(c->base[i] + row * c->stride[i], bytes);
+        fa_fetch(c->base[i] + row * c->stride[i], bytes < c->stride[i] ? bytes : c->stride[i]);
 }
 
 static int is_single(const fa_rows *r, int64_t j)
@@ -146,7 +151,7 @@ static void take_squares(const fa_task *t, fa_task *row, int64_t j)
             t->kernel->add_squares(row, begin, end, sums);
             squares = fa_in_pairs(sums);
         } else {
-            squares = fa_block_squares(row, r, j, t->array[FA_GRAD], begin, end);
+            squares = fa_block_squares(row, r, j, t->array[FA_GRAD], begin, end, end);
         }
         total += squares;
         if (!t->kernel->add_mean)

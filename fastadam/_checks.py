@@ -37,6 +37,8 @@ def array_of(x: Any, written: bool) -> str:
         return f"; make one array of the numbers that belong together: np.array(x){keep}"
     if callable(x):
         return "; call it"
+    if hasattr(kind, "grads") and hasattr(kind, "rows"):  # fastadam.Rows
+        return "; give it to step of an optimizer"
     if hasattr(kind, "detach") and hasattr(kind, "numpy"):  # torch's: the same memory
         return "; use .detach().numpy()"
     how = ".toarray()" if hasattr(kind, "toarray") else "np.array(x)" if written else "np.asarray(x)"
@@ -161,21 +163,39 @@ def check_table(param: Any, name: str, why: str) -> None:
 def as_rows(rows: Any, grads: Any, param: Any, name: str, param_name: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows, and the gradient of each, as arrays that can be used, perhaps after a conversion."""
     check_table(param, param_name, "its gradient came as Rows")
-    which = as_array(rows, f"rows of the {name}", False)
+    what = f"rows of the {name}"
+    if is_masked(rows):
+        raise TypeError(f"{what} must be a numpy.ndarray, got a masked array; use .compressed(), and as few gradients")
+    if isinstance(rows, list | tuple):
+        raise TypeError(f"{what} must be a numpy.ndarray, got a {type(rows).__name__}; use np.asarray(x, np.int64)")
+    which = as_array(rows, what, False)
     if which.dtype.kind != "i" or which.dtype.itemsize < 4 or not which.dtype.isnative:
-        how = "; use .astype(np.int64)" if which.dtype.kind in "iu" else ""
-        how = "; use np.flatnonzero(rows)" if which.dtype.kind == "b" else how
-        raise TypeError(f"rows of the {name} must be int32 or int64 in native byte order, got {which.dtype.str}{how}")
+        how = "; use np.flatnonzero(rows)" if which.dtype.kind == "b" else real_by_cast(which, "int64")
+        if which.dtype.kind == "f" and getattr(grads, "dtype", which.dtype).kind in "iu":
+            how = "; give rows first, then gradients"
+        raise TypeError(f"{what} must be int32 or int64 in native byte order, got {which.dtype}{how}")
     if which.ndim != 1:
-        raise ValueError(f"rows of the {name} must have one axis, got the shape {which.shape}; use .reshape(-1)")
+        raise ValueError(f"{what} must have one axis, got the shape {which.shape}; use .reshape(-1)")
+    array = real_gradient(grads, param, name)
     shape = (len(which), *np.shape(param)[1:])
-    return which, as_gradient(grads, param, name, f"its rows of {param_name}", shape)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, for {len(which)} rows, got {array.shape}")
+    return which, array
 
 
-def as_gradient(grad: Any, param: Any, name: str, param_name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray:
     """The gradient as an array that can be used, perhaps after a conversion."""
-    like = as_array(param, param_name, True)
-    shape = like.shape if shape is None else shape
+    array, shape = real_gradient(grad, param, name), np.shape(param)
+    if array.shape != shape:
+        some = shape and array.ndim == len(shape) and array.shape[1:] == shape[1:]
+        how = "; give some of its rows as fastadam.Rows(rows, grads), to an optimizer" if some else ""
+        raise ValueError(f"{name} must have the shape of {param_name}, {shape}, got {array.shape}{how}")
+    return array
+
+
+def real_gradient(grad: Any, param: Any, name: str) -> np.ndarray:
+    """An array of real numbers, of any shape."""
+    like = np.asarray(param)
     if isinstance(grad, np.floating) and like.ndim == 0:
         grad = np.asarray(grad)
     array = as_array(grad, name, False)
@@ -187,8 +207,6 @@ def as_gradient(grad: Any, param: Any, name: str, param_name: str, shape: tuple[
         else:
             how = real_by_cast(array, like.dtype)
         raise TypeError(f"{name} must be float16, float32, float64 or longdouble, got {array.dtype}{how}")
-    if array.shape != shape:
-        raise ValueError(f"{name} must have the shape of {param_name}, {shape}, got {array.shape}")
     return array
 
 

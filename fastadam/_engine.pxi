@@ -83,7 +83,7 @@ cdef class Engine(Parameters):
         s[0] = self.chosen      # a schedule may change those
         c.scale, c.isa = as_grad_scale(grad_scale), chosen_isa
         if alone and s.max_norm < INFINITY:
-            raise ValueError("max_norm needs the gradients of all parameters at once: use step, or max_value")
+            raise ValueError("max_norm needs the gradients of all parameters at once: use step; or set it to None")
         self.first, c.slots, c.tasks, c.count = first, self.slots + first, self.tasks + first, count
         c.rows = self.rows + first
         steps = self.mark_active(grads)
@@ -141,11 +141,16 @@ cdef class Engine(Parameters):
 
     cdef int check_rows(self) except -1:
         """Sums of gradients, and averages, are of whole arrays."""
+        cdef Py_ssize_t i
         if self.has_rows and self.call.settings.accumulate > 1:
-            raise ValueError("accumulate adds up whole arrays, got Rows; set it to 1, and join the rows of several "
-                             "batches: they may repeat")
+            raise ValueError("accumulate adds up whole arrays, got Rows; set it to 1, join the rows of so many batches "
+                             "(they may repeat), and divide grad_scale by their number")
         if self.has_rows and self.call.settings.average:
             raise ValueError("ema_decay averages whole arrays, got Rows; set it to None, or give the whole gradient")
+        for i in range(self.call.count if self.has_rows else 0):
+            if self.call.slots[i].rows != NULL and self.call.slots[i].record.pending:
+                raise ValueError(f"{self.name_of(self.first + i)} has pending gradients, and got Rows; "
+                                 "step with a gradient of the whole array first, zeros for one")
         return 0
 
     cdef bint mark_active(self, list grads):
@@ -279,17 +284,18 @@ cdef class Engine(Parameters):
                 continue
             rows = <Array *>(<Rows>grads[i]).rows
             if slot.n and fa_rows_bits(shape_of(rows)[0], slot.height) > FA_MOST_BITS:
-                raise ValueError(f"{shape_of(rows)[0]} rows at once are too many for a table of {slot.height}; take "
-                                 "several steps")
+                most = FA_MOST_BITS - fa_rows_bits(1, slot.height)
+                raise ValueError(f"the gradient of {self.name_of(self.first + i)} has {shape_of(rows)[0]} rows, and a "
+                                 f"table of {slot.height} takes at most 2**{most} in a step")
             slot.rows.width = slot.width
             slot.rows.add = fa_kernel_of(self.call.isa, FA_GRADIENT + FA_SUMMED + FA_IN_PLACE, slot.real)
             with nogil:
                 place = fa_rows_sort(slot.rows, data_of(rows), itemsize_of(rows) == 8, shape_of(rows)[0], slot.height,
                                      work, &row)
             if place >= 0:
-                raise IndexError(
-                    f"rows[{place}] of the gradient of {self.name_of(self.first + i)} is {row}; its rows are 0 to "
-                    f"{slot.height - 1}" + (", and negative ones do not count from the end" if row < 0 else ""))
+                there = f"its rows are 0 to {slot.height - 1}" if slot.height else "it has no rows"
+                there += ", and negative ones do not count from the end" if row < 0 else ""
+                raise IndexError(f"rows[{place}] of the gradient of {self.name_of(self.first + i)} is {row}; {there}")
             work += fa_rows_room(shape_of(rows)[0])
         return 0
 

@@ -86,7 +86,6 @@ cdef class Group:
     cdef tuple params
     cdef readonly int mask      # of the state that each parameter has: 1 M, 2 V, 4 W, EMA_BIT, SUM_BIT
     cdef bint amsgrad, centered     # when it was made
-    cdef bint by_row                # the rule's state is one number for each row
     cdef str where
     cdef list seen              # what the dict held when it was last read: name, value, ...
     cdef bint whole             # and that reading came to its end

@@ -23,8 +23,8 @@ def new_records(count: int) -> np.ndarray:
 
 
 def one_a_row(params: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What state looks like that has a number for each row; memory that nobody touches costs nothing."""
-    return [np.empty(len(param), param.dtype) for param in params]
+    """What state looks like that has a number for each row."""
+    return [np.broadcast_to(param.dtype.type(0), (len(param),)) for param in params]
 
 
 def places_of(kinds: Sequence[Sequence[np.ndarray]]) -> tuple[list[list[int]], int, bool]:

@@ -216,7 +216,6 @@ cdef class Parameters:
         group.amsgrad, group.centered = options.amsgrad, options.centered
         group.seen = [None] * (2 * len(self.names) + 2)
         group.mask = mask if mask is not None else group.states_for(&options) | self.wrap_mask
-        group.by_row = self.by_row
         for key, param in zip(keys, params):
             check_writable(param, f"parameter {key!r}")
             if self.by_row:
@@ -225,7 +224,7 @@ cdef class Parameters:
         self.note_layouts(plain)
         names = self.state_names(group.mask)
         kinds = [plain] * len(names)
-        if group.by_row:
+        if self.by_row:
             kinds[names.index(self.name_of_state(FA_V))] = _layout.one_a_row(plain)
         size = _layout.places_of(kinds)[1]
         section = None
@@ -255,7 +254,7 @@ cdef class Parameters:
             self.layouts[i].param, self.layouts[i].group = <Array *>params[i - count], len(self.groups)
             good = is_good(&self.layouts[i], self.shapes)
             for a, array in zip(states_in(group.mask), new_arrays[i][1:]):
-                if not (group.by_row and a == FA_V):
+                if not (self.by_row and a == FA_V):
                     good = good and is_like(&self.layouts[i], self.shapes, <Array *>array)
                 self.tasks[i].array[a] = data_of(<Array *>array)
             if not good:

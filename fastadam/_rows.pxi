@@ -3,9 +3,13 @@
 cdef int INT32 = numpy.dtype("int32").num, INT64 = numpy.dtype("int64").num, LONGLONG = numpy.dtype("longlong").num
 
 
+@cython.auto_pickle(False)
 @cython.final
 cdef class Rows:
-    """The gradient of some rows of a parameter, in an array's place in ``step``: an update at the cost of these rows.
+    """Rows(rows, grads)
+--
+
+    The gradient of some rows of a parameter, in an array's place in ``step``: an update at the cost of these rows.
 
     .. math:: g_r = \\sum_{i: rows_i = r} grads_i
 
@@ -27,7 +31,7 @@ cdef class Rows:
         By `step`: a row that the parameter does not have. Negative ones do not count from the end.
     TypeError, ValueError
         By `step`: another kind, type or shape; a parameter that is not C-contiguous or has no axis; `accumulate` or
-        `ema_decay` is set.
+        `ema_decay` is set, or gradients are pending; a row and its place among those given need more than 63 bits.
 
     Notes
     -----
@@ -51,8 +55,11 @@ cdef class Rows:
     """
     cdef readonly object rows, grads
 
-    def __init__(self, rows, grads):
+    def __cinit__(self, rows, grads):       # once: a step relies on both while other threads run
         self.rows, self.grads = rows, grads
+
+    def __reduce__(self):
+        return Rows, (self.rows, self.grads)
 
     def __repr__(self):
         return f"Rows({self.rows!r}, {self.grads!r})"

@@ -43,11 +43,12 @@ class Optimizer(Saving):
         is skipped, and another takes its place. A sum that "propagate" has spoilt stays so. May be set later.
     accumulate : int >= 1, default 1
         Step on the mean of this many gradients. `step` adds all but every accumulate-th gradient of an array to a sum,
-        an array of the parameter's type and size. May be set later, but not from 1.
+        an array of the parameter's type and size. Not with `Rows`. May be set later, but not from 1.
     ema_decay : float from 0 to 1, or None, default None
         Keep a moving average of the parameters, in the same pass. It begins as a copy of them; after each step of an
         array ema = ema_decay * ema + (1 - ema_decay) * p. While an array takes no step (None), its average stays; to
-        set it, copy: ``opt.ema[key][...] = p``. See `ema` and `swap_ema`. May be set later, but not from None.
+        set it, copy: ``opt.ema[key][...] = p``. Not with `Rows`. See `ema` and `swap_ema`. May be set later, but not
+        from None.
     threads : int, 1 to 1024, or None
         An order for exactly that many threads (at most one per cache line). None chooses by measuring now and then what
         makes the loop around the steps fastest. The bits of the result never depend on it. May be set later.
@@ -215,6 +216,8 @@ class Optimizer(Saving):
         ------
         TypeError, ValueError
             As the constructor.
+        IndexError
+            `Rows` with a row that the parameter does not have.
         FloatingPointError
             NaN or infinity in a gradient, with ``nonfinite="raise"``.
 
@@ -238,7 +241,7 @@ class Optimizer(Saving):
             )
         self._engine.step(grads, self.param_groups, grad_scale)
 
-    def step_one(self, key: Any, grad: np.ndarray | np.floating, *, grad_scale: float = 1.0) -> None:
+    def step_one(self, key: Any, grad: np.ndarray | np.floating | _core.Rows, *, grad_scale: float = 1.0) -> None:
         """Update one parameter as soon as its gradient is there, so that the gradient's memory can be used again.
 
         As `step` with None for all other parameters. Called for each parameter, it has the result of one `step`, to the
@@ -249,7 +252,7 @@ class Optimizer(Saving):
         ----------
         key : as in `state`
             Which parameter: a running index, or its name.
-        grad : ndarray
+        grad : ndarray or Rows
             Its gradient.
         grad_scale : float, default 1, finite
             Multiplies the gradient.
