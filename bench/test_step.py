@@ -60,6 +60,20 @@ def test_training_iteration(benchmark, optimizer):
     assert np.isfinite(first)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("size", [1 << 14, 1 << 24])
+def test_gradients_of_16_bits(benchmark, size, kind):
+    """One array of float32, whose gradient has half as many bytes."""
+    dtype = pytest.importorskip("ml_dtypes").bfloat16 if kind == "bfloat16" else kind
+    param = np.ones(size, np.float32)
+    twin, grad = param.copy(), np.random.default_rng(0).standard_normal(size, np.float32).astype(dtype)
+    opt, checked = fastadam.Adam(param), fastadam.Adam(twin)
+    benchmark(opt.step, grad)
+    for _ in range(opt.steps):
+        checked.step(grad.astype(np.float32))
+    assert np.array_equal(param, twin)
+
+
 @pytest.mark.parametrize("given", ["overrides", "groups by hand"])
 def test_two_groups(benchmark, given):
     """500 layers of 64 x 16, no decay of their biases: a pattern instead of two containers costs next to nothing."""

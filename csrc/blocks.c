@@ -24,7 +24,7 @@ static int trails(const fa_task *t, int read, int written)
 static int is_used(const fa_task *t, int array)
 {
     int is_state = array == FA_M || array == FA_V || array == FA_W;
-    if (array == FA_V && t->kernel->add_mean) /* one number */
+    if ((array == FA_V && t->kernel->add_mean) || (array == FA_GRAD && t->decode)) /* one number; decoded first anyway */
         return 0;
     return t->array[array] && (is_state ? t->kernel->states >> (array - FA_STATE) & 1 : array != FA_EMA || t->after);
 }
@@ -47,8 +47,9 @@ static int trailing(const fa_task *t, int *found)
 static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end, const int *copied, int count)
 {
     _Alignas(64) char blocks[4 * BLOCK];
-    int64_t size = t->kernel->size, bytes = count + (t->before != NULL) <= 4 ? BLOCK : BLOCK / 2, block = bytes / size;
-    char *gradient = blocks + count * bytes;
+    int64_t size = t->kernel->size, grad_size = fa_grad_size(t);
+    int64_t bytes = count + (t->before != NULL) + (t->decode != NULL) <= 4 ? BLOCK : BLOCK / 2, block = bytes / size;
+    char *gradient = blocks + count * bytes, *decoded = gradient + (t->before ? bytes : 0);
     for (; begin < end; begin += block) {
         int64_t n = end - begin < block ? end - begin : block;
         int64_t next = (begin + n) * size, after_next = (end - begin < 2 * block ? end : begin + 2 * block) * size;
@@ -57,8 +58,10 @@ static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end,
             memcpy(blocks + i * bytes, piece.array[copied[i]], (size_t)(n * size));
             piece.array[copied[i]] = blocks + i * bytes;
         }
+        if (t->decode)
+            piece.array[FA_GRAD] = (void *)fa_row_gradient(t, NULL, 0, t->array[FA_GRAD], begin, n, decoded);
         if (t->before) {
-            fa_fetch((char *)t->array[FA_GRAD] + next, after_next - next);
+            fa_fetch((char *)t->array[FA_GRAD] + next / size * grad_size, (after_next - next) / size * grad_size);
             if (t->array[FA_SUM])
                 fa_fetch((char *)t->array[FA_SUM] + next, after_next - next);
             fa_run_before(&piece, gradient, n);
@@ -80,9 +83,9 @@ static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end,
 static FA_NOINLINE void run_carefully(const fa_task *t, int64_t begin, int64_t end, int is_small)
 {
     int copied[FA_ARRAYS], count = is_small ? 0 : trailing(t, copied);
-    if (t->before && t->kernel->add_squares && !t->kernel->add_mean)
+    if ((t->before || t->decode) && t->kernel->add_squares && !t->kernel->add_mean)
         fa_wrapped_squares(t, begin, end);
-    else if (count == 0 && !t->before && !t->after)
+    else if (count == 0 && !t->before && !t->after && !t->decode)
         t->kernel->run(t, begin, end);
     else
         run_blocks(t, begin, end, copied, count);
@@ -91,7 +94,7 @@ static FA_NOINLINE void run_carefully(const fa_task *t, int64_t begin, int64_t e
 void fa_run_range(const fa_task *t, int64_t begin, int64_t end)
 {
     int is_small = t->n * t->kernel->size < ALIAS; /* for huge pages */
-    if (is_small && !t->before && !t->after)
+    if (is_small && !t->before && !t->after && !t->decode)
         t->kernel->run(t, begin, end);
     else
         run_carefully(t, begin, end, is_small);

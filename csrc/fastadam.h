@@ -34,7 +34,8 @@ enum { /* loops, each with 16 numbers: one for each combination of its flags */
     FA_GRADIENT = FA_RULES,       /* runs before a rule: makes the gradient that it takes */
     FA_AVERAGE = FA_GRADIENT + 16, /* runs after a rule: the moving average of the parameters */
     FA_SUM_SQUARES,               /* changes nothing: the sum of squares of each FA_SQUARES elements of the gradient */
-    FA_ALL_RULES
+    FA_DECODE,                    /* runs before all others: a gradient of 16 bits an element, as float32 */
+    FA_ALL_RULES = FA_DECODE + 2
 };
 
 enum { /* flags */
@@ -52,6 +53,9 @@ enum { /* flags */
 enum { FA_SQUARES = 4096 };
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
+
+/* What a gradient's elements are: those of its parameter; or, for float32 parameters, 16 bits. */
+typedef enum { FA_PLAIN, FA_FLOAT16, FA_BFLOAT16 } fa_format;
 
 /* The order of a task's arrays. M, V and W are state: the family says what each holds (coefficients.c). EMA is the
  * moving average of the parameters, SUM the sum of pending gradients. */
@@ -124,7 +128,7 @@ typedef struct {
     void (*run)(const fa_task *task, int64_t begin, int64_t end); /* updates elements [begin, end) */
     int64_t line;                                                 /* elements in a cache line of parameters */
     int states;                                                   /* the state arrays that it needs: 1 M + 2 V + 4 W */
-    int64_t size;                                                 /* bytes of an element */
+    int64_t size;                                                 /* bytes of an element; of decoders, of what they read */
     /* Where squares are summed, else NULL: add those of elements [begin, end) of the gradient to 16 sums in turn. */
     void (*add_squares)(const fa_task *task, int64_t begin, int64_t end, double *sums);
     /* If V is one number for each row, else NULL: add to this row's the mean of its squares. Then run it. */
@@ -168,7 +172,7 @@ struct fa_task {
     int64_t n;                /* elements; of rows, those of all that it updates */
     const fa_rows *rows;      /* or NULL: the whole array */
     const void *coefficients; /* fa_coefficients; fa_wrap for loops before and after; FA_SUM_SQUARES: where sums go */
-    const fa_kernel *before, *after; /* loops that run block by block with the rule, or NULL */
+    const fa_kernel *decode, *before, *after; /* loops that run block by block with the rule, or NULL */
     const fa_wrap *wrap;
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
@@ -207,11 +211,17 @@ void fa_run_range(const fa_task *task, int64_t begin, int64_t end);
 enum { FA_PIECE = 2048 }; /* bytes */
 fa_task fa_piece_of(const fa_task *task, int64_t at, int64_t n);
 void fa_run_before(const fa_task *task, void *made, int64_t n);
-const void *fa_row_gradient(const fa_rows *rows, int64_t j, const void *grads, int64_t size, int64_t at, int64_t n,
+const void *fa_row_gradient(const fa_task *task, const fa_rows *rows, int64_t j, const void *grads, int64_t at, int64_t n,
                             void *block);
 double fa_block_squares(const fa_task *task, const fa_rows *rows, int64_t j, const void *grads, int64_t begin,
                         int64_t end, int64_t last);
 void fa_wrapped_squares(const fa_task *task, int64_t begin, int64_t end);
+
+/* Bytes of an element of the gradient, as it was given. */
+static inline int64_t fa_grad_size(const fa_task *t)
+{
+    return t->decode ? t->decode->size : t->kernel->size;
+}
 
 /* Of the i-th in their order, from its element `at`. */
 static inline const char *fa_given_gradient(const fa_rows *r, int64_t i, const void *grads, int64_t size, int64_t at)
@@ -275,6 +285,7 @@ typedef struct {
     int64_t n;
     int64_t height, width; /* the length of its first axis, and elements of each row */
     fa_rows *rows;         /* that appear in this call, if they were given; or NULL */
+    fa_format format;      /* of its gradient in this call */
     fa_real real;
     fa_group *group;
     fa_record *record;
@@ -288,6 +299,7 @@ typedef struct {
     fa_isa isa;
     fa_settings settings;
     double scale;   /* grad_scale */
+    int special;    /* some gradient is of rows, or in another format; else tasks have neither rows nor decode */
     int blockwise;  /* sums of gradients, or clipping by value: block by block, before the rule */
     int64_t number; /* counts calls */
     fa_slot *slots; /* the parameters of this call */

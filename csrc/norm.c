@@ -37,6 +37,7 @@ void fa_sum_squares(fa_call *c, int threads)
         task->array[FA_SUM] = own->array[FA_SUM];
         task->n = own->n;
         task->rows = slot->rows;
+        task->decode = own->decode;
         task->coefficients = &c->sums[blocks];
         task->wrap = own->wrap;
         if (own->before || !slot->steps) /* of the mean, not clipped; or of the sum */
@@ -74,7 +75,7 @@ static double rounded(double x, int is32)
 static double gradient(const fa_task *t, int is32, int64_t row, int64_t at)
 {
     double block;
-    return element(fa_row_gradient(t->rows, row, t->array[FA_GRAD], is32 ? 4 : 8, at, 1, &block), is32, 0);
+    return element(fa_row_gradient(t, t->rows, row, t->array[FA_GRAD], at, 1, &block), is32, 0);
 }
 
 /* One element of a gradient; and, scaled, what the rule would take, or the sum that it joins. */

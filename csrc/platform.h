@@ -71,9 +71,9 @@ static inline int fa_claim(int *flag) /* from 0 to 1, by one caller alone */
 
 #define FA_TARGET_AVX2 __attribute__((target("avx2")))
 #ifdef __clang__
-#define FA_TARGET_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl")))
+#define FA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #else /* gcc's generic tuning would use only half of each register */
-#define FA_TARGET_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")))
+#define FA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
 #endif
 
 /* These built-ins also ask whether the operating system saves the registers. */
@@ -84,7 +84,8 @@ static inline int fa_cpu_has_avx2(void)
 
 static inline int fa_cpu_has_avx512(void)
 {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
 }
 
 /* Only MXCSR governs the arithmetic used here; <fenv.h> would also store and load the x87 state, ten times slower. */

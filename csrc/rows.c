@@ -120,8 +120,8 @@ static const char *first_gradient(const fa_task *t, int64_t j)
 {
     const fa_rows *r = t->rows;
     if (!r->order)
-        return (const char *)t->array[FA_GRAD] + j * r->width * t->kernel->size;
-    return fa_given_gradient(r, r->start[j], t->array[FA_GRAD], t->kernel->size, 0);
+        return (const char *)t->array[FA_GRAD] + j * r->width * fa_grad_size(t);
+    return fa_given_gradient(r, r->start[j], t->array[FA_GRAD], fa_grad_size(t), 0);
 }
 
 static inline __attribute__((always_inline)) void fetch(const fa_task *t, const columns *c, int64_t j)
@@ -146,7 +146,7 @@ static void take_squares(const fa_task *t, fa_task *row, int64_t j)
     for (int64_t block = 0; block < blocks; block++) {
         int64_t begin = block * FA_SQUARES, end = block + 1 < blocks ? begin + FA_SQUARES : r->width;
         double squares, sums[16] = {0};
-        if (is_single(r, j) && !t->before) { /* the same without a copy */
+        if (is_single(r, j) && !t->before && !t->decode) { /* the same without a copy */
             row->array[FA_GRAD] = (void *)first_gradient(t, j);
             t->kernel->add_squares(row, begin, end, sums);
             squares = fa_in_pairs(sums);
@@ -168,7 +168,8 @@ static FA_NOINLINE void update_repeated(const fa_rows *r, const fa_task *row, in
     for (int64_t at = 0, n; at < r->width; at += n) {
         n = r->width - at < FA_PIECE / size ? r->width - at : FA_PIECE / size;
         fa_task piece = fa_piece_of(row, at, n);
-        piece.array[FA_GRAD] = (void *)fa_row_gradient(r, j, grads, size, at, n, block);
+        piece.array[FA_GRAD] = (void *)fa_row_gradient(row, r, j, grads, at, n, block);
+        piece.decode = NULL; /* it was */
         fa_run_range(&piece, 0, n);
     }
 }
@@ -192,16 +193,17 @@ static FA_NOINLINE void run_gathered(const fa_task *t, int64_t begin, int64_t en
     fa_task piece = *t;
     piece.rows = NULL;
     piece.array[FA_GRAD] = grads;
+    piece.decode = NULL;
     for (int i = 0; i < c.count; i++)
         piece.array[c.array[i]] = blocks[i];
     for (int64_t n; begin < end; begin += n) {
         n = end - begin < most ? end - begin : most;
         for (int64_t k = 0; k < n; k++) {
             const int64_t j = begin + k, row = row_at(r, j);
-            if (is_single(r, j))
+            if (is_single(r, j) && !t->decode)
                 copy(grads + k * bytes, first_gradient(t, j), bytes);
             else
-                fa_row_gradient(r, j, t->array[FA_GRAD], size, 0, r->width, grads + k * bytes);
+                fa_row_gradient(t, r, j, t->array[FA_GRAD], 0, r->width, grads + k * bytes);
             for (int i = 0; i < c.count; i++)
                 copy(blocks[i] + k * bytes, c.base[i] + row * bytes, bytes);
         }

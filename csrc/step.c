@@ -7,37 +7,51 @@ static int summed(const fa_slot *slot)
     return slot->record->pending ? FA_SUMMED : 0;
 }
 
+/* What is not plain: a gradient of rows, or in another format; a rule that keeps a number for each row. */
+static void take_form(const fa_call *c, const fa_slot *slot, fa_task *task, int by_row)
+{
+    task->rows = slot->rows;
+    if (slot->rows)
+        task->n = slot->rows->count * slot->width;
+    if (slot->format)
+        task->decode = fa_kernel_of(c->isa, FA_DECODE + slot->format - FA_FLOAT16, slot->real);
+    if (!by_row || !slot->steps)
+        return;
+    if (slot->width == 1) { /* a number for each element: Adagrad has the same bits, much sooner */
+        task->kernel = fa_kernel_of(c->isa, FA_RMSPROP | fa_rule_of(c->family, &slot->group->options) % 16, slot->real);
+    } else if (!slot->rows) { /* it takes all rows */
+        fa_rows *all = &c->rows[task - c->tasks];
+        *all = (fa_rows){.width = slot->width, .count = slot->height};
+        task->rows = all;
+    }
+}
+
 void fa_build_tasks(const fa_call *c)
 {
     const int clipped = c->settings.max_value < INFINITY ? FA_CLIPPED : 0;
     const int blockwise = c->blockwise, average = c->settings.average;
+    const int by_row = fa_kernel_of(c->isa, c->family->loop, FA_FLOAT32)->add_mean != NULL, forms = c->special || by_row;
     const fa_slot *slot = c->slots, *end = slot + c->count;
     for (fa_task *task = c->tasks; slot < end; slot++, task++) {
         task->n = 0;
         if (!slot->active)
             continue;
-        task->rows = slot->rows;
-        task->n = slot->rows ? slot->rows->count * slot->width : slot->n;
+        task->n = slot->n;
         task->before = task->after = NULL;
         if (!slot->steps) { /* the gradient only joins the sum */
             task->array[FA_PARAM] = task->array[FA_SUM];
             int loop = FA_GRADIENT + (summed(slot) ? FA_SUMMED + FA_IN_PLACE : 0);
             task->kernel = fa_kernel_of(c->isa, loop, slot->real);
-            continue;
+        } else {
+            task->array[FA_PARAM] = slot->place;
+            task->kernel = slot->group->kernel[slot->real];
+            if (blockwise)
+                task->before = fa_kernel_of(c->isa, FA_GRADIENT + summed(slot) + clipped, slot->real);
+            if (average)
+                task->after = fa_kernel_of(c->isa, FA_AVERAGE, slot->real);
         }
-        task->array[FA_PARAM] = slot->place;
-        task->kernel = slot->group->kernel[slot->real];
-        if (task->kernel->add_mean && slot->width == 1) { /* a number for each element: the same bits, much sooner */
-            task->kernel = fa_kernel_of(c->isa, FA_RMSPROP | fa_rule_of(c->family, &slot->group->options) % 16, slot->real);
-        } else if (task->kernel->add_mean && !slot->rows) { /* it goes by rows, and takes them all */
-            fa_rows *all = &c->rows[task - c->tasks];
-            *all = (fa_rows){.width = slot->width, .count = slot->height};
-            task->rows = all;
-        }
-        if (blockwise)
-            task->before = fa_kernel_of(c->isa, FA_GRADIENT + summed(slot) + clipped, slot->real);
-        if (average)
-            task->after = fa_kernel_of(c->isa, FA_AVERAGE, slot->real);
+        if (forms)
+            take_form(c, slot, task, by_row);
     }
 }
 

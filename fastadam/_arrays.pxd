@@ -2,7 +2,7 @@
 cimport numpy as np
 from libc.stdint cimport int64_t, uintptr_t
 
-from fastadam._csrc cimport FA_FLOAT32, FA_FLOAT64, fa_real
+from fastadam._csrc cimport FA_BFLOAT16, FA_FLOAT16, FA_FLOAT32, FA_FLOAT64, FA_PLAIN, fa_format, fa_real
 
 cdef extern from "numpy/arrayobject.h" nogil:
     ctypedef struct Array "PyArrayObject":
@@ -10,6 +10,7 @@ cdef extern from "numpy/arrayobject.h" nogil:
     int C_CONTIGUOUS "NPY_ARRAY_C_CONTIGUOUS"
     int CONTIGUOUS "(NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS)"
     int USABLE "(NPY_ARRAY_ALIGNED | NPY_ARRAY_WRITEABLE)"
+    int HALF "NPY_HALF"
     int ALIGNED "NPY_ARRAY_ALIGNED"
     int WRITEABLE "NPY_ARRAY_WRITEABLE"
     int flags_of "PyArray_FLAGS" (Array *)
@@ -25,6 +26,13 @@ cdef extern from "numpy/arrayobject.h" nogil:
     char *data_of "PyArray_BYTES" (Array *)
     bint is_native "PyArray_ISNOTSWAPPED" (Array *)
     bint is_plain "PyArray_CheckExact" (Array *)    # a subclass may hide anything behind its attributes
+
+
+cdef inline fa_format format_of(Array *grad, int bfloat16) noexcept nogil:
+    """Of a gradient that C can decode; `bfloat16` is NumPy's number of that type, -1 before one was seen."""
+    if type_of(grad) == HALF and is_native(grad):
+        return FA_FLOAT16
+    return FA_BFLOAT16 if type_of(grad) == bfloat16 and is_native(grad) else FA_PLAIN
 
 
 cdef inline bint same_layout(Array *a, Array *b) noexcept nogil:

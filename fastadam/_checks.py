@@ -183,6 +183,11 @@ def as_rows(rows: Any, grads: Any, param: Any, name: str, param_name: str) -> tu
     return which, array
 
 
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """ml_dtypes' type, without importing it."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
 def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray:
     """The gradient as an array that can be used, perhaps after a conversion."""
     array, shape = real_gradient(grad, param, name), np.shape(param)
@@ -199,14 +204,14 @@ def real_gradient(grad: Any, param: Any, name: str) -> np.ndarray:
     if isinstance(grad, np.floating) and like.ndim == 0:
         grad = np.asarray(grad)
     array = as_array(grad, name, False)
-    if array.dtype.type not in (np.float16, np.float32, np.float64, np.longdouble):
+    if array.dtype.type not in (np.float16, np.float32, np.float64, np.longdouble) and not is_bfloat16(array.dtype):
         if array.dtype.kind == "c":
             how = f"; use .real, or .view(np.{like.dtype}) if the parameter is such a view of complex numbers"
             if not array.dtype.isnative:
                 how += " (after .astype to native byte order)"
         else:
             how = real_by_cast(array, like.dtype)
-        raise TypeError(f"{name} must be float16, float32, float64 or longdouble, got {array.dtype}{how}")
+        raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or longdouble, got {array.dtype}{how}")
     return array
 
 

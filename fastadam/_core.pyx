@@ -14,8 +14,8 @@ from libc.string cimport memcpy, memset
 
 from fastadam._arrays cimport (
     ALIGNED, C_CONTIGUOUS, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, descr_from_type, descr_of, flags_of,
-    is_native, is_plain, is_ready, is_usable, itemsize_of, lines_of, nbytes_of, ndim_of, overlaps, real_of, same_layout,
-    shape_of, size_of, type_of)
+    format_of, is_native, is_plain, is_ready, is_usable, itemsize_of, lines_of, nbytes_of, ndim_of, overlaps, real_of,
+    same_layout, shape_of, size_of, type_of)
 from fastadam._csrc cimport *
 from fastadam._values cimport as_beta, as_flag, as_grad_scale, as_magnitude, as_pair, as_step, as_threads
 
@@ -29,7 +29,7 @@ import numpy
 
 from fastadam import _layout, _numbers
 from fastadam._checks import (
-    as_gradient, as_rows, check_like, check_table, check_writable, copied_at_every_step, overlap_error)
+    as_gradient, as_rows, is_bfloat16, check_like, check_table, check_writable, copied_at_every_step, overlap_error)
 from fastadam._cpus import cgroup_cpus
 from fastadam._forks import watch
 from fastadam._names import did_you_mean
@@ -180,6 +180,22 @@ cdef bint has_fewer_threads(int order, int64_t lines, bint warn, int stacklevel)
     return there < wanted
 
 
+cdef int bfloat16 = -1      # NumPy's number of the type, once a library has registered it and it was seen
+
+cdef int note_bfloat16(object grad) except -1:
+    """So that the quick tests know it from now on."""
+    global bfloat16
+    if is_bfloat16(grad.dtype):
+        bfloat16 = type_of(<Array *>grad)
+    return 0
+
+
+cdef inline bint is_decodable(Array *grad, Array *param) noexcept nogil:
+    """C can read this gradient of 16 bits an element where it is."""
+    return (is_plain(grad) and type_of(param) == np.NPY_FLOAT and format_of(grad, bfloat16) != FA_PLAIN
+            and (flags_of(grad) & ALIGNED) != 0 and same_layout(grad, param))
+
+
 cdef object converted(object grad, object param, str name, bint warn, int stacklevel):
     """The gradient rounded to the parameter's type, in the parameter's memory order."""
     cdef fenv_t env
@@ -221,8 +237,9 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
         p, updated in place. Native byte order, aligned, writeable, C- or F-contiguous. Rows that are picked,
         ``table[rows]``, are a copy: it would be updated, and the table not.
     grad : ndarray of a real floating type
-        g, of the same shape, only read. Another dtype or memory order than `param`'s costs a copy and a
-        `PerformanceWarning`. For a 0-d `param` also a NumPy floating scalar.
+        g, of the same shape, only read. float16 and bfloat16 are converted on the way if `param` is float32. Any other
+        dtype or memory order than `param`'s costs a copy and a `PerformanceWarning`. For a 0-d `param` also a NumPy
+        floating scalar.
     exp_avg, exp_avg_sq : ndarray
         m and v, updated in place, with the shape, dtype and memory order of `param`. Zeros at the start.
     step : int, >= 1
@@ -280,6 +297,7 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     cdef fa_options options
     cdef fa_coefficients coefficients
     cdef fa_task task
+    cdef fa_format format
     cdef Array *array[4]
     cdef bint good, asked = False
     cdef list plain = None
@@ -328,7 +346,7 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
                 array[i] = <Array *>plain[i]
             param = plain[0]
             continue
-        if is_ready(<Array *>grad, array[0]):
+        if is_ready(<Array *>grad, array[0]) or is_decodable(<Array *>grad, array[0]):
             if asked or order <= 1 or fa_has_room(order):
                 break
             asked = True
@@ -336,7 +354,8 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
                 has_fewer_threads(order, lines_of(nbytes_of(array[0])), True, 1)
             continue
         grad = as_gradient(grad, param, "grad", "param")
-        if not is_ready(<Array *>grad, array[0]):
+        note_bfloat16(grad)
+        if not is_ready(<Array *>grad, array[0]) and not is_decodable(<Array *>grad, array[0]):
             for i in range(count):
                 if numpy.shares_memory(grad, numpy.asarray(<object><PyObject *>array[i])):
                     raise overlap_error("grad", UPDATE_NAMES[i])
@@ -357,6 +376,9 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
         task.array[FA_STATE + i - 1] = data_of(array[i])
     task.n = size_of(array[0])
     task.coefficients = &coefficients
+    format = format_of(<Array *>grad, bfloat16)
+    if format != FA_PLAIN:
+        task.decode = fa_kernel_of(chosen_isa, FA_DECODE + format - FA_FLOAT16, FA_FLOAT32)
     with nogil:
         fa_gate_enter()
         fa_run(&task, 1, order, bound, NULL)

@@ -7,6 +7,8 @@ cdef extern from "fastadam.h" nogil:
     enum: FA_GRADIENT
 
     ctypedef enum fa_real: FA_FLOAT32, FA_FLOAT64, FA_REALS
+    ctypedef enum fa_format: FA_PLAIN, FA_FLOAT16, FA_BFLOAT16
+    enum: FA_DECODE
     enum: FA_PARAM, FA_GRAD, FA_V, FA_EMA, FA_SUM, FA_STATE, FA_STATES, FA_ARRAYS
 
     ctypedef struct fa_options:     # what Cython names; fa_hypers has all
@@ -54,6 +56,8 @@ cdef extern from "fastadam.h" nogil:
         const fa_kernel *kernel
         void *array[FA_ARRAYS]
         int64_t n
+        const fa_rows *rows
+        const fa_kernel *decode
         const void *coefficients
 
     ctypedef struct fa_rows:
@@ -115,6 +119,7 @@ cdef extern from "fastadam.h" nogil:
         void *place
         int64_t n, height, width
         fa_rows *rows
+        fa_format format
         fa_real real
         fa_group *group
         fa_record *record
@@ -125,7 +130,7 @@ cdef extern from "fastadam.h" nogil:
         fa_isa isa
         fa_settings settings
         double scale
-        int blockwise
+        int special, blockwise
         fa_slot *slots
         fa_task *tasks
         fa_rows *rows

@@ -153,6 +153,14 @@ cdef class Engine(Parameters):
                                  "step with a gradient of the whole array first, zeros for one")
         return 0
 
+    cdef void forget_forms(self) noexcept nogil:
+        """No gradient is of rows, or in another format, any more. Where one lay says nothing of one of another size."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.slots[i].rows != NULL or self.slots[i].format != FA_PLAIN:
+                self.slots[i].rows, self.slots[i].format = NULL, FA_PLAIN
+                self.tasks[i].rows, self.tasks[i].decode, self.tasks[i].array[FA_GRAD] = NULL, NULL, NULL
+
     cdef bint mark_active(self, list grads):
         """Which parameters have a gradient, and of these, which take a step; does any?"""
         cdef Py_ssize_t i
@@ -161,19 +169,18 @@ cdef class Engine(Parameters):
         cdef int64_t pending = 0
         cdef int64_t accumulate = self.call.settings.accumulate
         cdef PyObject **given = PySequence_Fast_ITEMS(grads)
-        cdef bint rows
+        if self.call.special:
+            self.forget_forms()
         self.has_rows = False
         for i in range(self.call.count):
             slot = &self.call.slots[i]
             active = given[i] != <PyObject *>None
-            rows = type_object_of(given[i]) == <PyObject *>Rows
-            if rows or slot.rows != NULL:
-                self.call.tasks[i].array[FA_GRAD] = NULL    # its place says nothing of one of another size
-                slot.rows = &self.call.rows[i] if rows else NULL
-                self.has_rows |= rows
+            if type_object_of(given[i]) == <PyObject *>Rows:
+                slot.rows, self.has_rows = &self.call.rows[i], True
             slot.active, slot.steps = active, active & (slot.record.pending + 1 >= accumulate)
             steps |= slot.steps
             pending |= slot.record.pending if active else 0
+        self.call.special = self.has_rows
         self.call.blockwise = pending > 0 or accumulate > 1 or self.call.settings.max_value < INFINITY
         return steps
 
@@ -200,7 +207,8 @@ cdef class Engine(Parameters):
         Runs no Python code unless it raises. State lies in our own blocks, so it cannot move."""
         cdef Py_ssize_t i = 0, count = self.call.count, conversions = 0     # i counts from self.first
         cdef bint located = False
-        cdef const fa_slot *slots = self.call.slots
+        cdef fa_slot *slots = self.call.slots
+        cdef fa_format format
         cdef Layout *layout
         cdef fa_task *task
         cdef Array *grad
@@ -226,17 +234,29 @@ cdef class Engine(Parameters):
                 located, i, conversions = True, 0, 0    # gradients are looked up in the new places
                 continue
             grad, rows = given[i], NULL
+            if (not self.call.special and is_plain(grad) and is_like(layout, self.shapes, grad)
+                    and data_of(grad) == task.array[FA_GRAD]):
+                i += 1      # as in the step before
+                continue
             if slots[i].rows == NULL:
                 good = is_plain(grad) and is_like(layout, self.shapes, grad)
+                format = FA_PLAIN
+                if not good:
+                    format = format_for(layout, grad) if is_plain(grad) else FA_PLAIN
+                    good = format != FA_PLAIN and lies_like(layout, self.shapes, grad)
             else:
                 rows, grad = <Array *>(<Rows>grad).rows, <Array *>(<Rows>grad).grads
                 good = (is_plain(rows) and is_plain(grad) and is_list_of_rows(rows) and layout.ndim > 0
                         and layout.order & C_CONTIGUOUS and is_rows_of(layout, self.shapes, rows, grad))
+                format = format_for(layout, grad) if good else FA_PLAIN
             if not good:
                 layout.convert = True
                 conversions += 1
                 i += 1
                 continue
+            slots[i].format = format
+            if format != FA_PLAIN:
+                self.call.special = True
             if data_of(grad) != task.array[FA_GRAD]:
                 if self.is_written(grad) or (rows != NULL and self.is_written(rows)):
                     if located:
@@ -310,7 +330,10 @@ cdef class Engine(Parameters):
                 grads[i - self.first] = self.converted_rows(i, param, grads[i - self.first], name)
                 continue
             grad = as_gradient(grads[i - self.first], param, name, self.name_of(i))
-            if not is_like(&self.layouts[i], self.shapes, <Array *>grad):
+            note_bfloat16(grad)
+            if not is_like(&self.layouts[i], self.shapes, <Array *>grad) and not (
+                    format_for(&self.layouts[i], <Array *>grad) != FA_PLAIN
+                    and lies_like(&self.layouts[i], self.shapes, <Array *>grad)):
                 written = self.written_by(grad)
                 if written is not None:
                     raise overlap_error(name, written)
@@ -321,6 +344,7 @@ cdef class Engine(Parameters):
 
     cdef Rows converted_rows(self, Py_ssize_t i, object param, Rows given, str name):
         rows, grads = as_rows(given.rows, given.grads, param, name, self.name_of(i))
+        note_bfloat16(grads)
         self.raise_overlap(i, Rows(rows, grads))
         if not (is_plain(<Array *>rows) and is_list_of_rows(<Array *>rows)):
             rows = numpy.array(rows, order="C")

@@ -27,11 +27,16 @@ cdef struct Layout:         # of a parameter when it was added
 
 cdef inline bint is_like(const Layout *layout, const np.npy_intp *shapes, Array *array) noexcept nogil:
     """Aligned, and of the type, the shape and the memory order of that parameter."""
+    if descr_of(array) != layout.descr and not (type_of(array) == layout.type and is_native(array)):
+        return False
+    return lies_like(layout, shapes, array)
+
+
+cdef inline bint lies_like(const Layout *layout, const np.npy_intp *shapes, Array *array) noexcept nogil:
+    """The same of another type."""
     cdef const np.npy_intp *shape = shapes + layout.shape
     cdef int axis
     if ndim_of(array) != layout.ndim or not flags_of(array) & layout.order or not flags_of(array) & ALIGNED:
-        return False
-    if descr_of(array) != layout.descr and not (type_of(array) == layout.type and is_native(array)):
         return False
     for axis in range(layout.ndim):
         if shape_of(array)[axis] != shape[axis]:

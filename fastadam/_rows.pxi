@@ -22,8 +22,7 @@ cdef class Rows:
         Which rows, 0 <= row < len(param), in any order. Rows may repeat; their gradients are then added, in the order
         given.
     grads : ndarray, shape (k,) + param.shape[1:]
-        The gradient of each. Types as for `step`; another than the parameter's costs a copy and a
-        `PerformanceWarning`.
+        The gradient of each, of the types that `step` takes.
 
     Raises
     ------
@@ -65,6 +64,11 @@ cdef class Rows:
         return f"Rows({self.rows!r}, {self.grads!r})"
 
 
+cdef inline fa_format format_for(const Layout *layout, Array *grad) noexcept nogil:
+    """Of a gradient that C can decode for that parameter."""
+    return format_of(grad, bfloat16) if layout.type == np.NPY_FLOAT else FA_PLAIN
+
+
 cdef inline bint is_list_of_rows(Array *rows) noexcept nogil:
     """int32 or int64 that C can read where they are."""
     return (ndim_of(rows) == 1 and (flags_of(rows) & ALIGNED) != 0 and (flags_of(rows) & CONTIGUOUS) != 0
@@ -75,7 +79,8 @@ cdef inline bint is_rows_of(const Layout *layout, const np.npy_intp *shapes, Arr
     """As `is_like`, for some rows of that parameter."""
     cdef int axis
     if (ndim_of(grads) != layout.ndim or not flags_of(grads) & ALIGNED or not flags_of(grads) & C_CONTIGUOUS
-            or type_of(grads) != layout.type or not is_native(grads) or shape_of(grads)[0] != shape_of(rows)[0]):
+            or not (type_of(grads) == layout.type and is_native(grads)) and format_for(layout, grads) == FA_PLAIN
+            or shape_of(grads)[0] != shape_of(rows)[0]):
         return False
     for axis in range(1, layout.ndim):
         if shape_of(grads)[axis] != shapes[layout.shape + axis]:

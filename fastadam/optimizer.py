@@ -207,8 +207,9 @@ class Optimizer(Saving):
         ----------
         grads : the container of the parameters, with gradients in it
             Arrays with the shape of their parameters; only read. None for an array leaves it and its counter alone;
-            `Rows` stand for an array few of whose rows have a gradient. Another dtype or memory order than the
-            parameter's costs a copy and a `PerformanceWarning`.
+            `Rows` stand for an array few of whose rows have a gradient. float16 and bfloat16 are converted on the way
+            if the parameter is float32. Any other dtype or memory order than the parameter's costs a copy and a
+            `PerformanceWarning`.
         grad_scale : float, default 1, finite
             Multiplies the gradients. (torch's fused optimizers divide by theirs.)
 

@@ -188,7 +188,9 @@ def test_gradient_of_the_wrong_kind_is_a_type_error(bad, match):
 
 @pytest.mark.parametrize("dtype", WRONG_DTYPES)
 def test_gradient_that_is_not_real_is_a_type_error(dtype):
-    gradient_refused(np.zeros(N, dtype), TypeError, "gradient of parameter 1 must be float16, float32, float64 or")
+    gradient_refused(
+        np.zeros(N, dtype), TypeError, "gradient of parameter 1 must be float16, bfloat16, float32, float64 or"
+    )
 
 
 @pytest.mark.parametrize("shape", [(N + 1,), (N, 1), (1, N), (), (0,)])
@@ -276,7 +278,6 @@ GRADIENTS = {
     "reversed": lambda g: g[::-1].copy()[::-1],
     "other order": np.asfortranarray,
     "other precision": lambda g: g.astype(np.float32 if g.dtype == np.float64 else np.float64),
-    "half": lambda g: g.astype(np.float16),
     "long double": lambda g: g.astype(np.longdouble),
     "swapped": lambda g: g.astype(g.dtype.newbyteorder()),
     "misaligned": lambda g: np.frombuffer(b"\0" + g.tobytes(), np.uint8)[1:].view(g.dtype).reshape(g.shape),

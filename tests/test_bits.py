@@ -77,7 +77,9 @@ def test_every_path_that_this_cpu_has_is_tested():
     expected = ["baseline"]
     if platform.machine() == "x86_64":
         flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split())
-        expected += ["avx2"] * ("avx2" in flags) + ["avx512"] * ({"avx512f", "avx512dq", "avx512vl"} <= flags)
+        expected += ["avx2"] * ("avx2" in flags) + ["avx512"] * (
+            {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags
+        )
     assert expected == ISAS
 
 

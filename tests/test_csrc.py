@@ -27,13 +27,21 @@ class Settings(Structure):
 
 class Slot(Structure):
     _fields_ = [("place", c_void_p), ("n", c_int64), ("height", c_int64), ("width", c_int64), ("rows", c_void_p)]
-    _fields_ += [("real", c_int), ("group", c_void_p), ("record", POINTER(Record)), ("active", c_int), ("steps", c_int)]
+    _fields_ += [
+        ("format", c_int),
+        ("real", c_int),
+        ("group", c_void_p),
+        ("record", POINTER(Record)),
+        ("active", c_int),
+        ("steps", c_int),
+    ]
 
 
 class Task(Structure):
     _fields_ = [("kernel", c_void_p), ("array", c_void_p * 7), ("n", c_int64), ("rows", c_void_p)]
     _fields_ += [
         ("coefficients", c_void_p),
+        ("decode", c_void_p),
         ("before", c_void_p),
         ("after", c_void_p),
         ("wrap", c_void_p),
@@ -43,7 +51,13 @@ class Task(Structure):
 
 class Call(Structure):
     _fields_ = [("family", c_void_p), ("isa", c_int), ("settings", Settings), ("scale", c_double)]
-    _fields_ += [("blockwise", c_int), ("number", c_int64), ("slots", POINTER(Slot)), ("tasks", POINTER(Task))]
+    _fields_ += [
+        ("special", c_int),
+        ("blockwise", c_int),
+        ("number", c_int64),
+        ("slots", POINTER(Slot)),
+        ("tasks", POINTER(Task)),
+    ]
     _fields_ += [
         ("rows", c_void_p),
         ("count", c_int64),
@@ -104,7 +118,17 @@ def as_call(grads, steps):
     slots, tasks, records = (Slot * count)(), (Task * count)(), (Record * count)()
     for i, (grad, takes_step) in enumerate(zip(grads, steps, strict=True)):
         slots[i] = Slot(
-            None, grad.size, 1, grad.size, None, int(grad.dtype == np.float64), None, pointer(records[i]), 1, takes_step
+            None,
+            grad.size,
+            1,
+            grad.size,
+            None,
+            0,
+            int(grad.dtype == np.float64),
+            None,
+            pointer(records[i]),
+            1,
+            takes_step,
         )
         tasks[i].n = grad.size
         tasks[i].array[1] = grad.ctypes.data

@@ -295,7 +295,7 @@ def test_a_loaded_row_optimizer_starts_fresh_where_nothing_was_saved():
     assert opt.state[0]["sum"].tolist() == [0.25] * 5 and opt.state[0]["step"] == 0
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.longdouble, ">f4"])
+@pytest.mark.parametrize("dtype", [np.float64, np.longdouble, ">f4", ">f2"])
 def test_gradients_of_other_types_are_rounded_and_then_summed(dtype):
     rng = np.random.default_rng(0)
     table = np.ones((30, 4), np.float32)
@@ -359,7 +359,7 @@ BAD = [  # rows, gradients, error
     (np.array([0]), ONES, ValueError, r"must have the shape \(1, 3\), for 1 rows, got \(2, 3\)"),
     (np.array([0, 1]), np.ones((2, 4)), ValueError, r"\(2, 3\), for 2 rows, got \(2, 4\)"),
     (np.array([0, 1]), np.ones(2), ValueError, r"\(2, 3\), for 2 rows, got \(2,\)"),
-    (np.array([0, 1]), np.ones((2, 3), int), TypeError, "must be float16, float32, float64 or longdouble, got int64"),
+    (np.array([0, 1]), np.ones((2, 3), int), TypeError, "float32, float64 or longdouble, got int64"),
     (np.array([0, 5]), ONES, IndexError, r"rows\[1\] of the gradient of parameter 'E' is 5; its rows are 0 to 4$"),
     (np.array([4, -1]), ONES, IndexError, r"rows\[1\] .* is -1; .*negative ones do not count from the end"),
     (np.array([2**40, 9]), ONES, IndexError, rf"rows\[0\] .* is {2**40}"),

@@ -29,6 +29,7 @@ SMALL = [f"{rule}_small" for rule in SQUARED if platform.machine() == "x86_64"] 
 LOOPS = {"f32": [*RULES, *SMALL], "f64": RULES}
 NORMS = ["squares", "squares_piece", "row_squares", "row_squares_l2"]
 OTHERS = ["add_mean"]  # of one number
+DECODERS = ["decode_float16", "decode_bfloat16"]
 PACKED = {  # (instruction set, element type): what a vectorised square root and division look like
     "x86_64": {
         ("baseline", "f32"): (r"\bsqrtps\s.*%xmm", r"\bdivps\s.*%xmm"),
@@ -50,6 +51,12 @@ PRODUCTS = {  # (instruction set, element type): what a vectorised product looks
         for real, real_letter in (("f32", "s"), ("f64", "d"))
     },
     "aarch64": {("baseline", "f32"): r"\bfmul\s+v\d+\.4s", ("baseline", "f64"): r"\bfmul\s+v\d+\.2d"},
+}
+SHIFTS = {  # what a vectorised shift, or the same by interleaving zeros, looks like
+    ("x86_64", "baseline"): r"\bpunpck[lh]wd\s.*%xmm",
+    ("x86_64", "avx2"): r"\bvpslld\s.*%ymm",
+    ("x86_64", "avx512"): r"\bvpslld\s.*%zmm",
+    ("aarch64", "baseline"): r"\b(shll|ushll|zip\d)2?\s+v\d+\.(4s|8h)",
 }
 FUSED = r"\bvfn?m(add|sub)|\bfml[as]\b|\bfn?m(add|sub)\b"
 
@@ -96,9 +103,19 @@ def test_the_norm_is_vectorised_at_full_width_in_float64(functions, loop, isa, r
     assert re.search(PRODUCTS[platform.machine()][isa, "f64"], body) and not re.search(FUSED, body)
 
 
+@pytest.mark.parametrize("isa", dict.fromkeys(isa for isa, _ in PACKED.get(platform.machine(), {})))
+@pytest.mark.parametrize("loop", DECODERS)
+def test_decoders_are_vectorised_at_full_width(functions, loop, isa):
+    """They widen elements to 32 bits, and shift them."""
+    assert re.search(SHIFTS[platform.machine(), isa], functions[f"{loop}_f32_{isa}"])
+
+
 def test_every_compiled_loop_is_looked_at(functions):
     expected = {
         f"{loop}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for loop in (*LOOPS[real], *NORMS, *OTHERS)
+    }
+    expected |= {
+        f"{loop}_{real}_{isa}" for isa, real in PACKED[platform.machine()] if real == "f32" for loop in DECODERS
     }
     found = {name for name in functions if re.search(r"_f(32|64)_(baseline|avx2|avx512)$", name)}
     assert found == expected
