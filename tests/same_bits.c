@@ -107,7 +107,7 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads, int wrapped)
 /* Steps on rows of a table, and their norm. */
 static void run_rows(fa_rule rule, fa_real real, int64_t width, int64_t given, int threads, int wrapped)
 {
-    enum { HEIGHT = 50 };
+    enum { HEIGHT = 9 };
     const int64_t size = real == FA_FLOAT64 ? 8 : 4, blocks = (width + FA_SQUARES - 1) / FA_SQUARES;
     fa_wrap wrap = {.s = 0.7, .mean = 1.0, .limit = 0.5};
     fa_coefficients coefficients = {.s = 0.9, .wd = 0.1, .d = 0.9, .b1 = 0.9, .c1 = 0.1, .b2 = 0.9, .c2 = 0.1,
@@ -157,8 +157,8 @@ int main(void)
     const fa_rule by_rows[] = {FA_ADAM | FA_AMSGRAD, FA_SGD, FA_ROW_ADAGRAD | FA_L2, FA_SUM_SQUARES};
     for (int real = 0; real < FA_REALS; real++)
         for (int i = 0; i < 4; i++)
-            for (int64_t width = 1; width < 6000; width = 3 * width + 2)
-                for (int64_t given = 0; given < 100; given += 33)
+            for (int64_t width = 1; width < 5000; width = 5 * width + 2)
+                for (int64_t given = 0; given < 40; given += 13)
                     run_rows(by_rows[i], real, width, given, 1 + (int)given % 4, (int)(width + given) & 1);
     for (int real = 0; real < FA_REALS; real++)
         for (int rule = 0; rule < FA_ALL_RULES; rule++)
