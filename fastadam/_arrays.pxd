@@ -29,10 +29,12 @@ cdef extern from "numpy/arrayobject.h" nogil:
 
 
 cdef inline fa_format format_of(Array *grad, int bfloat16) noexcept nogil:
-    """Of a gradient that C can decode; `bfloat16` is NumPy's number of that type, -1 before one was seen."""
-    if type_of(grad) == HALF and is_native(grad):
+    """Of a gradient that C can decode; `bfloat16` is NumPy's number of that type."""
+    if itemsize_of(grad) != 2 or not is_native(grad):
+        return FA_PLAIN
+    if type_of(grad) == HALF:
         return FA_FLOAT16
-    return FA_BFLOAT16 if type_of(grad) == bfloat16 and is_native(grad) else FA_PLAIN
+    return FA_BFLOAT16 if type_of(grad) == bfloat16 else FA_PLAIN
 
 
 cdef inline bint same_layout(Array *a, Array *b) noexcept nogil:

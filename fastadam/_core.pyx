@@ -180,12 +180,12 @@ cdef bint has_fewer_threads(int order, int64_t lines, bint warn, int stacklevel)
     return there < wanted
 
 
-cdef int bfloat16 = -1      # NumPy's number of the type, once a library has registered it and it was seen
+cdef int bfloat16 = -2      # NumPy's number of the type, once it was seen; -1 is that of all types of the newest kind
 
 cdef int note_bfloat16(object grad) except -1:
-    """So that the quick tests know it from now on."""
+    """So that the quick tests know it from now on. Another type of that name, of another library, is copied."""
     global bfloat16
-    if is_bfloat16(grad.dtype):
+    if bfloat16 < 0 and is_bfloat16(grad.dtype) and type_of(<Array *>grad) >= 0:
         bfloat16 = type_of(<Array *>grad)
     return 0
 

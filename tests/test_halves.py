@@ -140,6 +140,42 @@ assert (opt.param_groups[0]["params"][0] == 0).all()
 """)
 
 
+def test_types_of_numpys_newest_kind_are_no_bfloat16():
+    """All of them have the number -1. StringDType is one, of 16 bytes."""
+    run_python("""
+import numpy as np, fastadam
+opt = fastadam.SGD(np.zeros(3, np.float32))
+try:
+    opt.step(np.array(["1", "2", "3"], np.dtypes.StringDType()))
+except TypeError as error:
+    assert "must be float16, bfloat16" in str(error)
+else:
+    raise AssertionError
+""")
+
+
+def test_a_second_type_of_that_name_is_copied(tmp_path):
+    """Two libraries may bring one each: a second copy of ml_dtypes' registers another."""
+    run_python(f"""
+import importlib.util, pathlib, shutil, warnings, numpy as np, fastadam, ml_dtypes
+from ml_dtypes import _ml_dtypes_ext as first
+copy = pathlib.Path({str(tmp_path)!r}) / pathlib.Path(first.__file__).name
+shutil.copy(first.__file__, copy)
+spec = importlib.util.spec_from_file_location("_ml_dtypes_ext", copy)
+second = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(second)
+types = [np.dtype(first.bfloat16), np.dtype(second.bfloat16)]
+assert types[0].num != types[1].num
+params = [np.zeros(3, np.float32) for _ in types]
+opt = fastadam.SGD(params, lr=1.0)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    opt.step([np.ones(3, np.float32).astype(dtype) for dtype in types])
+assert [warning.category for warning in caught] == [fastadam.PerformanceWarning]
+assert all((param == -1).all() for param in params)
+""")
+
+
 @pytest.mark.parametrize("wrong", [ml_dtypes.float8_e4m3fn, np.uint16, ml_dtypes.int4])
 def test_other_types_are_refused(wrong):
     opt = fastadam.SGD(np.ones(3, np.float32))
