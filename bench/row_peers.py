@@ -149,7 +149,7 @@ class Sorting(OnRows):
     """What a step does first: it checks and sorts the rows."""
 
     def setup(self, shared):
-        self.csrc, self.found, self.bad = ctypes.CDLL(_core.__file__), SortedRows(), ctypes.c_int64()
+        self.csrc, self.found, self.bad = ctypes.CDLL(_core.__file__), SortedRows(width=1), ctypes.c_int64()
         self.csrc.fa_rows_room.restype = self.csrc.fa_rows_sort.restype = ctypes.c_int64
 
     def given(self, rows, grads):
