@@ -16,24 +16,11 @@ _wait_policy = _load.load()
 
 from fastadam._core import PerformanceWarning, Rows, adam_update, get_num_threads, set_num_threads
 from fastadam.optimizer import Optimizer
-from fastadam.rows import RowAdagrad
-from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
+from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, RowAdagrad
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "PerformanceWarning", "RAdam", "RMSprop"]
-__all__ += [
-    "RowAdagrad",
-    "Rows",
-    "Trace",
-    "__version__",
-    "adam_update",
-    "config",
-    "get_num_threads",
-    "inspect",
-    "load",
-    "reference",
-    "save",
-]
-__all__ += ["schedules", "set_num_threads", "share_threads_with_blas", "show_config", "trace"]
+__all__ += ["RowAdagrad", "Rows", "Trace", "__version__", "adam_update", "config", "get_num_threads", "inspect", "load"]
+__all__ += ["reference", "save", "schedules", "set_num_threads", "share_threads_with_blas", "show_config", "trace"]
 
 
 if TYPE_CHECKING:  # with a __getattr__, mypy would take any name

@@ -165,7 +165,9 @@ def as_rows(rows: Any, grads: Any, param: Any, name: str, param_name: str) -> tu
     check_table(param, param_name, "its gradient came as Rows")
     what = f"rows of the {name}"
     if is_masked(rows):
-        raise TypeError(f"{what} must be a numpy.ndarray, got a masked array; use .compressed(), and as few gradients")
+        raise TypeError(
+            f"{what} must be a numpy.ndarray, got a masked array; use rows.compressed() and grads[~rows.mask]"
+        )
     if isinstance(rows, list | tuple):
         raise TypeError(f"{what} must be a numpy.ndarray, got a {type(rows).__name__}; use np.asarray(x, np.int64)")
     which = as_array(rows, what, False)

@@ -150,7 +150,7 @@ cdef class Engine(Parameters):
         for i in range(self.call.count if self.has_rows else 0):
             if self.call.slots[i].rows != NULL and self.call.slots[i].record.pending:
                 raise ValueError(f"{self.name_of(self.first + i)} has pending gradients, and got Rows; "
-                                 "step with a gradient of the whole array first, zeros for one")
+                                 "first take a step with a gradient of the whole array; zeros will do")
         return 0
 
     cdef void forget_forms(self) noexcept nogil:
@@ -239,11 +239,7 @@ cdef class Engine(Parameters):
                 i += 1      # as in the step before
                 continue
             if slots[i].rows == NULL:
-                good = is_plain(grad) and is_like(layout, self.shapes, grad)
-                format = FA_PLAIN
-                if not good:
-                    format = format_for(layout, grad) if is_plain(grad) else FA_PLAIN
-                    good = format != FA_PLAIN and lies_like(layout, self.shapes, grad)
+                good = is_plain(grad) and is_readable(layout, self.shapes, grad, &format)
             else:
                 rows, grad = <Array *>(<Rows>grad).rows, <Array *>(<Rows>grad).grads
                 good = (is_plain(rows) and is_plain(grad) and is_list_of_rows(rows) and layout.ndim > 0
@@ -321,6 +317,7 @@ cdef class Engine(Parameters):
 
     cdef int convert(self, list grads) except -1:
         cdef Py_ssize_t i
+        cdef fa_format format
         for i in range(self.first, self.first + self.call.count):
             if not self.layouts[i].convert:
                 continue
@@ -331,9 +328,7 @@ cdef class Engine(Parameters):
                 continue
             grad = as_gradient(grads[i - self.first], param, name, self.name_of(i))
             note_bfloat16(grad)
-            if not is_like(&self.layouts[i], self.shapes, <Array *>grad) and not (
-                    format_for(&self.layouts[i], <Array *>grad) != FA_PLAIN
-                    and lies_like(&self.layouts[i], self.shapes, <Array *>grad)):
+            if not is_readable(&self.layouts[i], self.shapes, <Array *>grad, &format):
                 written = self.written_by(grad)
                 if written is not None:
                     raise overlap_error(name, written)

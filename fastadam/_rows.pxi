@@ -69,6 +69,16 @@ cdef inline fa_format format_for(const Layout *layout, Array *grad) noexcept nog
     return format_of(grad, bfloat16) if layout.type == np.NPY_FLOAT else FA_PLAIN
 
 
+cdef inline bint is_readable(const Layout *layout, const np.npy_intp *shapes, Array *grad,
+                             fa_format *format) noexcept nogil:
+    """C can take this gradient of that parameter where it is, in this format."""
+    format[0] = FA_PLAIN
+    if is_like(layout, shapes, grad):
+        return True
+    format[0] = format_for(layout, grad)
+    return format[0] != FA_PLAIN and lies_like(layout, shapes, grad)
+
+
 cdef inline bint is_list_of_rows(Array *rows) noexcept nogil:
     """int32 or int64 that C can read where they are."""
     return (ndim_of(rows) == 1 and (flags_of(rows) & ALIGNED) != 0 and (flags_of(rows) & CONTIGUOUS) != 0

@@ -35,6 +35,13 @@ static void add_to_digest(const unsigned char *bytes, size_t size)
         digest = (digest ^ bytes[i]) * 1099511628211u;
 }
 
+static void add_number(const void *array, int64_t i, fa_real real)
+{
+    size_t size = real == FA_FLOAT64 ? sizeof(double) : sizeof(float);
+    int is_nan = real == FA_FLOAT64 ? isnan(((const double *)array)[i]) : isnan(((const float *)array)[i]);
+    add_to_digest(is_nan ? (const unsigned char *)"NaN NaN" : (const unsigned char *)array + (size_t)i * size, size);
+}
+
 enum { FAR = 2 << 20, NEAR_N = (1 << 18) + 5 };
 
 /* A parameter of NEAR_N float32 elements and its gradient, which trails it by 16 bytes modulo 1 MiB. */
@@ -94,9 +101,7 @@ static void run(fa_rule rule, fa_real real, int64_t n, int threads, int wrapped)
     add_to_digest(isnan(sums[0]) ? (const unsigned char *)"NaN NaN" : (const unsigned char *)sums, sizeof(double));
     for (int a = 0; a < FA_ARRAYS; a++) {
         for (int64_t i = 0; i < n; i += n > 5000 ? 97 : 1) {
-            unsigned char *bytes = (unsigned char *)task.array[a] + (size_t)i * size;
-            int is_nan = real == FA_FLOAT64 ? isnan(((double *)task.array[a])[i]) : isnan(((float *)task.array[a])[i]);
-            add_to_digest(is_nan ? (const unsigned char *)"NaN NaN" : bytes, size);
+            add_number(task.array[a], i, real);
         }
     }
     for (int a = 0; a < FA_ARRAYS; a++)
@@ -141,9 +146,7 @@ static void run_rows(fa_rule rule, fa_real real, int64_t width, int64_t given, i
     for (int64_t i = 0; i < rows.count * blocks; i++)
         add_to_digest(isnan(sums[i]) ? (const unsigned char *)"NaN NaN" : (const unsigned char *)&sums[i], sizeof(double));
     for (int64_t i = 0; task.array[FA_PARAM] && i < HEIGHT * width; i++) {
-        unsigned char *bytes = (unsigned char *)task.array[FA_PARAM] + i * size;
-        int is_nan = size == 8 ? isnan(((double *)task.array[FA_PARAM])[i]) : isnan(((float *)task.array[FA_PARAM])[i]);
-        add_to_digest(is_nan ? (const unsigned char *)"NaN NaN" : bytes, (size_t)size);
+        add_number(task.array[FA_PARAM], i, real);
     }
     for (int a = 0; a < FA_SUM; a++)
         free(task.array[a]);

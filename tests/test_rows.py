@@ -346,7 +346,7 @@ BAD = [  # rows, gradients, error
         np.ma.array([0, 1], mask=[0, 1]),
         ONES,
         TypeError,
-        r"got a masked array; use .compressed\(\), and as few gradients",
+        r"got a masked array; use rows.compressed\(\) and grads\[~rows.mask\]",
     ),
     (np.array([0.0, 1.0]), ONES, TypeError, r"in native byte order, got float64; use .astype\(np.int64\)"),
     (ONES, np.array([0, 1]), TypeError, "got float64; give rows first, then gradients"),
@@ -408,7 +408,6 @@ def test_options_that_need_whole_arrays_are_refused_and_the_way_out_works(option
         opt.step([Rows(np.array([0]), ONES[:1]), np.ones(2)])
     with unchanged(opt), pytest.raises(ValueError, match=rf"^{word} .*got Rows"):
         opt.step_rows(0, np.array([0]), ONES[:1])
-    # The words of `accumulate` say how a mean of several batches is made.
     setattr(opt, word, 1 if word == "accumulate" else None)
     opt.step_rows(0, np.array([0]), ONES[:1])
     assert opt.state[0]["step"] == 1
@@ -419,7 +418,7 @@ def test_rows_do_not_step_over_pending_gradients_and_the_way_out_works():
     opt = fastadam.SGD(table, lr=1.0, accumulate=2)
     opt.step(np.ones((5, 3)))
     opt.accumulate = 1
-    with unchanged(opt), pytest.raises(ValueError, match="parameter 0 has pending gradients, .*zeros for one"):
+    with unchanged(opt), pytest.raises(ValueError, match="parameter 0 has pending gradients, .*zeros will do"):
         opt.step_rows(0, np.array([1]), ONES[:1])
     opt.step(np.zeros((5, 3)))
     assert (table == -0.5).all()
