@@ -1,5 +1,5 @@
 /* From what the user chose to what the loops read: in float64, once for each group and counter.
- * Python's float ** calls `pow`, too, so reference.py finds the same coefficients. */
+ * Python's float ** calls `pow`, too, so reference/rules.py finds the same coefficients. */
 #include <math.h>
 #include <string.h>
 #include "fastadam.h"

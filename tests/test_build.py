@@ -83,7 +83,7 @@ def test_wheel_and_sdist(tmp_path):
     (sdist,) = (tree / "dist").glob("*.tar.gz")
 
     inside = set(zipfile.ZipFile(wheel).namelist())
-    assert {"fastadam/py.typed", "fastadam/_core.pyi", "fastadam/reference.py"} <= inside
+    assert {"fastadam/py.typed", "fastadam/_core.pyi", "fastadam/reference/rules.py"} <= inside
     assert {f"fastadam/gallery/compare/{name}" for name in ("page.html", "numbers.js", "page.js")} <= inside
     assert not [name for name in inside if name.endswith((".c", ".pyx", ".pxi", ".h"))]
     with tarfile.open(sdist) as archive:

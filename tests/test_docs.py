@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import fastadam
-from fastadam import persist
+from fastadam import persist, reference
 
 ROOT = Path(__file__).parent.parent
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
-MODULES += [f"fastadam.persist.{m.name}" for m in pkgutil.iter_modules(persist.__path__)]
+for package in persist, reference:
+    MODULES += [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
 
 WITH_EXAMPLES = ["fastadam"] + [
     f"fastadam.{n}"
@@ -26,7 +27,8 @@ WITH_EXAMPLES = ["fastadam"] + [
         "options",
         "optimizer",
         "persist.checkpoint",
-        "reference",
+        "reference.gradients",
+        "reference.rules",
         "rules",
         "schedules",
         "threads",

@@ -105,7 +105,7 @@ def test_nobody_but_an_object_itself_changes_its_attributes():
 
 
 def test_files_are_short():
-    """So that each can be read at one go; rules.py and reference.py are mostly docstrings."""
+    """So that each can be read at one go; the rules are mostly docstrings."""
     kinds = [
         f"{folder}/{kind}"
         for folder in ("fastadam/**", "tests", "bench")
@@ -113,7 +113,5 @@ def test_files_are_short():
     ]
     kinds += ["csrc/*.[chi]*", "tests/*.c", "setup.py"]
     lines = {path: len(path.read_text().splitlines()) for kind in kinds for path in ROOT.glob(kind) if path.is_file()}
-    most = {
-        path: 650 if path.name in ("rules.py", "reference.py") or path.parent.name == "tests" else 500 for path in lines
-    }
+    most = {path: 650 if path.name == "rules.py" or path.parent.name == "tests" else 500 for path in lines}
     assert not {path.name: count for path, count in lines.items() if count > most[path]}
