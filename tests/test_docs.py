@@ -27,6 +27,7 @@ WITH_EXAMPLES = ["fastadam"] + [
         "options",
         "optimizer",
         "persist.checkpoint",
+        "reference.formats",
         "reference.gradients",
         "reference.rules",
         "rules",
