@@ -24,6 +24,8 @@ const fa_hyper fa_hypers[] = {
     HYPER(lr_decay, FA_MAGNITUDE),
     HYPER(initial_accumulator_value, FA_INITIAL),
     HYPER(momentum_decay, FA_MAGNITUDE),
+    HYPER(state_dtype, FA_STATE_DTYPE),
+    HYPER(master_bits, FA_MASTER_BITS),
     {0},
 };
 _Static_assert(offsetof(fa_options, beta2) == offsetof(fa_options, beta1) + sizeof(double), "a pair is read as one");

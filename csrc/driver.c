@@ -34,6 +34,18 @@ static int64_t task_at(const fa_task *tasks, int64_t count, int64_t line)
     return low;
 }
 
+/* A thread takes whole cache lines; of arrays in other formats, whole blocks. */
+static int64_t cut_at(const fa_task *t, int64_t line)
+{
+    int64_t at = line * t->kernel->line;
+    return t->formats ? (at + FA_CODED - 1) / FA_CODED * FA_CODED : at;
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 static void run_share(const fa_task *tasks, int64_t count, int64_t lines, int part, int parts)
 {
     int64_t each = lines / parts, rest = lines % parts;
@@ -45,8 +57,8 @@ static void run_share(const fa_task *tasks, int64_t count, int64_t lines, int pa
     const fa_task *end_of_tasks = tasks + count;
     for (const fa_task *t = tasks + task_at(tasks, count, from); t < end_of_tasks && t->first < to; t++) {
         int64_t next = t + 1 < end_of_tasks ? t[1].first : lines;
-        int64_t begin = from <= t->first ? 0 : (from - t->first) * t->kernel->line;
-        int64_t end = next <= to ? t->n : (to - t->first) * t->kernel->line;
+        int64_t begin = from <= t->first ? 0 : cut_at(t, from - t->first);
+        int64_t end = next <= to ? t->n : least(cut_at(t, to - t->first), t->n);
         if (begin < end)
             (t->rows ? fa_run_rows : fa_run_range)(t, begin, end);
     }

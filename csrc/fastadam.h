@@ -34,8 +34,7 @@ enum { /* loops, each with 16 numbers: one for each combination of its flags */
     FA_GRADIENT = FA_RULES,       /* runs before a rule: makes the gradient that it takes */
     FA_AVERAGE = FA_GRADIENT + 16, /* runs after a rule: the moving average of the parameters */
     FA_SUM_SQUARES,               /* changes nothing: the sum of squares of each FA_SQUARES elements of the gradient */
-    FA_DECODE,                    /* runs before all others: a gradient of 16 bits an element, as float32 */
-    FA_ALL_RULES = FA_DECODE + 2
+    FA_ALL_RULES
 };
 
 enum { /* flags */
@@ -54,12 +53,14 @@ enum { FA_SQUARES = 4096 };
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
 
-/* What a gradient's elements are: those of its parameter; or, for float32 parameters, 16 bits. */
-typedef enum { FA_PLAIN, FA_FLOAT16, FA_BFLOAT16 } fa_format;
-
 /* The order of a task's arrays. M, V and W are state: the family says what each holds (coefficients.c). EMA is the
- * moving average of the parameters, SUM the sum of pending gradients. */
-enum { FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_ARRAYS, FA_STATE = FA_M, FA_STATES = 5 };
+ * moving average of the parameters, SUM the sum of pending gradients. Formats keep part of a number in a second array:
+ * PARAM's low bits, and a scale for M, V and W. */
+enum {
+    FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_VALUES,
+    FA_LOW = FA_VALUES, FA_M_SCALE, FA_V_SCALE, FA_W_SCALE, FA_ARRAYS,
+    FA_STATE = FA_M, FA_STATES = FA_ARRAYS - FA_STATE
+};
 
 /* ---- families of rules (coefficients.c) ---------------------------------------------------------------------- */
 
@@ -68,6 +69,8 @@ typedef struct {
     double lr, beta1, beta2, eps, weight_decay, eps_root;
     double momentum, dampening, alpha, lr_decay, initial_accumulator_value, momentum_decay;
     int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered;
+    int state_dtype; /* a fa_state_format */
+    int master_bits; /* of bfloat16 parameters; 0: the default */
 } fa_options;
 
 /* What the loops read: the same for all parameters of a group with the same counter. Kernels round each to their
@@ -95,7 +98,9 @@ typedef enum {
     FA_BETAS,     /* a pair of these */
     FA_FLAG,
     FA_FIXED_FLAG, /* needs state, so it is chosen when the group is made */
-    FA_INITIAL     /* a magnitude that only the first state depends on: no schedule */
+    FA_INITIAL,    /* a magnitude that only the first state depends on: no schedule */
+    FA_STATE_DTYPE, /* a name; chosen when the group is made */
+    FA_MASTER_BITS  /* None, 32 or 24; the same */
 } fa_kind;
 typedef struct {
     const char *name;
@@ -128,7 +133,7 @@ typedef struct {
     void (*run)(const fa_task *task, int64_t begin, int64_t end); /* updates elements [begin, end) */
     int64_t line;                                                 /* elements in a cache line of parameters */
     int states;                                                   /* the state arrays that it needs: 1 M + 2 V + 4 W */
-    int64_t size;                                                 /* bytes of an element; of decoders, of what they read */
+    int64_t size;                                                 /* bytes of an element */
     /* Where squares are summed, else NULL: add those of elements [begin, end) of the gradient to 16 sums in turn. */
     void (*add_squares)(const fa_task *task, int64_t begin, int64_t end, double *sums);
     /* If V is one number for each row, else NULL: add to this row's the mean of its squares. Then run it. */
@@ -141,6 +146,57 @@ const fa_kernel *fa_kernel_of(fa_isa isa, fa_rule rule, fa_real real);
 
 const char *fa_isa_name(fa_isa isa);
 int fa_isa_available(fa_isa isa); /* compiled in, and this CPU and operating system have it */
+
+/* ---- formats (formats.c) --------------------------------------------------------------------------------------- */
+
+/* How numbers are stored that a rule has as float32. M and V are for state: what may be negative, and what may not. */
+typedef enum {
+    FA_PLAIN, /* as they are */
+    FA_FLOAT16, FA_BFLOAT16, /* gradients */
+    FA_BFLOAT16_M, FA_BFLOAT16_V, FA_8BIT_M, FA_8BIT_V, FA_SPLIT_32, FA_SPLIT_24, FA_FORMATS
+} fa_format;
+
+/* Random bits are of blocks of so many elements, counted from an array's start; 8-bit numbers, of groups with one scale,
+ * which is at least this. */
+enum { FA_CODED = 512, FA_GROUP = 32, FA_LEAST_M = 16, FA_LEAST_V = 32 };
+
+typedef struct {
+    void (*decode)(float *to, const void *codes, const void *second, int64_t n);
+    /* With 16 random bits for each. NULL: it is only read. */
+    void (*encode)(const float *from, void *codes, void *second, int64_t n, const uint16_t *random);
+    int64_t size, second_size, group; /* bytes of a code; of an element of the second array, and how many share it */
+} fa_codec;
+
+typedef void (*fa_random)(uint16_t *random, uint32_t key, int begin, int n);
+
+/* Of a task's arrays, by their places; NULL: plain. */
+typedef struct {
+    const fa_codec *of[FA_VALUES];
+    fa_random random; /* or NULL: none of them needs it */
+} fa_formats;
+
+typedef enum { FA_STATE_PLAIN, FA_STATE_BFLOAT16, FA_STATE_8BIT } fa_state_format;
+
+enum { FA_ALL_BITS = 32 }; /* of the parameters that bfloat16 ones stand for */
+
+const fa_codec *fa_codec_of(fa_isa isa, fa_format format);
+fa_formats fa_formats_for(fa_isa isa, const fa_family *family, fa_state_format state, int master_bits);
+
+static inline int fa_second(int array) /* the place of its second array */
+{
+    return array == FA_PARAM ? FA_LOW : FA_M_SCALE + array - FA_M;
+}
+
+/* The random bits of n elements from `first` of an array, all of them in one block, in a step. */
+uint64_t fa_seed_of_step(uint64_t seed, int64_t step);
+void fa_random_bits(fa_random random, uint64_t seed_of_step, int64_t first, int64_t n, uint16_t *bits);
+
+/* Between steps: n numbers, from the start of an array. Encoding is to nearest. */
+fa_format fa_format_for(fa_state_format state, int array); /* of M, V or W */
+void fa_encode_array(fa_format format, const float *from, void *codes, void *second, int64_t n);
+/* The low bits of numbers whose upper ones are there already; returns -1, or the first place where those are of another. */
+int64_t fa_low_bits(fa_format format, const float *from, const uint16_t *upper, void *low, int64_t n);
+void fa_exchange(const fa_codec *codec, void *codes, void *second, float *others, int64_t n);
 
 /* ---- rows of a table (rows.c) ---------------------------------------------------------------------------- */
 
@@ -172,8 +228,12 @@ struct fa_task {
     int64_t n;                /* elements; of rows, those of all that it updates */
     const fa_rows *rows;      /* or NULL: the whole array */
     const void *coefficients; /* fa_coefficients; fa_wrap for loops before and after; FA_SUM_SQUARES: where sums go */
-    const fa_kernel *decode, *before, *after; /* loops that run block by block with the rule, or NULL */
+    const fa_kernel *before, *after; /* loops that run block by block with the rule, or NULL */
     const fa_wrap *wrap;
+    const fa_codec *decode;    /* of the gradient, or NULL */
+    const fa_formats *formats; /* of the other arrays, or NULL: all are plain */
+    uint64_t seed;             /* of random bits, in this step */
+    int64_t origin;            /* which element of the whole array is the first one here */
     int64_t first; /* the driver's own: cache lines in the tasks before this one */
 };
 
@@ -223,6 +283,18 @@ static inline int64_t fa_grad_size(const fa_task *t)
     return t->decode ? t->decode->size : t->kernel->size;
 }
 
+/* The format of an array, or NULL; bytes of an element. */
+static inline const fa_codec *fa_format_of(const fa_task *t, int array)
+{
+    return t->formats ? t->formats->of[array] : NULL;
+}
+
+static inline int64_t fa_size_of(const fa_task *t, int array)
+{
+    const fa_codec *codec = fa_format_of(t, array);
+    return array == FA_GRAD ? fa_grad_size(t) : codec ? codec->size : t->kernel->size;
+}
+
 /* Of the i-th in their order, from its element `at`. */
 static inline const char *fa_given_gradient(const fa_rows *r, int64_t i, const void *grads, int64_t size, int64_t at)
 {
@@ -254,8 +326,9 @@ typedef struct {
     int64_t step;
     double product;  /* NAdam's */
     int64_t pending; /* gradients in its sum */
+    uint64_t seed;   /* of random bits */
 } fa_record;
-_Static_assert(sizeof(fa_record) == 24, "fastadam/_layout.py: RECORD");
+_Static_assert(sizeof(fa_record) == 32, "fastadam/_layout.py: RECORD");
 
 /* What an optimizer does before and after its rule. */
 typedef struct {
@@ -272,6 +345,7 @@ typedef struct {
     fa_options options, taken;         /* now; those of its last step, if */
     int stepped;                       /* it has taken one */
     const fa_kernel *kernel[FA_REALS]; /* for each element type */
+    fa_formats formats[2];             /* of plain parameters; of bfloat16 ones */
     int64_t count;                     /* its largest step counter */
     int64_t call;                      /* the last call of step that it took part in */
     fa_coefficients *coefficients;     /* the last made in it, for this counter and product: */
@@ -286,6 +360,7 @@ typedef struct {
     int64_t height, width; /* the length of its first axis, and elements of each row */
     fa_rows *rows;         /* that appear in this call, if they were given; or NULL */
     fa_format format;      /* of its gradient in this call */
+    int coded;             /* some of its arrays are: 1 with a plain parameter, 2 with a bfloat16 one; else 0 */
     fa_real real;
     fa_group *group;
     fa_record *record;
@@ -300,6 +375,7 @@ typedef struct {
     fa_settings settings;
     double scale;   /* grad_scale */
     int special;    /* some gradient is of rows, or in another format; else tasks have neither rows nor decode */
+    int coded;      /* some slot is */
     int blockwise;  /* sums of gradients, or clipping by value: block by block, before the rule */
     int64_t number; /* counts calls */
     fa_slot *slots; /* the parameters of this call */

@@ -8,9 +8,15 @@ enum { AHEAD = 4 }; /* gradients of rows that are fetched before they are needed
 fa_task fa_piece_of(const fa_task *t, int64_t at, int64_t n)
 {
     fa_task piece = *t;
-    for (int i = 0; i < FA_ARRAYS; i++)
-        if (t->array[i] && !(i == FA_V && t->kernel->add_mean)) /* which is one number */
-            piece.array[i] = (char *)t->array[i] + at * (i == FA_GRAD ? fa_grad_size(t) : t->kernel->size);
+    for (int i = 0; i < FA_VALUES; i++) {
+        const fa_codec *codec = fa_format_of(t, i);
+        if (!t->array[i] || (i == FA_V && t->kernel->add_mean)) /* which is one number */
+            continue;
+        piece.array[i] = (char *)t->array[i] + at * fa_size_of(t, i);
+        if (codec && codec->group)
+            piece.array[fa_second(i)] = (char *)t->array[fa_second(i)] + at / codec->group * codec->second_size;
+    }
+    piece.origin = t->origin + at;
     piece.n = n;
     return piece;
 }
@@ -28,8 +34,7 @@ static const void *decoded(const fa_task *t, const char *given, int64_t n, void 
 {
     if (!t->decode)
         return given;
-    fa_task decode = {.array = {[FA_PARAM] = block, [FA_GRAD] = (void *)given}};
-    t->decode->run(&decode, 0, n);
+    t->decode->decode(block, given, NULL, n);
     return block;
 }
 
@@ -66,7 +71,7 @@ const void *fa_row_gradient(const fa_task *t, const fa_rows *r, int64_t j, const
 double fa_block_squares(const fa_task *t, const fa_rows *r, int64_t j, const void *grads, int64_t begin, int64_t end,
                         int64_t last)
 {
-    _Alignas(64) char summed[FA_PIECE], made[FA_PIECE];
+    _Alignas(64) char summed[FA_PIECE], made[FA_PIECE], param[FA_PIECE];
     const int64_t size = t->kernel->size, most = FA_PIECE / size;
     double sums[16] = {0};
     for (int64_t at = begin, n; at < end; at += n) {
@@ -81,6 +86,10 @@ double fa_block_squares(const fa_task *t, const fa_rows *r, int64_t j, const voi
         if (t->before) {
             fa_run_before(&piece, made, n);
             piece.array[FA_GRAD] = made;
+        }
+        if (fa_format_of(t, FA_PARAM)) { /* RowAdagrad's decay */
+            fa_format_of(t, FA_PARAM)->decode((float *)param, piece.array[FA_PARAM], piece.array[FA_LOW], n);
+            piece.array[FA_PARAM] = param;
         }
         t->kernel->add_squares(&piece, 0, n, sums);
     }

@@ -101,16 +101,24 @@ typedef struct {
     int64_t stride[FA_ARRAYS];
 } columns;
 
+static void add_column(columns *c, const fa_task *t, int array, int64_t stride)
+{
+    c->array[c->count] = array;
+    c->base[c->count] = t->array[array];
+    c->stride[c->count++] = stride;
+}
+
 static columns columns_of(const fa_task *t)
 {
-    const int64_t size = t->kernel->size;
+    const int64_t width = t->rows->width;
     columns c = {0};
-    for (int a = 0; a < FA_ARRAYS; a++)
+    for (int a = 0; a < FA_VALUES; a++)
         if (a != FA_GRAD && t->array[a] && !(t->rows->order && (a == FA_EMA || a == FA_SUM))) { /* those are of whole arrays */
+            const fa_codec *codec = fa_format_of(t, a);
             int is_number = a == FA_V && t->kernel->add_mean;
-            c.array[c.count] = a;
-            c.base[c.count] = t->array[a];
-            c.stride[c.count++] = is_number ? size : t->rows->width * size;
+            add_column(&c, t, a, is_number ? t->kernel->size : width * fa_size_of(t, a));
+            if (codec && codec->group)
+                add_column(&c, t, fa_second(a), width / codec->group * codec->second_size);
         }
     return c;
 }
@@ -146,7 +154,7 @@ static void take_squares(const fa_task *t, fa_task *row, int64_t j)
     for (int64_t block = 0; block < blocks; block++) {
         int64_t begin = block * FA_SQUARES, end = block + 1 < blocks ? begin + FA_SQUARES : r->width;
         double squares, sums[16] = {0};
-        if (is_single(r, j) && !t->before && !t->decode) { /* the same without a copy */
+        if (is_single(r, j) && !t->before && !t->decode && !t->formats) { /* the same without a copy */
             row->array[FA_GRAD] = (void *)first_gradient(t, j);
             t->kernel->add_squares(row, begin, end, sums);
             squares = fa_in_pairs(sums);
@@ -221,7 +229,7 @@ void fa_run_rows(const fa_task *t, int64_t begin, int64_t end)
     const int64_t width = r->width;
     begin = (begin + width - 1) / width;
     end = (end + width - 1) / width;
-    if (width * t->kernel->size <= NARROW && r->order && !t->kernel->add_squares) {
+    if (width * t->kernel->size <= NARROW && r->order && !t->kernel->add_squares && !t->formats) {
         run_gathered(t, begin, end);
         return;
     }
@@ -235,6 +243,7 @@ void fa_run_rows(const fa_task *t, int64_t begin, int64_t end)
             fetch(t, &c, j + AHEAD);
         for (int i = 0; i < c.count; i++)
             row.array[c.array[i]] = c.base[i] + row_at(r, j) * c.stride[i];
+        row.origin = row_at(r, j) * width;
         if (t->kernel->add_squares)
             take_squares(t, &row, j);
         if (is_norm)

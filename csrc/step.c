@@ -7,14 +7,15 @@ static int summed(const fa_slot *slot)
     return slot->record->pending ? FA_SUMMED : 0;
 }
 
-/* What is not plain: a gradient of rows, or in another format; a rule that keeps a number for each row. */
+/* What is not plain: a gradient of rows; formats; a rule that keeps a number for each row. */
 static void take_form(const fa_call *c, const fa_slot *slot, fa_task *task, int by_row)
 {
     task->rows = slot->rows;
     if (slot->rows)
         task->n = slot->rows->count * slot->width;
     if (slot->format)
-        task->decode = fa_kernel_of(c->isa, FA_DECODE + slot->format - FA_FLOAT16, slot->real);
+        task->decode = fa_codec_of(c->isa, slot->format);
+    task->formats = slot->coded && slot->steps ? &slot->group->formats[slot->coded - 1] : NULL;
     if (!by_row || !slot->steps)
         return;
     if (slot->width == 1) { /* a number for each element: Adagrad has the same bits, much sooner */
@@ -30,7 +31,8 @@ void fa_build_tasks(const fa_call *c)
 {
     const int clipped = c->settings.max_value < INFINITY ? FA_CLIPPED : 0;
     const int blockwise = c->blockwise, average = c->settings.average;
-    const int by_row = fa_kernel_of(c->isa, c->family->loop, FA_FLOAT32)->add_mean != NULL, forms = c->special || by_row;
+    const int by_row = fa_kernel_of(c->isa, c->family->loop, FA_FLOAT32)->add_mean != NULL;
+    const int forms = c->special || c->coded || by_row;
     const fa_slot *slot = c->slots, *end = slot + c->count;
     for (fa_task *task = c->tasks; slot < end; slot++, task++) {
         task->n = 0;
@@ -111,6 +113,8 @@ void fa_advance_counters(fa_call *c, double scale)
         record->step = group->step;
         record->product = group->coefficients->product;
         record->pending = 0;
+        if (slot->coded)
+            task->seed = fa_seed_of_step(record->seed, record->step);
         if (group->count < record->step)
             group->count = record->step;
     }

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 KEEP = ", and keep the new array: it is the one that is updated"
 
 
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """ml_dtypes' type, without importing it."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
+def name_of_dtype(dtype: np.dtype[Any]) -> str:
+    """As files have it."""
+    return "bfloat16" if is_bfloat16(dtype) else dtype.str
+
+
 def is_masked(x: Any) -> bool:
     masked = sys.modules.get("numpy.ma")  # slow to import, so not before somebody else does
     return masked is not None and issubclass(type(x), masked.MaskedArray)
@@ -105,10 +115,10 @@ def writeable_by(array: np.ndarray) -> str:
     return "set .flags.writeable = True"
 
 
-def check_writable(param: Any, name: str) -> None:
-    """Raise unless the array may be updated in place."""
+def check_writable(param: Any, name: str, bfloat16: bool = False) -> None:
+    """Raise unless the array may be updated in place. Is bfloat16 a type that it may have?"""
     array = as_array(param, name, True)
-    if array.dtype.type not in (np.float32, np.float64):
+    if array.dtype.type not in (np.float32, np.float64) and not (bfloat16 and is_bfloat16(array.dtype)):
         complex_ = array.dtype.kind == "c"
         how = f"; {real_of_complex(array)}" if complex_ else real_by_cast(array, "float32", KEEP)
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}{how}")
@@ -183,11 +193,6 @@ def as_rows(rows: Any, grads: Any, param: Any, name: str, param_name: str) -> tu
     if array.shape != shape:
         raise ValueError(f"{name} must have the shape {shape}, for {len(which)} rows, got {array.shape}")
     return which, array
-
-
-def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """ml_dtypes' type, without importing it."""
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
 
 
 def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ cimport numpy as np
 from cpython.dict cimport PyDict_Next, PyDict_Update
 from cpython.object cimport PyObject
 from libc.math cimport INFINITY, fabs, isfinite, sqrt
-from libc.stdint cimport INT64_MAX, int64_t, uint64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from fastadam._arrays cimport (
@@ -29,7 +29,8 @@ import numpy
 
 from fastadam import _layout, _numbers
 from fastadam._checks import (
-    as_gradient, as_rows, is_bfloat16, check_like, check_table, check_writable, copied_at_every_step, overlap_error)
+    as_gradient, as_rows, check_like, check_table, check_writable, copied_at_every_step, is_bfloat16, name_of_dtype,
+    overlap_error)
 from fastadam._cpus import cgroup_cpus
 from fastadam._forks import watch
 from fastadam._names import did_you_mean
@@ -55,6 +56,9 @@ UPDATE_NAMES = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")     # adam_u
 
 class PerformanceWarning(UserWarning):
     """A gradient had to be copied before the step; the message says how to avoid it."""
+
+
+LEAST_SCALES = int(FA_LEAST_M), int(FA_LEAST_V)     # of 8-bit state that may be negative, and of state that is not
 
 
 # ---- instruction set and threads ------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ cdef object converted(object grad, object param, str name, bint warn, int stackl
     like = numpy.asarray(param)
     if warn:
         warnings.warn(copied_at_every_step(grad, like, name), PerformanceWarning, stacklevel=stacklevel)
-    copy = numpy.empty_like(like)
+    copy = numpy.empty_like(like, numpy.float32 if is_bfloat16(like.dtype) else None)
     with numpy.errstate(all="ignore"):      # what overflows becomes Inf, as IEEE rounding has it
         fegetenv(&env)                      # long double is rounded by the x87 unit, which has a state of its own
         fesetenv(FE_DFL_ENV)
@@ -378,7 +382,7 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     task.coefficients = &coefficients
     format = format_of(<Array *>grad, bfloat16)
     if format != FA_PLAIN:
-        task.decode = fa_kernel_of(chosen_isa, FA_DECODE + format - FA_FLOAT16, FA_FLOAT32)
+        task.decode = fa_codec_of(chosen_isa, format)
     with nogil:
         fa_gate_enter()
         fa_run(&task, 1, order, bound, NULL)
@@ -408,6 +412,7 @@ adam_update.__signature__ = signature_of(adam_update, 5)
 
 include "_copies.pxi"
 include "_groups.pxi"
+include "_state.pxi"
 include "_parameters.pxi"
 include "_rows.pxi"
 include "_engine.pxi"

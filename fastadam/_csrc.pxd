@@ -1,5 +1,5 @@
 # Mirrors csrc/fastadam.h, nothing else.
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t, uintptr_t
 
 cdef extern from "fastadam.h" nogil:
     ctypedef int fa_rule
@@ -7,15 +7,14 @@ cdef extern from "fastadam.h" nogil:
     enum: FA_GRADIENT
 
     ctypedef enum fa_real: FA_FLOAT32, FA_FLOAT64, FA_REALS
-    ctypedef enum fa_format: FA_PLAIN, FA_FLOAT16, FA_BFLOAT16
-    enum: FA_DECODE
-    enum: FA_PARAM, FA_GRAD, FA_V, FA_EMA, FA_SUM, FA_STATE, FA_STATES, FA_ARRAYS
+    enum: FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_VALUES, FA_LOW, FA_M_SCALE, FA_STATE, FA_STATES, FA_ARRAYS
 
     ctypedef struct fa_options:     # what Cython names; fa_hypers has all
         double lr, beta1, beta2, eps, weight_decay, eps_root, dampening, initial_accumulator_value
         int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered
+        int state_dtype, master_bits
 
-    ctypedef enum fa_kind: FA_MAGNITUDE, FA_BETA, FA_BETAS, FA_FLAG, FA_FIXED_FLAG, FA_INITIAL
+    ctypedef enum fa_kind: FA_MAGNITUDE, FA_BETA, FA_BETAS, FA_FLAG, FA_FIXED_FLAG, FA_INITIAL, FA_STATE_DTYPE, FA_MASTER_BITS
 
     ctypedef struct fa_hyper:
         const char *name
@@ -52,13 +51,33 @@ cdef extern from "fastadam.h" nogil:
     const char *fa_isa_name(fa_isa isa)
     int fa_isa_available(fa_isa isa)
 
+    ctypedef enum fa_format: FA_PLAIN, FA_FLOAT16, FA_BFLOAT16, FA_SPLIT_32, FA_SPLIT_24
+    enum: FA_CODED, FA_GROUP, FA_LEAST_M, FA_LEAST_V, FA_ALL_BITS
+
+    ctypedef struct fa_codec:
+        void (*decode)(float *to, const void *codes, const void *second, int64_t n) noexcept nogil
+        int64_t size, second_size, group
+
+    ctypedef struct fa_formats:
+        const fa_codec *of[7]       # FA_VALUES
+
+    ctypedef enum fa_state_format: FA_STATE_PLAIN, FA_STATE_BFLOAT16, FA_STATE_8BIT
+
+    const fa_codec *fa_codec_of(fa_isa isa, fa_format format)
+    fa_formats fa_formats_for(fa_isa isa, const fa_family *family, fa_state_format state, int master_bits)
+    int fa_second(int array)
+    fa_format fa_format_for(fa_state_format state, int array)
+    void fa_encode_array(fa_format format, const float *values, void *codes, void *second, int64_t n)
+    int64_t fa_low_bits(fa_format format, const float *values, const uint16_t *upper, void *low, int64_t n)
+    void fa_exchange(const fa_codec *codec, void *codes, void *second, float *others, int64_t n)
+
     ctypedef struct fa_task:
         const fa_kernel *kernel
         void *array[FA_ARRAYS]
         int64_t n
         const fa_rows *rows
-        const fa_kernel *decode
         const void *coefficients
+        const fa_codec *decode
 
     ctypedef struct fa_rows:
         int64_t width, count
@@ -100,6 +119,7 @@ cdef extern from "fastadam.h" nogil:
         int64_t step
         double product
         int64_t pending
+        uint64_t seed
 
     ctypedef struct fa_settings:
         int threads
@@ -113,6 +133,7 @@ cdef extern from "fastadam.h" nogil:
         fa_options options, taken
         int stepped
         const fa_kernel *kernel[2]    # FA_REALS
+        fa_formats formats[2]
         int64_t count
 
     ctypedef struct fa_slot:
@@ -120,6 +141,7 @@ cdef extern from "fastadam.h" nogil:
         int64_t n, height, width
         fa_rows *rows
         fa_format format
+        int coded
         fa_real real
         fa_group *group
         fa_record *record
@@ -130,7 +152,7 @@ cdef extern from "fastadam.h" nogil:
         fa_isa isa
         fa_settings settings
         double scale
-        int special, blockwise
+        int special, coded, blockwise
         fa_slot *slots
         fa_task *tasks
         fa_rows *rows

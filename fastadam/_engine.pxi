@@ -148,6 +148,11 @@ cdef class Engine(Parameters):
         if self.has_rows and self.call.settings.average:
             raise ValueError("ema_decay averages whole arrays, got Rows; set it to None, or give the whole gradient")
         for i in range(self.call.count if self.has_rows else 0):
+            if (self.call.slots[i].rows != NULL and self.call.slots[i].width % FA_GROUP and self.call.slots[i].coded
+                    and self.call.slots[i].group.options.state_dtype == FA_STATE_8BIT):
+                raise ValueError(f"{self.name_of(self.first + i)} has rows of {self.call.slots[i].width} elements and "
+                                 f"8bit state, and got Rows: they must be of a multiple of {<int>FA_GROUP}, which share a "
+                                 "scale; put it into a group of its own with another state_dtype")
             if self.call.slots[i].rows != NULL and self.call.slots[i].record.pending:
                 raise ValueError(f"{self.name_of(self.first + i)} has pending gradients, and got Rows; "
                                  "first take a step with a gradient of the whole array; zeros will do")
@@ -352,11 +357,11 @@ cdef class Engine(Parameters):
     cdef int refuse(self, Py_ssize_t i) except -1:
         """Raise: say what is wrong with a parameter that was good when it was added."""
         cdef Layout *layout = &self.layouts[i]
-        check_writable(self.arrays[i][0], self.name_of(i))
+        check_writable(self.arrays[i][0], self.name_of(i), True)
         if self.slots[i].record.step == INT64_MAX:
             raise ValueError(f"{self.name_of(i)} has taken 2**63 - 1 steps; make a new optimizer")
         now = numpy.asarray(self.arrays[i][0])
-        dtype = "float64" if self.slots[i].real else "float32"
+        dtype = "bfloat16" if self.slots[i].coded == 2 else "float64" if self.slots[i].real else "float32"
         shape = tuple([self.shapes[layout.shape + axis] for axis in range(layout.ndim)])
         order = "" if layout.order == CONTIGUOUS else " in its memory order"
         raise ValueError(
@@ -377,7 +382,32 @@ cdef class Engine(Parameters):
             f"the gradient of {self.name_of(self.first + culprit)} {what}; nothing has changed (nonfinite='skip' "
             "leaves out such steps, 'propagate' takes them)")
 
+    # -- parameters of bfloat16, and what they stand for
+
+    def reset_masters(self, list which):
+        """From now on these stand for what they say."""
+        cdef Py_ssize_t i
+        self.begin_change()
+        try:
+            self.prepare_file()
+            self.begin_writing()
+            for i in which:
+                if self.slots[i].coded == 2:
+                    memset(self.tasks[i].array[FA_LOW], 0,
+                           self.slots[i].n * fa_codec_of(FA_BASELINE, self.format_at(i, FA_PARAM)).second_size)
+            self.end_writing()
+        finally:
+            self.end_change()
+
     # -- the averages
+
+    cdef void exchange_with_average(self, Py_ssize_t i) noexcept:
+        cdef fa_task *task = &self.tasks[i]
+        if self.slots[i].coded == 2:
+            fa_exchange(fa_codec_of(chosen_isa, FA_SPLIT_32), self.slots[i].place, task.array[FA_LOW],
+                        <float *>task.array[FA_EMA], self.slots[i].n)
+        else:
+            exchange(<char *>self.slots[i].place, <char *>task.array[FA_EMA], self.bytes_of(i))
 
     cdef int swap_in(self) except -1:
         """Exchange parameters and their averages. All or nothing, and Ctrl-C waits."""
@@ -392,10 +422,13 @@ cdef class Engine(Parameters):
         for i in range(self.count):
             if not is_good(&self.layouts[i], self.shapes):
                 self.refuse(i)
+            if self.format_at(i, FA_PARAM) == FA_SPLIT_24:
+                raise ValueError(f"{self.name_of(i)} has master_bits=24, too few to hold its average and give it back; use "
+                                 "opt.ema")
         self.locate()
         self.begin_writing()
         for i in range(self.count):
-            exchange(<char *>self.slots[i].place, <char *>self.tasks[i].array[FA_EMA], self.bytes_of(i))
+            self.exchange_with_average(i)
         self.swapped = True
         self.end_writing()
         return 0
@@ -412,7 +445,7 @@ cdef class Engine(Parameters):
         for i in range(self.count):
             param, size = self.layouts[i].param, self.bytes_of(i)
             if data_of(param) == self.slots[i].place and nbytes_of(param) == size:
-                exchange(data_of(param), <char *>self.tasks[i].array[FA_EMA], size)
+                self.exchange_with_average(i)
             else:
                 moved = i
         self.swapped = False

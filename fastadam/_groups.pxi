@@ -11,6 +11,7 @@ cdef int note_kinds() except -1:
 note_kinds()
 HYPER_PARAMETERS = frozenset(KINDS)     # of all optimizers
 
+cdef tuple STATE_DTYPES = ("float32", "bfloat16", "8bit")      # as fa_state_format has them
 cdef object UNKNOWN = object()
 cdef double NOT_ZERO = 0.5      # stands for what a schedule will return
 
@@ -31,6 +32,16 @@ cdef int read_value(object value, str name, int kind, int64_t count, char *targe
         number[0], number[1] = as_beta(at(beta1, count), "betas[0]"), as_beta(at(beta2, count), "betas[1]")
     elif kind == FA_BETA:
         number[0] = as_beta(at(value, count), name)
+    elif kind == FA_STATE_DTYPE:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, got {value!r}")
+        if value not in STATE_DTYPES:
+            raise ValueError(f"{name} must be one of {', '.join(STATE_DTYPES)}, got {value!r}")
+        (<int *>target)[0] = STATE_DTYPES.index(value)
+    elif kind == FA_MASTER_BITS:
+        if not (value is None or (type(value) is int and value in (32, 24))):
+            raise ValueError(f"{name} must be None, 32 or 24, got {value!r}")
+        (<int *>target)[0] = value or 0
     else:
         number[0] = as_magnitude(value, name)
     return 0
@@ -58,6 +69,10 @@ cdef int read_plain(dict group, fa_options *o) except -1:
         elif kind == FA_MAGNITUDE or kind == FA_BETA:
             value = without_schedule(value)
         read_value(value, name, kind, 0, <char *>o + <Py_ssize_t>offset)
+    for name, is_on in (("amsgrad", o.amsgrad), ("centered", o.centered)):
+        if is_on and o.state_dtype != FA_STATE_PLAIN:
+            raise ValueError(f"{name}=True needs state_dtype='float32', got {group['state_dtype']!r}: its state has no "
+                             "other format")
     return 0
 
 
@@ -74,7 +89,7 @@ cdef bint stays(object value):
         return True
     if kind is tuple:
         return all([stays(part) for part in <tuple>value])
-    return kind is int or kind is bool
+    return kind is int or kind is bool or kind is str or value is None
 
 
 @cython.final
@@ -86,6 +101,7 @@ cdef class Group:
     cdef tuple params
     cdef readonly int mask      # of the state that each parameter has: 1 M, 2 V, 4 W, EMA_BIT, SUM_BIT
     cdef bint amsgrad, centered     # when it was made
+    cdef int state_dtype, master_bits
     cdef str where
     cdef list seen              # what the dict held when it was last read: name, value, ...
     cdef bint whole             # and that reading came to its end
@@ -101,7 +117,7 @@ cdef class Group:
         values = {}
         for name in self.names if self.c.stepped else ():
             kind, offset = KINDS[name]
-            if kind != FA_FLAG and kind != FA_FIXED_FLAG:
+            if kind in (FA_MAGNITUDE, FA_BETA, FA_BETAS, FA_INITIAL):
                 number = <const double *>(<const char *>&self.c.taken + <Py_ssize_t>offset)
                 values[name] = number[0]
                 if kind == FA_BETAS:
@@ -133,6 +149,10 @@ cdef class Group:
             raise ValueError(f"amsgrad was {self.amsgrad} when the group was added; make a new optimizer")
         if options.centered != self.centered:
             raise ValueError(f"centered was {self.centered} when the group was added; make a new optimizer")
+        if options.state_dtype != self.state_dtype or options.master_bits != self.master_bits:
+            raise ValueError(f"state_dtype was {STATE_DTYPES[self.state_dtype]!r} and master_bits "
+                             f"{self.master_bits or None} when the group was added; make a new optimizer, and load the "
+                             "state of this one into it")
         if self.states_for(options) & ~self.mask:
             raise ValueError("momentum was 0 when the group was added, so there is no momentum_buffer; "
                              "make a new optimizer")
@@ -180,6 +200,8 @@ cdef class Group:
         rule = fa_rule_of(self.family, &self.c.options)
         for k in range(<int>FA_REALS):
             self.c.kernel[k] = fa_kernel_of(chosen_isa, rule, <fa_real>k)
+            self.c.formats[k] = fa_formats_for(chosen_isa, self.family, <fa_state_format>self.state_dtype,
+                                               (self.master_bits or FA_ALL_BITS) if k else 0)
         self.isa = chosen_isa
         return 0
 
@@ -209,6 +231,7 @@ cdef class Group:
                 k += 2
             # What check_fixed asks, without its strings.
             if (options.amsgrad != self.amsgrad or options.centered != self.centered
+                    or options.state_dtype != self.state_dtype or options.master_bits != self.master_bits
                     or self.states_for(options) & ~self.mask or options.nesterov):
                 self.check_fixed(options)
         except Exception as error:

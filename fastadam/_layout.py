@@ -1,10 +1,13 @@
 """How counters and state lie in memory and in state files. The compiled part asserts that its structs agree."""
 
 from collections.abc import Sequence
+from math import prod
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-RECORD = np.dtype([("step", "i8"), ("product", "f8"), ("pending", "i8")])  # counters of a parameter; csrc's fa_record
+# What is counted for a parameter; csrc's fa_record.
+RECORD = np.dtype([("step", "i8"), ("product", "f8"), ("pending", "i8"), ("seed", "u8")])
 
 # A state file: a page with HEADER, then for each group HEAD, a text, a RECORD for each array, and the state.
 FLUSHED, WRITTEN, TORN = 1, 2, 4  # conditions, more than a flipped bit apart
@@ -22,19 +25,34 @@ def new_records(count: int) -> np.ndarray:
     return records
 
 
-def one_a_row(params: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What state looks like that has a number for each row."""
-    return [np.broadcast_to(param.dtype.type(0), (len(param),)) for param in params]
+class Like(NamedTuple):
+    """What an array of state looks like."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
 
 
-def places_of(kinds: Sequence[Sequence[np.ndarray]]) -> tuple[list[list[int]], int, bool]:
+def like(param: np.ndarray, dtype: Any) -> Like:
+    return Like(np.dtype(dtype), param.shape, "C" if param.flags.c_contiguous else "F")
+
+
+def flat(count: int, dtype: Any) -> Like:
+    return Like(np.dtype(dtype), (count,), "C")
+
+
+def places_of(kinds: Sequence[Sequence[Like]]) -> tuple[list[list[int]], int, bool]:
     """How state lies in one block, for each kind arrays like these: their places, bytes for all, are there pages?
 
     Each array begins a cache line, and those of small parameters lie side by side, which is 6 % faster in cache and
     14 % for 1000 arrays of 1 K than arrays from NumPy's allocator. Large ones come first, in whole pages. Kinds of
     state lie APART, modulo pages, from each other and from large parameters, which begin 16 (NumPy) or 64 bytes (torch)
-    behind a page: a load waits for the last few stores to the same place in other pages. All five kinds are then apart
-    modulo 1 MiB, too (csrc/blocks.c)."""
+    behind a page: a load waits for the last few stores to the same place in other pages. All kinds that a rule
+    reads where they are, five at most, are then apart modulo 1 MiB, too (csrc/blocks.c)."""
     places, sizes = [], []
     for arrays in kinds:
         size, own = 0, [0] * len(arrays)
@@ -52,24 +70,14 @@ def places_of(kinds: Sequence[Sequence[np.ndarray]]) -> tuple[list[list[int]], i
     return places, start + (PAGE if in_pages else 64), in_pages
 
 
-def cut(block: np.ndarray, address: int, kinds: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+def cut(block: np.ndarray, address: int, kinds: Sequence[Sequence[Like]]) -> list[list[np.ndarray]]:
     """For each kind of state arrays like these, cut from a block."""
     places, _, in_pages = places_of(kinds)
     start = (64 + APART - address) % PAGE if in_pages else -address % 64
     state: list[list[np.ndarray]] = []
     for arrays, own in zip(kinds, places, strict=True):
         state.append([])
-        for like, place in zip(arrays, own, strict=True):
-            array = block[start + place : start + place + like.nbytes].view(like.dtype)
-            state[-1].append(array.reshape(like.shape, order="C" if like.flags.c_contiguous else "F"))
+        for each, place in zip(arrays, own, strict=True):
+            array = block[start + place : start + place + each.nbytes].view(each.dtype)
+            state[-1].append(array.reshape(each.shape, order=each.order))
     return state
-
-
-def begin(state: dict[str, list[np.ndarray]], params: Sequence[np.ndarray], initial: float) -> None:
-    """Averages begin as copies of the parameters, sums as zeros, the rule's state as `initial`. Blocks are zeros."""
-    for name, arrays in state.items():
-        for array, param in zip(arrays, params, strict=True):
-            if name == "ema":
-                array[...] = param
-            elif name != "grad_sum" and initial != 0.0:
-                array.fill(initial)

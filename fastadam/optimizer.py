@@ -23,8 +23,9 @@ class Optimizer(Saving):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        Arrays of float32 or float64 of any shape: native byte order, aligned, writeable, C- or F-contiguous, not
-        overlapping. Groups are dicts with the key "params" and the hyper-parameters that differ from the optimizer's.
+        Arrays of float32, float64 or ml_dtypes' bfloat16 of any shape: native byte order, aligned, writeable, C- or
+        F-contiguous, not overlapping. Groups are dicts with the key "params" and the hyper-parameters that differ from
+        the optimizer's.
     defaults : dict
         The hyper-parameters of the rule. One that is a number may also be a callable. It is given the number of steps
         that the group has taken (0 first), and returns the value for the next. (The options below take no callables:
@@ -58,6 +59,15 @@ class Optimizer(Saving):
         process between steps does no harm. Saving in-memory parameters and hyper-parameters is up to you (AdamW resumes
         Adam's state). Parameters may be memory maps, too (``np.lib.format.open_memmap``). Forked children can neither
         step nor copy such an optimizer, and keep its file locked while they live.
+    state_dtype : "float32", "bfloat16" or "8bit", default "float32"
+        How state is kept: "float32" is the type of each array; the others take half and a quarter of the memory, and
+        round at random. For float32 and bfloat16 arrays; not with `amsgrad` or `centered`. A hyper-parameter of groups,
+        chosen when one is made. See docs/memory.md.
+    master_bits : None, 32 or 24, default None
+        Bits of the numbers that bfloat16 arrays stand for; the optimizer keeps those that bfloat16 lacks. None is 32,
+        exactly float32. It does nothing for other arrays. A hyper-parameter of groups, as above.
+    seed : int, 0 to 2**63 - 1, default 0
+        Of the random bits. Each array has its own: the seed plus its running number.
     overrides : dict of dict, or None, default None
         Other hyper-parameters for some arrays: ``{"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}``. Patterns
         are those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern
@@ -116,6 +126,9 @@ class Optimizer(Saving):
         threads: int | None = None,
         state_file: str | os.PathLike[str] | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        state_dtype: str = "float32",
+        master_bits: int | None = None,
+        seed: int = 0,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -123,7 +136,8 @@ class Optimizer(Saving):
             hint = did_you_mean(next(iter(unknown)), known)
             raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}{hint}; it has {', '.join(known)}")
         settings = {"threads": threads, "max_norm": max_norm, "max_value": max_value, "nonfinite": nonfinite}
-        settings |= {"accumulate": accumulate, "ema_decay": ema_decay}
+        settings |= {"accumulate": accumulate, "ema_decay": ema_decay, "seed": seed}
+        defaults = {**defaults, "state_dtype": state_dtype, "master_bits": master_bits}
         self._engine = _core.Engine(self._family, list(defaults), settings)
         self._check_group(defaults)
         self._defaults = defaults
@@ -314,6 +328,63 @@ class Optimizer(Saving):
         array([0.9, 1. , 0.9])
         """
         self._engine.step_one(self._engine.index_of(key), _core.Rows(rows, grads), self.param_groups, grad_scale)
+
+    def master(self, key: Any) -> np.ndarray:
+        """The float32 numbers that a bfloat16 parameter stands for: a copy. Of another parameter, a copy of itself.
+
+        Parameters
+        ----------
+        key : as in `state`
+            Which parameter: a running index, or its name.
+
+        Raises
+        ------
+        KeyError
+            No parameter has this key.
+
+        Examples
+        --------
+        >>> import ml_dtypes, numpy as np, fastadam
+        >>> w = np.ones(2, ml_dtypes.bfloat16)
+        >>> opt = fastadam.SGD(w, lr=0.001)
+        >>> opt.step(np.ones(2, np.float32))
+        >>> w.astype(float), opt.master(0)
+        (array([1., 1.]), array([0.999, 0.999], dtype=float32))
+        """
+        i = self._engine.index_of(key)
+        with _core.Locked(self._engine):
+            if "master::low" in self._engine.raw_state(i):
+                return self._engine.decoded(i, "master")
+            return np.array(self._engine.arrays[i][0], copy=True, order="K")
+
+    def reset_master(self, key: Any = None) -> None:
+        """Let bfloat16 parameters stand for what they say, after you have written into them.
+
+        Without it the numbers that they stand for are wrong by half of the last bit of bfloat16 at most.
+
+        Parameters
+        ----------
+        key : as in `state`, or None, default None
+            Which parameter; None for all.
+
+        Raises
+        ------
+        KeyError
+            No parameter has this key.
+
+        Examples
+        --------
+        >>> import ml_dtypes, numpy as np, fastadam
+        >>> w = np.ones(2, ml_dtypes.bfloat16)
+        >>> opt = fastadam.SGD(w, lr=0.001)
+        >>> opt.step(np.ones(2, np.float32))
+        >>> w[:] = 0.5
+        >>> opt.reset_master()
+        >>> opt.master(0)
+        array([0.5, 0.5], dtype=float32)
+        """
+        which = range(len(self._engine.keys)) if key is None else [self._engine.index_of(key)]
+        self._engine.reset_masters(list(which))
 
     @property
     def ema(self) -> dict[Any, np.ndarray]:

@@ -29,6 +29,9 @@ class CommonOptions(TypedDict, total=False):
     threads: int | None
     state_file: str | os.PathLike[str] | None
     overrides: Mapping[str, Mapping[str, Any]] | None
+    state_dtype: Literal["float32", "bfloat16", "8bit"]
+    master_bits: Literal[32, 24] | None
+    seed: int
 
 
 # What programs for other libraries ask for, and what to do instead.
@@ -36,7 +39,9 @@ INSTEAD = {
     "params": "the arrays are in opt.param_groups[i]['params']",
     "state_file": "it is chosen when an optimizer is made",
     "overrides": "the groups that came of it are in opt.param_groups",
+    "seed": "it is chosen when an optimizer is made",
 }
+FIXED = ("amsgrad", "centered", "state_dtype", "master_bits")  # hyper-parameters that the state depends on
 
 
 def hyper_parameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +127,7 @@ class Options:
             if type(value) is not list:
                 raise TypeError(f"param_groups must be a list, got a {type(value).__name__}")
             self._engine.check_groups(value)
-        elif name in ("amsgrad", "centered") and name in self.__dict__.get("_defaults", ()):
+        elif name in FIXED and name in self.__dict__.get("_defaults", ()):
             raise AttributeError(f"{name} is chosen when a group is made, because it needs state: make a new optimizer")
         elif name != "lr" and name in self.__dict__.get("_defaults", ()):
             raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
@@ -206,6 +211,35 @@ class Options:
             group["lr"] = value
 
     @property
+    def state_dtype(self) -> str:
+        """In what form all groups keep their state. ValueError if they differ: read `param_groups`."""
+        return str(self._shared("state_dtype"))
+
+    @property
+    def master_bits(self) -> int | None:
+        """Of the numbers that bfloat16 parameters stand for, in all groups; None: 32. ValueError if they differ."""
+        bits: int | None = self._shared("master_bits")
+        return bits
+
+    @property
+    def seed(self) -> int:
+        """Of the random bits of state in fewer bits: that of the first array. Others count on from it."""
+        return int(self._engine.settings["seed"])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all state, beside the parameters: moments, averages, sums, low bits of bfloat16 parameters.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> weights = np.zeros((1024, 1024), np.float32)
+        >>> [fastadam.Adam(weights, state_dtype=name).nbytes / weights.size for name in ("float32", "bfloat16", "8bit")]
+        [8.0, 4.0, 2.0625]
+        """
+        return self._engine.nbytes
+
+    @property
     def last_values(self) -> list[dict[str, Any]]:
         """For each group, the numbers that its last step took for the hyper-parameters; of schedules, their results.
 
@@ -252,6 +286,9 @@ class Options:
             return f"<{type(self).__name__} that was not made>"
         numbers = [name for name, value in self._defaults.items() if not isinstance(value, bool | np.bool_)]
         flags = [name for name in self._defaults if name not in numbers]
+        for name, usual in ("state_dtype", "float32"), ("master_bits", None):
+            if all(group.get(name) == usual for group in self.param_groups):
+                numbers.remove(name)
         rows = [("group", "arrays", "elements", *numbers, "flags")]
         for i, (group, last) in enumerate(zip(self.param_groups, self.last_values, strict=False)):
             arrays = group.get("params", ())

@@ -40,6 +40,7 @@ class Adam(Optimizer):
         Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
         lr * sqrt(1 - beta2**t), and v is not corrected.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
     Raises
@@ -104,6 +105,7 @@ class AdamW(Adam):
     params, lr, betas, eps, amsgrad, maximize, bias_correction, eps_root, eps_hat
         As for `Adam`.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
     weight_decay : float or callable, default 1e-2, finite, >= 0
         Decay of the parameters per step, in units of lr.
@@ -193,6 +195,7 @@ class NAdam(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
     Raises
@@ -264,6 +267,7 @@ class RAdam(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
     Raises
@@ -331,6 +335,7 @@ class Adamax(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
     Raises
@@ -398,6 +403,7 @@ class SGD(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
     Raises
@@ -482,6 +488,7 @@ class RMSprop(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
     Raises
@@ -552,6 +559,7 @@ class Adagrad(Optimizer):
     maximize : bool, default False
         Ascend: the gradient is negated.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
     Raises
@@ -614,6 +622,7 @@ class RowAdagrad(Adagrad):
     lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize
         As for `Adagrad`.
     max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
     Raises

@@ -22,14 +22,24 @@ class Saving(Options):
 
         Keys are the running index in a sequence and the name in a mapping, joined by dots when nested. The arrays are
         live views: write into them. The mapping is read-only (`load_state_dict` sets counters).
+
+        State in fewer bits is decoded when it is read: "exp_avg" is then a read-only float32 copy. What is stored is
+        live in "exp_avg::codes" and "exp_avg::scale", and what bfloat16 parameters lack in "master::low", in the
+        order of memory.
         """
         return State(self._engine)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, raw: bool = False) -> dict[str, Any]:
         """State and hyper-parameters in the layout of ``torch.optim.Optimizer.state_dict``.
 
         State is keyed by running index; our keys are in ``["param_groups"][i]["param_names"]``. The arrays are live: to
         keep a moment, use copy.deepcopy. Schedules are code and are left out.
+
+        Parameters
+        ----------
+        raw : bool, default False
+            State in fewer bits is given as float32 copies, and for bfloat16 parameters "master", the float32 numbers
+            that they stand for. With True, as it is stored: live, smaller, and the same bytes once it is loaded.
 
         Examples
         --------
@@ -38,7 +48,7 @@ class Saving(Options):
         {0: {'step': 0, 'exp_avg': array([0., 0.]), 'exp_avg_sq': array([0., 0.])}}
         """
         with _core.Locked(self._engine):
-            return statedict.state_dict(self._engine, self.param_groups)
+            return statedict.state_dict(self._engine, self.param_groups, raw)
 
     def torch_state_dict(self) -> dict[str, Any]:
         """The state for ``load_state_dict`` of torch's optimizer of the same name (`load_state_dict` takes torch's).
@@ -74,7 +84,8 @@ class Saving(Options):
         Raises
         ------
         TypeError, ValueError
-            Something does not match in number, name, shape or dtype (nothing is ever cast); nothing has changed.
+            Something does not match in number, name, shape or dtype; nothing has changed. Nothing is ever cast, but
+            between float32 and state in fewer bits, which is rounded to nearest.
 
         Examples
         --------

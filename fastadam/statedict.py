@@ -7,8 +7,9 @@ import numpy as np
 
 from fastadam import _core, _numbers
 from fastadam._checks import maps_of
-from fastadam._layout import new_records
 from fastadam.options import with_own_betas
+
+CODES, SCALE, LOW = "::codes", "::scale", "master::low"  # of names in raw state
 
 
 class State(Mapping[Any, Mapping[str, Any]]):
@@ -18,7 +19,7 @@ class State(Mapping[Any, Mapping[str, Any]]):
         self._engine = engine
 
     def __getitem__(self, key: Any) -> Mapping[str, Any]:
-        return Entry(self._engine.entry(self._engine.index_of(key)))
+        return Entry(self._engine, self._engine.index_of(key))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self._engine.keys))
@@ -30,8 +31,30 @@ class State(Mapping[Any, Mapping[str, Any]]):
         return repr(dict(self))
 
 
-class Entry(dict[str, Any]):
-    """The state of one parameter at this moment. Assigning to it would change nothing, so it raises."""
+class Entry(Mapping[str, Any]):
+    """The state of one parameter at this moment. What is stored in fewer bits is decoded when it is read. Assigning to
+    it would change nothing, so it raises."""
+
+    def __init__(self, engine: _core.Engine, i: int) -> None:
+        self._engine, self._i, self.raw = engine, i, engine.entry(i)
+        self._decoded = [name.removesuffix(CODES) for name in self.raw if name.endswith(CODES)]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._decoded:
+            return self.raw[name]
+        array = self._engine.decoded(self._i, name)
+        array.flags.writeable = False
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (name.removesuffix(CODES) for name in self.raw if name.endswith(CODES) or "::" not in name)
+        yield from (name for name in self.raw if "::" in name)
+
+    def __len__(self) -> int:
+        return len(self.raw) + len(self._decoded)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("opt.state is read-only: write into its arrays, or use load_state_dict")
@@ -47,15 +70,15 @@ class LoadPlan(NamedTuple):
 
     param_groups: list[dict[str, Any]]
     changes: list[dict[str, Any]]  # for each of these
-    arrays: Sequence[Sequence[np.ndarray]]  # state, for each parameter
+    arrays: Sequence[Mapping[str, np.ndarray]]  # raw state, for each parameter
     records: np.ndarray  # its counters
     others: Sequence[tuple[np.ndarray, np.ndarray]] = ()  # (target, source): parameters, for one
 
 
-def state_dict(engine: _core.Engine, param_groups: list[dict[str, Any]]) -> dict[str, Any]:
+def state_dict(engine: _core.Engine, param_groups: list[dict[str, Any]], raw: bool) -> dict[str, Any]:
     engine.check_readable()
     engine.check_groups(param_groups)
-    state = {i: dict(entry) for i, entry in enumerate(State(engine).values())}
+    state = {i: raw_entry(engine, i) if raw else plain_entry(engine, i) for i in range(len(engine.keys))}
     groups: list[dict[str, Any]] = []
     start = 0
     for group in param_groups:
@@ -64,6 +87,19 @@ def state_dict(engine: _core.Engine, param_groups: list[dict[str, Any]]) -> dict
         groups.append({**plain, "params": list(range(start, stop)), "param_names": engine.keys[start:stop]})
         start = stop
     return {"state": state, "param_groups": groups}
+
+
+def plain_entry(engine: _core.Engine, i: int) -> dict[str, Any]:
+    entry = Entry(engine, i)
+    plain = {name: entry[name] for name in entry if "::" not in name}
+    return plain | {"master": engine.decoded(i, "master")} if LOW in entry.raw else plain
+
+
+def raw_entry(engine: _core.Engine, i: int) -> dict[str, Any]:
+    """As it is stored. Codes are in the order of memory, so which one that is belongs to them."""
+    raw = Entry(engine, i).raw
+    is_other = engine.memory_order(i) == "F" and any("::" in name for name in raw)
+    return raw | {"fortran_order": True} if is_other else raw
 
 
 def plan_load(
@@ -82,7 +118,7 @@ def plan_load(
         initial += [merged.get("initial_accumulator_value", 0.0)] * len(ours["params"])
     sources = {id(target): source for target, source in others}  # averages begin with what the parameters will be
     params = [sources.get(id(arrays[0]), arrays[0]) for arrays in engine.arrays]
-    arrays, records = match_state(state_dict, indices, State(engine), params, initial)
+    arrays, records = match_state(state_dict, indices, engine, params, initial)
     return LoadPlan(param_groups, changes, arrays, records, others)
 
 
@@ -98,7 +134,7 @@ def plain_of(engine: _core.Engine, param_groups: list[dict[str, Any]]) -> dict[s
         "structure": engine.structure,
         "keys": list(engine.keys),
         "masks": [group.mask for group in engine.groups],
-        "arrays": [arrays[1:] for arrays in engine.arrays],
+        "arrays": [engine.raw_state(i) for i in range(len(engine.keys))],
         "records": engine.records(),
         "skipped": engine.skipped,
     }
@@ -158,7 +194,7 @@ def match_groups(
         if foreign:
             raise ValueError(f"{where} is of another optimizer: it has {', '.join(foreign)}; known are {list(ours)}")
         # The rest is not for us: how torch computes, what its schedulers remember, labels.
-        change = {k: v for k, v in saved.items() if k in ours and k != "params"}
+        change = {k: v for k, v in saved.items() if k in ours and k not in ("params", "state_dtype", "master_bits")}
         _core.check_group({**ours, **change})
         for flag in {"amsgrad", "centered"} & change.keys():
             if change[flag] != ours[flag]:
@@ -176,28 +212,36 @@ def match_groups(
 def match_state(
     state_dict: Mapping[str, Any],
     indices: list[Any],
-    state: Mapping[Any, Mapping[str, Any]],
+    engine: _core.Engine,
     params: list[np.ndarray],
     initial: list[float],
-) -> tuple[list[list[np.ndarray]], np.ndarray]:
-    """For each of our parameters: arrays, and counters."""
+) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+    """For each of our parameters: arrays as they are stored, and counters."""
     check_kind(state_dict["state"], Mapping, "state_dict['state']")
     saved_state = dict(state_dict["state"])
     unknown = saved_state.keys() - set(indices)
     if unknown:
         raise ValueError(f"state_dict['state'] has entries {list(unknown)} that no group lists in its 'params'")
-    arrays, records = [], new_records(len(params))
-    for index, (key, entry), param, start, record in zip(indices, state.items(), params, initial, records, strict=True):
-        where = f"state_dict['state'][{index!r}] (parameter {key!r})"
+    arrays: list[dict[str, np.ndarray]] = []
+    records = engine.records()
+    for i, (index, param, start, record) in enumerate(zip(indices, params, initial, records, strict=True)):
+        where = f"state_dict['state'][{index!r}] (parameter {engine.keys[i]!r})"
         saved = saved_state.get(index, {})
         check_kind(saved, Mapping, where)
-        names = [name for name in entry if isinstance(entry[name], np.ndarray)]
-        saved = {name: value for name, value in saved.items() if value is not None}
-        fresh: dict[str, Any] = {"step": 0, "mu_product": 1.0, "grad_count": 0, "ema": param}
+        saved = stored_apart({name: value for name, value in saved.items() if value is not None}, where)
+        seed, master = saved.pop("seed", None), saved.pop("master", None)
+        entry = engine.entry(i)
+        names = [name.removesuffix(CODES) for name in engine.raw_state(i) if name.endswith(CODES) or "::" not in name]
+        expected = [name for name in entry if "::" not in name and name not in (*names, "seed")] + names
+        fresh: dict[str, Any] = {"step": 0, "mu_product": 1.0, "grad_count": 0}
         for name in names:
-            value = param.dtype.type(0.0 if name == "grad_sum" else start)
-            fresh.setdefault(name, np.broadcast_to(value, entry[name].shape))
-        fresh = {name: fresh[name] for name in entry}
+            ours = entry.get(name)
+            kind = np.float32 if ours is None else ours.dtype.type
+            shape = param.shape if ours is None else ours.shape
+            fresh[name] = np.broadcast_to(kind(0.0 if name == "grad_sum" else start), shape)
+            if name == "ema":
+                fresh[name] = param.astype(kind, copy=False)
+        fresh = {name: fresh[name] for name in expected}
         if saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
             saved["step"] = 1
         if not saved:  # torch has none, an empty one, or None for a buffer, before the first step
@@ -206,27 +250,111 @@ def match_state(
             for kept in {"ema"}, {"grad_sum", "grad_count"}:
                 if not kept & saved.keys():  # saved by torch, or without them
                     saved |= {name: fresh[name] for name in kept if name in fresh}
-                elif not kept & entry.keys():
+                elif not kept & fresh.keys():
                     leave_out(kept, saved, where)
-        if saved.keys() != entry.keys():
+        if saved.keys() != fresh.keys():
             raise ValueError(
-                f"{where} has the keys {list(saved)}, expected {list(entry)}; make the optimizer with the options "
+                f"{where} has the keys {list(saved)}, expected {expected}; make the optimizer with the options "
                 "of the one that was saved (ema_decay, accumulate, amsgrad, momentum, ...)"
             )
-        arrays.append([as_state(saved[name], entry[name], f"{where}[{name!r}]") for name in names])
+        arrays.append({})
+        for name in names:
+            arrays[-1] |= as_stored(engine, i, name, saved[name], f"{where}[{name!r}]")
+        if LOW in entry:
+            arrays[-1][LOW] = as_low(engine, i, master, param, f"{where}['master']")
         step = as_counter(saved["step"], f"{where}['step']")
         count = as_counter(saved.get("grad_count", 0), f"{where}['grad_count']")
         if count >= 2**31:
             raise ValueError(f"{where}['grad_count'] must be less than 2**31, got {count}")
         record["step"], record["pending"] = step, count
         record["product"] = as_product(saved.get("mu_product", 1.0), f"{where}['mu_product']")
-        is_own = any(np.shares_memory(a, entry[name]) for a, name in zip(arrays[-1], names, strict=True))
+        if seed is not None:
+            record["seed"] = as_seed(seed, f"{where}['seed']")
+        is_own = any(np.shares_memory(array, entry[name]) for name, array in arrays[-1].items())
         if is_own and (step, count) != (entry["step"], entry.get("grad_count", 0)):
             raise ValueError(
                 f"{where} says step {step}, but its arrays are this optimizer's own, which went on to step "
                 f"{entry['step']}; state_dict() does not copy: keep copy.deepcopy(opt.state_dict())"
             )
     return arrays, records
+
+
+class Stored(NamedTuple):
+    """State as raw state dicts have it."""
+
+    codes: np.ndarray
+    scale: np.ndarray | None
+    order: str
+
+
+def stored_apart(saved: dict[str, Any], where: str) -> dict[str, Any]:
+    """With `Stored` in place of the arrays of raw state, by the names of what they hold."""
+    order = "F" if saved.pop("fortran_order", False) else "C"
+    for name in [name for name in saved if name.endswith(CODES) or name == LOW]:
+        base = name.partition("::")[0]
+        codes, scale = as_ndarray(saved.pop(name), f"{where}[{name!r}]"), saved.pop(base + SCALE, None)
+        if scale is not None:
+            scale = as_ndarray(scale, f"{where}[{base + SCALE!r}]")
+        saved[base] = Stored(codes, scale, order)
+    return saved
+
+
+def as_stored(engine: _core.Engine, i: int, name: str, saved: Any, where: str) -> dict[str, np.ndarray]:
+    """Saved state, in the form of ours, by the names of the arrays."""
+    raw = engine.raw_state(i)
+    like, codes = engine.arrays[i][0], raw.get(name + CODES)
+    if isinstance(saved, Stored):
+        check_stored(saved, like.size, engine.is_positive(name), where)
+        if codes is not None and saved.codes.dtype == codes.dtype and saved.order == engine.memory_order(i):
+            return {name + CODES: saved.codes} | ({} if saved.scale is None else {name + SCALE: saved.scale})
+        order: Any = saved.order
+        saved = _core.decoded_state(saved.codes, saved.scale, engine.is_positive(name), order, like.shape)
+    if codes is None:
+        return {name: as_state(saved, raw[name].dtype, raw[name].shape, where)}
+    saved = as_state(saved, np.dtype(np.float32), like.shape, where)
+    if engine.is_positive(name) and (saved < 0).any():
+        raise ValueError(f"{where} has negative elements, which it never has; the state is damaged")
+    return engine.encoded(i, name, saved)
+
+
+def check_stored(saved: Stored, size: int, is_positive: bool, where: str) -> None:
+    """Raise unless these are codes, in any format, of so many elements."""
+    codes, scale = saved.codes, saved.scale
+    kind = np.dtype(np.uint16 if scale is None else np.uint8)
+    if codes.dtype != kind or (scale is not None and scale.dtype != np.uint8):
+        raise TypeError(f"{where} has codes of {codes.dtype}, expected {kind}")
+    if codes.shape != (size,) or (scale is not None and scale.shape != (-(-size // 32),)):
+        raise ValueError(f"{where} has codes of the shape {codes.shape}, and the parameter {size} elements")
+    least = _core.LEAST_SCALES[is_positive]
+    if scale is None and is_positive and (codes >= 0x8000).any():
+        raise ValueError(f"{where} has negative elements, which it never has; the state is damaged")
+    if scale is not None and (scale < least).any():
+        raise ValueError(f"{where} has a scale below {least}, which it never has; the state is damaged")
+
+
+def as_low(engine: _core.Engine, i: int, saved: Any, param: np.ndarray, where: str) -> np.ndarray:
+    """What is stored beside a bfloat16 parameter, which will be `param`."""
+    ours = engine.raw_state(i)[LOW]
+    if saved is None:
+        return np.zeros_like(ours)
+    if isinstance(saved, Stored):
+        low = saved.codes
+        if low.dtype.type not in (np.int16, np.int8) or low.shape != ours.shape:
+            raise ValueError(
+                f"{where} must have the low bits of {ours.size} elements in int16 or int8, got {low.dtype}"
+            )
+        if low.dtype == ours.dtype and saved.order == engine.memory_order(i):
+            return low
+        order: Any = saved.order
+        upper = np.ravel(param, order).view(np.uint16).astype(np.int32) << 16
+        bits = upper + (low.astype(np.int32) << (16 - 8 * low.itemsize))
+        saved = bits.view(np.float32).reshape(param.shape, order=order)
+    found = engine.low_bits(i, as_state(saved, np.dtype(np.float32), param.shape, where), param)
+    if found is None:
+        raise ValueError(
+            f"{where} does not belong to the parameter: rounded to bfloat16 it is another; load both, or leave it out"
+        )
+    return found
 
 
 def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
@@ -248,20 +376,24 @@ def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
         saved.pop(name, None)
 
 
-def as_state(saved: Any, ours: np.ndarray, where: str) -> np.ndarray:
-    """A saved state array that can be copied into ours without a cast, or an error."""
+def as_ndarray(saved: Any, where: str) -> np.ndarray:
     if not hasattr(saved, "__array__") or isinstance(saved, np.ma.MaskedArray | np.generic):
         raise TypeError(f"{where} must be an array, got a {type(saved).__name__}")
     try:
-        array = np.asarray(saved)
+        return np.asarray(saved)
     except MemoryError:
         raise
     except Exception as error:  # whatever its __array__ raises: torch's does for tensors on a GPU
         raise TypeError(f"{where} cannot be converted to an ndarray: {type(error).__name__}: {error}") from error
-    if array.dtype != ours.dtype:
-        raise TypeError(f"{where} must be {ours.dtype}, got {array.dtype}; state is never cast")
-    if array.shape != ours.shape:
-        raise ValueError(f"{where} must have the shape {ours.shape}, got {array.shape}")
+
+
+def as_state(saved: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> np.ndarray:
+    """A saved state array that can be copied into one of ours without a cast, or an error."""
+    array = as_ndarray(saved, where)
+    if array.dtype != dtype:
+        raise TypeError(f"{where} must be {dtype}, got {array.dtype}; state is never cast")
+    if array.shape != shape:
+        raise ValueError(f"{where} must have the shape {shape}, got {array.shape}")
     return array
 
 
@@ -277,6 +409,13 @@ def as_counter(step: Any, where: str) -> int:
     if not (0 <= number < 2**63 and number == int(number)):
         raise ValueError(f"{where} must be an integer >= 0 and less than 2**63, got {step!r}")
     return int(number)
+
+
+def as_seed(value: Any, where: str) -> int:
+    seed = _numbers.as_integer(value, where)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{where} must be >= 0 and less than 2**64, got {seed}")
+    return seed
 
 
 def as_product(value: Any, where: str) -> float:
@@ -301,7 +440,7 @@ def as_torch(state_dict: dict[str, Any], param_groups: list[dict[str, Any]], nam
 
     groups = []
     for i, group in enumerate(state_dict["param_groups"]):
-        group = {k: v for k, v in group.items() if k != "param_names"}
+        group = {k: v for k, v in group.items() if k not in ("param_names", "state_dtype", "master_bits")}
         for ours, needed in ("bias_correction", True), ("eps_hat", False), ("eps_root", 0):
             if group.pop(ours, needed) != needed:
                 raise ValueError(f"torch has no {ours}; param_groups[{i}] has another than {needed}")
@@ -315,7 +454,7 @@ def as_torch(state_dict: dict[str, Any], param_groups: list[dict[str, Any]], nam
         converted = {
             k: torch.from_numpy(v.copy("K")) if isinstance(v, np.ndarray) else torch.tensor(float(v))
             for k, v in entry.items()
-            if k not in ("ema", "grad_sum", "grad_count")
+            if k not in ("ema", "grad_sum", "grad_count", "seed", "master")
         }
         if name == "SGD":  # counts no steps, and has no buffer before the first
             converted = {k: v for k, v in converted.items() if k == "momentum_buffer" and entry["step"]}

@@ -149,10 +149,13 @@ def test_fields_of_a_structured_array_are_given_one_by_one():
     trained(np.ascontiguousarray(x["a"]))
 
 
-def test_bfloat16_is_said_to_be_no_parameter():
-    x = np.ones(2, ml_dtypes.bfloat16)
-    refused(x, r"must be float32 or float64, got bfloat16; use .astype\(np.float32\), and keep")
-    fastadam.SGD(x.astype(np.float32)).step(x)
+def test_bfloat16_is_no_parameter_of_adam_update():
+    x, m, v = np.ones(2, ml_dtypes.bfloat16), *np.zeros((2, 2), np.float32)
+    with pytest.raises(
+        TypeError, match=r"must be float32 or float64, got bfloat16; use .astype\(np.float32\), and keep"
+    ):
+        fastadam.adam_update(x, x, m, v, 1)
+    fastadam.adam_update(x.astype(np.float32), x, m, v, 1)
 
 
 def test_read_only_arrays_are_made_writeable_where_that_is_allowed(tmp_path):

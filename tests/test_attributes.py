@@ -12,6 +12,7 @@ import fastadam
 NAMES = "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "RowAdagrad"
 CLASSES = [getattr(fastadam, name) for name in NAMES]
 COMMON = ["max_norm", "max_value", "nonfinite", "accumulate", "ema_decay", "threads", "state_file", "overrides"]
+COMMON += ["state_dtype", "master_bits", "seed"]
 
 
 @pytest.mark.parametrize(
@@ -119,11 +120,11 @@ def test_signatures_show_every_option_with_its_type(cls):
     parameters = inspect.signature(cls).parameters
     assert list(parameters)[-len(COMMON) :] == COMMON
     assert all(parameters[name].annotation is not inspect.Parameter.empty for name in parameters)
-    defaults = {**dict.fromkeys(COMMON), "nonfinite": "propagate", "accumulate": 1}
+    defaults = {**dict.fromkeys(COMMON), "nonfinite": "propagate", "accumulate": 1, "state_dtype": "float32", "seed": 0}
     assert {name: parameters[name].default for name in COMMON} == defaults
     text = pydoc.plain(pydoc.render_doc(cls))
     assert "max_norm: float | None = None" in text and "**" not in text.splitlines()[2]
-    assert "partial(" not in text and "state_file, overrides" in text
+    assert "partial(" not in text and "state_file, overrides" in text and "state_dtype, master_bits, seed" in text
 
 
 def test_signature_of_adam_update_is_that_of_its_twin():

@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_size_t, c_void_p, pointer
+from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_size_t, c_uint64, c_void_p, pointer
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ class Range(Structure):
 
 
 class Record(Structure):
-    _fields_ = [("step", c_int64), ("product", c_double), ("pending", c_int64)]
+    _fields_ = [("step", c_int64), ("product", c_double), ("pending", c_int64), ("seed", c_uint64)]
 
 
 class Settings(Structure):
@@ -29,6 +29,7 @@ class Slot(Structure):
     _fields_ = [("place", c_void_p), ("n", c_int64), ("height", c_int64), ("width", c_int64), ("rows", c_void_p)]
     _fields_ += [
         ("format", c_int),
+        ("coded", c_int),
         ("real", c_int),
         ("group", c_void_p),
         ("record", POINTER(Record)),
@@ -38,13 +39,16 @@ class Slot(Structure):
 
 
 class Task(Structure):
-    _fields_ = [("kernel", c_void_p), ("array", c_void_p * 7), ("n", c_int64), ("rows", c_void_p)]
+    _fields_ = [("kernel", c_void_p), ("array", c_void_p * 11), ("n", c_int64), ("rows", c_void_p)]
     _fields_ += [
         ("coefficients", c_void_p),
-        ("decode", c_void_p),
         ("before", c_void_p),
         ("after", c_void_p),
         ("wrap", c_void_p),
+        ("decode", c_void_p),
+        ("formats", c_void_p),
+        ("seed", c_uint64),
+        ("origin", c_int64),
         ("first", c_int64),
     ]
 
@@ -53,6 +57,7 @@ class Call(Structure):
     _fields_ = [("family", c_void_p), ("isa", c_int), ("settings", Settings), ("scale", c_double)]
     _fields_ += [
         ("special", c_int),
+        ("coded", c_int),
         ("blockwise", c_int),
         ("number", c_int64),
         ("slots", POINTER(Slot)),
@@ -123,6 +128,7 @@ def as_call(grads, steps):
             1,
             grad.size,
             None,
+            0,
             0,
             int(grad.dtype == np.float64),
             None,

@@ -113,5 +113,5 @@ def test_files_are_short():
     ]
     kinds += ["csrc/*.[chi]*", "tests/*.c", "setup.py"]
     lines = {path: len(path.read_text().splitlines()) for kind in kinds for path in ROOT.glob(kind) if path.is_file()}
-    most = {path: 650 if path.name == "rules.py" or path.parent.name == "tests" else 500 for path in lines}
+    most = {path: 660 if path.name == "rules.py" or path.parent.name == "tests" else 500 for path in lines}
     assert not {path.name: count for path, count in lines.items() if count > most[path]}

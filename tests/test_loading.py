@@ -62,7 +62,7 @@ def test_an_optimizer_is_unpickled_from_arrays_of_any_subclass():
     _, opt = trained()
     state = opt.__getstate__()
     state["_engine"]["arrays"] = [
-        [a.view(np.matrix) if a.ndim == 2 else a.view(np.recarray) for a in arrays]
+        {name: a.view(np.matrix) if a.ndim == 2 else a.view(np.recarray) for name, a in arrays.items()}
         for arrays in state["_engine"]["arrays"]
     ]
     other = fastadam.Adam.__new__(fastadam.Adam)
@@ -82,7 +82,9 @@ def as_maps(opt, folder, mode):
     state = opt.__getstate__()
     state["_engine"] = {
         **state["_engine"],
-        "arrays": [[mapped(a, folder, mode) for a in arrays] for arrays in state["_engine"]["arrays"]],
+        "arrays": [
+            {name: mapped(a, folder, mode) for name, a in arrays.items()} for arrays in state["_engine"]["arrays"]
+        ],
     }
     params = [
         {**group, "params": tuple(mapped(p, folder, mode) for p in group["params"])} for group in opt.param_groups

@@ -277,7 +277,7 @@ def test_path_that_is_gone_does_not_hide_what_went_wrong(path, monkeypatch):
 
 def test_too_long_a_description_is_refused_at_once(path, monkeypatch):
     monkeypatch.setattr(statefile, "LONGEST", 100)
-    with pytest.raises(ValueError, match=r"take 1\d\d bytes in a state_file, at most 100 are allowed"):
+    with pytest.raises(ValueError, match=r"take 2\d\d bytes in a state_file, at most 100 are allowed"):
         fastadam.Adam({"a" * 100: np.ones(3)}, state_file=path)
     assert not path.exists()
 

@@ -29,7 +29,9 @@ SMALL = [f"{rule}_small" for rule in SQUARED if platform.machine() == "x86_64"] 
 LOOPS = {"f32": [*RULES, *SMALL], "f64": RULES}
 NORMS = ["squares", "squares_piece", "row_squares", "row_squares_l2"]
 OTHERS = ["add_mean"]  # of one number
-DECODERS = ["decode_float16", "decode_bfloat16"]
+CODECS = ["decode_float16", "decode_bfloat16", "encode_bfloat16_m", "encode_bfloat16_v", "random"]
+CODECS += [f"{way}_{name}" for way in ("decode", "encode") for name in ("split_32", "split_24")]
+GROUPS = [f"{way}_8bit_{name}" for way in ("decode", "encode") for name in "mv"]  # AVX-512 takes AVX2's
 PACKED = {  # (instruction set, element type): what a vectorised square root and division look like
     "x86_64": {
         ("baseline", "f32"): (r"\bsqrtps\s.*%xmm", r"\bdivps\s.*%xmm"),
@@ -53,10 +55,10 @@ PRODUCTS = {  # (instruction set, element type): what a vectorised product looks
     "aarch64": {("baseline", "f32"): r"\bfmul\s+v\d+\.4s", ("baseline", "f64"): r"\bfmul\s+v\d+\.2d"},
 }
 SHIFTS = {  # what a vectorised shift, or the same by interleaving zeros, looks like
-    ("x86_64", "baseline"): r"\bpunpck[lh]wd\s.*%xmm",
-    ("x86_64", "avx2"): r"\bvpslld\s.*%ymm",
-    ("x86_64", "avx512"): r"\bvpslld\s.*%zmm",
-    ("aarch64", "baseline"): r"\b(shll|ushll|zip\d)2?\s+v\d+\.(4s|8h)",
+    ("x86_64", "baseline"): r"\bp(unpck[lh]wd|s[lr]ld)\s.*%xmm",
+    ("x86_64", "avx2"): r"\bvps[lr]ld\s.*%ymm",
+    ("x86_64", "avx512"): r"\bvps[lr]ld\s.*%zmm",
+    ("aarch64", "baseline"): r"\b(s?u?shll?|u?shrn?|zip\d|u[sz][rp]a?\d?)2?\s+v\d+\.(4s|8h|4h)",
 }
 FUSED = r"\bvfn?m(add|sub)|\bfml[as]\b|\bfn?m(add|sub)\b"
 
@@ -104,19 +106,20 @@ def test_the_norm_is_vectorised_at_full_width_in_float64(functions, loop, isa, r
 
 
 @pytest.mark.parametrize("isa", dict.fromkeys(isa for isa, _ in PACKED.get(platform.machine(), {})))
-@pytest.mark.parametrize("loop", DECODERS)
-def test_decoders_are_vectorised_at_full_width(functions, loop, isa):
-    """They widen elements to 32 bits, and shift them."""
-    assert re.search(SHIFTS[platform.machine(), isa], functions[f"{loop}_f32_{isa}"])
+@pytest.mark.parametrize("loop", [*CODECS, *GROUPS])
+def test_formats_are_vectorised_at_full_width(functions, loop, isa):
+    """They shift numbers of 32 bits."""
+    if loop not in GROUPS or isa != "avx512":
+        assert re.search(SHIFTS[platform.machine(), isa], functions[f"{loop}_{isa}"])
 
 
 def test_every_compiled_loop_is_looked_at(functions):
     expected = {
         f"{loop}_{real}_{isa}" for isa, real in PACKED[platform.machine()] for loop in (*LOOPS[real], *NORMS, *OTHERS)
     }
-    expected |= {
-        f"{loop}_{real}_{isa}" for isa, real in PACKED[platform.machine()] if real == "f32" for loop in DECODERS
-    }
-    found = {name for name in functions if re.search(r"_f(32|64)_(baseline|avx2|avx512)$", name)}
+    isas = {isa for isa, _ in PACKED[platform.machine()]}
+    expected |= {f"{loop}_{isa}" for isa in isas for loop in CODECS}
+    expected |= {f"{loop}_{isa}" for isa in isas - {"avx512"} for loop in GROUPS}
+    found = {name for name in functions if re.search(r"_(baseline|avx2|avx512)$", name)}
     assert found == expected
     assert {isa for isa, _ in PACKED[platform.machine()]} >= set(ISAS)

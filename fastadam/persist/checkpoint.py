@@ -12,6 +12,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ from fastadam.containers import Container
 from fastadam.persist import npz, safetensors
 from fastadam.persist.atomic import as_path, write_aside
 from fastadam.persist.model import Optimizer, add_optimizer, add_params, leaves_of, params_to_load, state_dict_of
-from fastadam.persist.pieces import Place, describe, verify
+from fastadam.persist.pieces import BFLOAT16, Place, describe, name_of, verify
 from fastadam.persist.strict_json import as_metadata, parse
 from fastadam.statedict import as_counter
 
@@ -189,7 +190,7 @@ def load(
             places, raw = layout.read(file, longest_text(len(leaves or ()), optimizer))
             text = read_manifest(places, raw)
         # The file's text is compared with the model first, so that no more is read than the model needs.
-        empty = {key: np.broadcast_to(np.zeros((), place.dtype), place.shape) for key, place in places.items()}
+        empty = {key: stand_in(place) for key, place in places.items()}
         pairs, state, used = plan_load(empty, text, name, leaves, optimizer)
         with error_context(f"{name!r} is damaged", but=(OSError, MemoryError, ImportError)):
             arrays = read_arrays(file, {key: places[key] for key in used}, text["arrays"], mmap, progress)
@@ -251,6 +252,12 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         return summary(read_manifest(places, raw), places)
 
 
+def stand_in(place: Place) -> np.ndarray:
+    """An array before its elements are read. Scales of 8-bit state cannot be 0."""
+    element = np.full((), 255, np.uint8) if place.dtype == np.uint8 else np.zeros((), place.dtype)
+    return np.broadcast_to(element, place.shape)
+
+
 def crc_of_text(text: dict[str, Any]) -> int:
     rest = {key: value for key, value in text.items() if key != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
@@ -267,7 +274,9 @@ def read_manifest(places: dict[str, Place], raw: str | bytes) -> dict[str, Any]:
         raise ValueError(f"its arrays are {sorted(places)}, expected {sorted(text['arrays'])}")
     for name, place in places.items():
         saved = text["arrays"][name]
-        if (place.dtype.str, list(place.shape)) != (saved["dtype"], saved["shape"]):
+        if saved["dtype"] == "bfloat16" and place.dtype == np.dtype("<u2"):  # all that an .npz can say
+            places[name] = place = replace(place, dtype=BFLOAT16)
+        if (name_of(place.dtype), list(place.shape)) != (saved["dtype"], saved["shape"]):
             raise ValueError(f"the array {name!r} has another dtype or shape than when it was saved")
     text["metadata"] = as_metadata(text.get("metadata", {}))  # the right CRC does not make it valid
     return text
@@ -275,7 +284,10 @@ def read_manifest(places: dict[str, Place], raw: str | bytes) -> dict[str, Any]:
 
 def summary(text: dict[str, Any], places: dict[str, Place]) -> dict[str, Any]:
     """What `inspect` returns; raise unless all of it has the types that are promised."""
-    arrays = {name: {"dtype": place.dtype.name, "shape": place.shape} for name, place in places.items()}
+    arrays = {
+        name: {"dtype": "bfloat16" if place.dtype == BFLOAT16 else place.dtype.name, "shape": place.shape}
+        for name, place in places.items()
+    }
     saved = text.get("optimizer", {"class": None, "keys": [], "groups": [], "state": []})
     keys, counts = saved["keys"], [as_counter(group["count"], "a count") for group in saved["groups"]]
     if not (saved["class"] is None or isinstance(saved["class"], str)) or sum(counts) != len(keys):
@@ -353,7 +365,7 @@ def section(text: dict[str, Any], name: str, path: Any) -> Any:
 
 def longest_text(params: int, optimizer: Optimizer | None) -> int:
     """The most bytes of text and headers that are read for a model of this size."""
-    return TEXT_SIZE + TEXT_PER_ARRAY * (params + (5 * len(optimizer.state) if optimizer is not None else 0))
+    return TEXT_SIZE + TEXT_PER_ARRAY * (params + (9 * len(optimizer.state) if optimizer is not None else 0))
 
 
 def format_of(path: Any) -> tuple[str, ModuleType]:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from fastadam import _core, _numbers
-from fastadam._checks import as_array, check_in_place, overlap_error
+from fastadam._checks import as_array, check_in_place, is_bfloat16, overlap_error
 from fastadam.containers import Tree, as_groups
-from fastadam.persist.pieces import DTYPES
+from fastadam.persist.pieces import BFLOAT16, DTYPES
 
 
 class Optimizer(Protocol):
@@ -22,7 +22,7 @@ class Optimizer(Protocol):
 
     @property
     def state(self) -> Mapping[Any, Mapping[str, Any]]: ...
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self, *, raw: bool = False) -> dict[str, Any]: ...
     def _plan_load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> Any: ...
     def _load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> None: ...
 
@@ -48,7 +48,7 @@ def leaves_of(params: Any) -> list[tuple[Any, Any]]:
 
 def add_optimizer(arrays: dict[str, np.ndarray], optimizer: Optimizer) -> dict[str, Any]:
     """The optimizer's state_dict, with names instead of arrays."""
-    state_dict = optimizer.state_dict()
+    state_dict = optimizer.state_dict(raw=True)
     keys = [key for group in state_dict["param_groups"] for key in group["param_names"]]
     entries = []
     for key, entry in zip(keys, state_dict["state"].values(), strict=True):
@@ -97,8 +97,9 @@ def params_to_load(
     pairs = []
     for key, array in leaves:
         where, new = f"parameter {key!r}", arrays[f"params/{key}"]
-        if array.dtype != new.dtype:
-            raise TypeError(f"{where} is {array.dtype}, in the checkpoint {new.dtype}; nothing is ever cast")
+        if not (is_bfloat16(array.dtype) and new.dtype == BFLOAT16) and array.dtype != new.dtype:
+            there = "bfloat16" if new.dtype == BFLOAT16 else new.dtype
+            raise TypeError(f"{where} is {array.dtype}, in the checkpoint {there}; nothing is ever cast")
         if array.shape != new.shape:
             raise ValueError(f"{where} has the shape {array.shape}, in the checkpoint {new.shape}")
         check_in_place(array, where)
@@ -116,6 +117,8 @@ def add(arrays: dict[str, np.ndarray], name: str, array: Any) -> None:
     array = as_array(array, name, False)
     if "\0" in name or len(name.encode(errors="replace")) > 60_000:
         raise ValueError(f"{name[:100]!r} cannot be a name in a file; rename the parameter")
+    if is_bfloat16(array.dtype):
+        array = array.view(BFLOAT16)
     if array.dtype not in DTYPES or not array.dtype.isnative or array.dtype.str.startswith(">"):
         raise TypeError(
             f"{name} has the dtype {array.dtype.str}, which cannot be stored; use real numbers or bool, little-endian"
@@ -127,6 +130,8 @@ def to_json(value: Any) -> Any:
     """A hyper-parameter as JSON has it."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
+    if value is None or isinstance(value, str):
+        return value
     if isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim == 1):
         return [to_json(x) for x in value]
     return _numbers.as_number(value, "a hyper-parameter")

@@ -10,7 +10,7 @@ from typing import IO, cast
 
 import numpy as np
 
-from fastadam.persist.pieces import TEXT, Place, pieces, place_at, too_long
+from fastadam.persist.pieces import BFLOAT16, TEXT, Place, pieces, place_at, too_long
 
 NPY_HEADER = re.compile(rb"\{'descr': '([<|]\w+)', 'fortran_order': False, 'shape': \(((?:\d+, ?)*\d*)\), \} *\n")
 
@@ -18,7 +18,8 @@ NPY_HEADER = re.compile(rb"\{'descr': '([<|]\w+)', 'fortran_order': False, 'shap
 def write(path: Path, arrays: Mapping[str, np.ndarray], text: str) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as members:
         for name, array in {TEXT: np.frombuffer(text.encode(), np.uint8), **arrays}.items():
-            header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+            descr = "<u2" if array.dtype == BFLOAT16 else array.dtype.str  # what it is, is in the text
+            header = {"descr": descr, "fortran_order": False, "shape": array.shape}
             with members.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for piece in pieces(array):

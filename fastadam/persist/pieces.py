@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 PIECE = 1 << 24  # bytes that are read or copied at once
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # stands for ml_dtypes', which need not be there
 DTYPES = {np.dtype(name) for name in ("bool", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")}
+DTYPES |= {BFLOAT16}
 TEXT = "fastadam"  # where the text is: a key of safetensors' metadata, a member of an .npz
 
 
@@ -21,12 +23,17 @@ class Place:
     """Where an array is in a file, and what it is."""
 
     start: int
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def name_of(dtype: np.dtype[Any]) -> str:
+    """In the text of a checkpoint."""
+    return "bfloat16" if dtype == BFLOAT16 else dtype.str
 
 
 def place_at(file: BufferedReader, start: int, dtype: np.dtype, shape: Any) -> Place:
@@ -55,7 +62,7 @@ def describe(array: np.ndarray, advance: Callable[[int], Any]) -> dict[str, Any]
     for piece in pieces(array):
         crc = zlib.crc32(piece.data, crc)
         advance(piece.nbytes)
-    return {"dtype": array.dtype.str, "shape": list(array.shape), "crc32": crc}
+    return {"dtype": name_of(array.dtype), "shape": list(array.shape), "crc32": crc}
 
 
 def verify(

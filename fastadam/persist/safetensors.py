@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.persist.pieces import TEXT, Place, pieces, place_at, too_long
+from fastadam.persist.pieces import BFLOAT16, TEXT, Place, pieces, place_at, too_long
 from fastadam.persist.strict_json import parse
 
 # In the order in which arrays are stored: the largest elements first, so that all are aligned.
-NAMES = ["U64", "I64", "F64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL"]
-DTYPES = [np.dtype(name) for name in ["<u8", "<i8", "<f8", "<f4", "<u4", "<i4", "<f2", "<u2", "<i2", "i1", "u1", "?"]]
+NAMES = ["U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL"]
+EIGHT_AND_FOUR = [np.dtype(name) for name in ["<u8", "<i8", "<f8", "<f4", "<u4", "<i4"]]
+DTYPES = [*EIGHT_AND_FOUR, BFLOAT16, *(np.dtype(name) for name in ["<f2", "<u2", "<i2", "i1", "u1", "?"])]
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], text: str) -> None:

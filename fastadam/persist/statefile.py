@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-VERSION = 2
+VERSION = 3
 PAGE = 4096
 LONGEST = 1 << 26  # bytes: what may describe a group
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -319,7 +319,7 @@ def allocate(descriptor: int, start: int, nbytes: int) -> None:
 
 def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first difference, or nothing."""
-    for name in "optimizer", "state":
+    for name in "optimizer", "state", "formats":
         if saved[name] != wanted[name]:
             return f"{name}: {saved[name]} there, {wanted[name]} here"
     if len(saved["arrays"]) != len(wanted["arrays"]):
