@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "instructions", "report")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "quality", "large", "instructions", "report")
 
 
 def main():

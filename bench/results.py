@@ -10,14 +10,18 @@ import operator
 import platform
 import re
 import statistics
+import sys
 import time
 from importlib.metadata import distributions
 from pathlib import Path
 
 import fastadam
 
+from .low_peers import FOLDER as PEERS
+
 FOLDER = Path(__file__).with_name("results")
-PACKAGES = ("numpy", "numba", "scikit-learn", "thinc", "autograd", "jax", "optax", "torch", "deepspeed")
+PACKAGES = ("numpy", "numba", "scikit-learn", "thinc", "autograd", "jax", "optax", "torch", "deepspeed", "ml_dtypes")
+PACKAGES += ("bitsandbytes", "bitsandbytes-cpu-fork", "torchao")
 
 
 def quartiles(samples):
@@ -127,7 +131,8 @@ def run(command, module, arguments):
             printed = name, list(row)
             tables.setdefault(name, []).append(row)
         if chosen.save:
-            installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+            path = [*sys.path, *map(str, PEERS.glob("*"))]
+            installed = {found.name.lower(): found.version for found in distributions(path=path)}
             versions = {package: installed[package] for package in PACKAGES if package in installed}
             about = {"machine": machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
             write(chosen.save, about, tables)
