@@ -3,10 +3,12 @@
 from io import BytesIO
 
 import matplotlib as mpl
+import numpy as np
 from PIL import Image
 
 from .limits import LIMITS
 from .peers import CONTENDERS
+from .quality_formats import FORMATS, NUDGED
 from .workloads import WORKLOADS
 
 mpl.use("Agg")
@@ -20,7 +22,9 @@ DRAWN = {  # command -> picture, what it shows
     "versus": {"peers": "Times as long as fastadam", "sizes": "Size sweep"},
     "loop": {"loop": "Where an iteration's time goes", "iteration": "Time of a training iteration"},
     "scaling": {"scaling": "Against threads, and against the number of arrays"},
+    "quality": {"memory": "Final loss against bytes a parameter"},
 }
+MARKS = {"fastadam": "o", "to nearest": "x", "peer": "^"}
 
 
 def peers(tables):
@@ -101,6 +105,42 @@ def scaling(tables):
     return figure
 
 
+def kind_of(name):
+    form = FORMATS[name]
+    return "peer" if form.process != "fastadam" else "to nearest" if "nearest" in name else "fastadam"
+
+
+def memory(tables):
+    """For each task the difference of the final loss to float32's against the bytes that a parameter takes."""
+    tasks = list(dict.fromkeys(row["task"] for row in tables["losses"]))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(2.4 * len(tasks), 4), layout="constrained", sharey=True)
+    names = [name for name in dict.fromkeys(row["format"] for row in tables["losses"]) if name != NUDGED]
+    colours = dict(zip(names, plt.cm.tab20.colors[::2] + plt.cm.tab20.colors[1::2], strict=False))
+    for axis, task in zip(np.atleast_1d(axes), tasks, strict=True):
+        for row in (row for row in tables["losses"] if row["task"] == task and row["format"] in names):
+            if row["difference, %"] is None:  # it diverged
+                continue
+            name, at = row["format"], (row["bytes a parameter"], row["difference, %"])
+            style = {"fmt": MARKS[kind_of(name)], "ms": 7, "capsize": 2, "color": colours[name]}
+            axis.errorbar(*at, yerr=row["error, %"], label=name, **style)
+        axis.axhline(0, color="black", lw=0.6)
+        axis.set(title=task, xlim=(4, 13), xticks=(5, 6, 8, 10, 12))
+        axis.set_yscale("symlog", linthresh=2)
+    figure.supxlabel("bytes a parameter, without its gradient", fontsize=9)
+    figure.supylabel("final loss, % above float32's", fontsize=9)
+    handles = {
+        label: handle
+        for axis in np.atleast_1d(axes)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def file_name(name):
+    return f"{name}.png" if name == "memory" else f"benchmarks-{name}.png"  # the README shows that one
+
+
 def draw_all(found, folder):
     """PNG of 64 colours: a quarter of the size, and no difference to be seen."""
     for command, pictures in DRAWN.items():
@@ -109,4 +149,4 @@ def draw_all(found, folder):
             figure.savefig(drawn, bbox_inches="tight")
             plt.close(figure)
             small = Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-            small.save(folder / f"benchmarks-{name}.png", optimize=True)
+            small.save(folder / file_name(name), optimize=True)

@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 
 from .limits import LIMITS
-from .pictures import DRAWN, SHOWN, draw_all
+from .pictures import DRAWN, SHOWN, draw_all, file_name
+from .quality_formats import FLOAT32
+from .quality_tasks import TASKS
 from .results import load, pivot, table, text
 from .workloads import FAMILY, WORKLOADS
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 IN_README = {"torch fused": "torch fused", "numba prange": "numba, parallel", "NumPy tutorial": "NumPy"}
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "quality", "large")
 HEAD = """# Benchmarks
 
 Written by `python -m bench report` from `bench/results/*.json`, which have every ratio with its quartiles. `--measure`
@@ -87,6 +89,33 @@ def rows_tables(tables):
         yield f"Not measured: {'; '.join(dict.fromkeys(said))}."
 
 
+def quality_cell(row):
+    """float32's loss; for others the difference to it, in nats where the bar is."""
+    if row["format"] == FLOAT32:
+        return f"{row['loss']:.4g}"
+    if row["diverged"]:
+        return f"**diverged in {row['diverged']} of {row['seeds']}**"
+    if TASKS[row["task"]].bars[0] == "nats":
+        return f"{row['difference']:+.4f} ({row['error']:.4f})"
+    return f"{row['difference, %']:+.1f} % ({row['error, %']:.1f})"
+
+
+def quality_tables(tables):
+    yield "float32's loss, and the difference to it with its standard error, in nats for the transformer:"
+    kept = {
+        row["format"]: {"format": row["format"], "bytes a parameter": row["bytes a parameter"]}
+        for row in tables["losses"]
+    }
+    found = pivot(tables["losses"], ("format",), "task", quality_cell)
+    yield table([kept[row["format"]] | row for row in found])
+    if "promises" in tables:
+        yield "What was promised:"
+        yield table(tables["promises"])
+    if "absent" in tables:
+        said = (f"{row['format']} ({row['why']})" for row in tables["absent"])
+        yield f"Not measured: {'; '.join(dict.fromkeys(said))}."
+
+
 # command -> table, columns that stay, column whose values become columns, cell, what the table shows
 PIVOTS = {
     "loop": ("iterations", ("optimizer",), "h, batch", both("total, ms", "against no optimizer"),
@@ -103,6 +132,8 @@ def laid_out(command, tables):
         yield from versus_tables(tables)
     elif command == "rows":
         yield from rows_tables(tables)
+    elif command == "quality":
+        yield from quality_tables(tables)
     elif command in PIVOTS:
         name, index, across, cell, said = PIVOTS[command]
         numpy = ("NumPy",) if "NumPy" in tables[name][0] else ()
@@ -126,7 +157,7 @@ def section(command, found):
         run = f"`python -m bench {command}{f' --save {name}' if name != command else ''}`"
         about.append(f"*{run}, {found[name]['about']['date']}: {found[name]['about']['machine']}. {versions}.*")
     title, _, intro = importlib.import_module(f"bench.{command}").__doc__.strip().partition("\n\n")
-    pictures = [f"![{what}](benchmarks-{name}.png)" for name, what in DRAWN.get(command, {}).items()]
+    pictures = [f"![{what}]({file_name(name)})" for name, what in DRAWN.get(command, {}).items()]
     parts = [f"## {title.rstrip('.')}", intro, *pictures, *laid_out(command, tables), "\\\n".join(about)]
     return "\n\n".join(parts)
 
