@@ -124,9 +124,8 @@ def memory(tables):
             style = {"fmt": MARKS[kind_of(name)], "ms": 7, "capsize": 2, "color": colours[name]}
             axis.errorbar(*at, yerr=row["error, %"], label=name, **style)
         axis.axhline(0, color="black", lw=0.6)
-        axis.set(title=task, xlim=(4, 13), xticks=(5, 6, 8, 10, 12))
+        axis.set(title=task, xlabel="bytes a parameter", xlim=(4, 13), xticks=(5, 6, 8, 10, 12))
         axis.set_yscale("symlog", linthresh=2)
-    figure.supxlabel("bytes a parameter, without its gradient", fontsize=9)
     figure.supylabel("final loss, % above float32's", fontsize=9)
     handles = {
         label: handle
