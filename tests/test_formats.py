@@ -42,6 +42,7 @@ STATE = {
     "radam": ADAM,
     "adamax": ["exp_avg", "exp_inf"],
 }
+SIGNED = ["exp_avg", "momentum_buffer"]
 NAN = 0x7FC00000
 both = pytest.mark.parametrize(
     ("encode", "decode", "least", "count"),  # the least scale; how many codes without the sign
@@ -62,7 +63,7 @@ def bits(x):
 
 def every_upper_half():
     """Each sign, exponent and upper 7 bits of a fraction, with several lower halves."""
-    low = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, *np.random.default_rng(0).integers(0, 2**16, 4)]
+    low = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x80, 0x180, 0x7F80, *np.random.default_rng(0).integers(0, 2**16, 4)]
     return floats(np.arange(2**16, dtype=np.uint32)[:, None] << 16 | np.array(low, np.uint32)).ravel()
 
 
@@ -293,6 +294,8 @@ def test_what_is_not_finite_or_too_large_makes_its_group_nan(encode, decode, lea
         x[40] = bad
         y = decode(*encode(x, 0x8000))
         assert np.isnan(y[32:64]).all() and (y[:32] == 1).all() and (y[64:] == 1).all()
+    codes, _ = encode(floats([0x7FC12345, NAN, 0x7FFFFFFF]), 0xFFFF)
+    assert (codes == codes[1]).all()
     assert decode(*encode(floats([0x7F700000]), 0xFFFF)) == floats([0x7F700000])  # the largest: 3.19e38
 
 
@@ -411,13 +414,13 @@ def test_bits_for_m_are_almost_independent_of_those_for_v():
 
 
 @pytest.mark.parametrize("state_dtype", LOW)
-@pytest.mark.parametrize("name", formats.SIGNED + formats.NOT_NEGATIVE)
+@pytest.mark.parametrize("name", sorted({name for names in STATE.values() for name in names}))
 def test_fresh_state_is_zero(name, state_dtype):
     state = fresh_state([name], (5, 20), state_dtype=state_dtype, master_bits=24)
     assert_same_bits(decode_state(name, state, state_dtype), np.zeros(100, np.float32))
     assert not state[f"{name}::codes"].any() and not state["master::low"].any()
     if state_dtype == "8bit":
-        assert state[f"{name}::scale"].tolist() == [16 if name in formats.SIGNED else 32] * 4
+        assert state[f"{name}::scale"].tolist() == [16 if name in SIGNED else 32] * 4
 
 
 @pytest.mark.parametrize("state_dtype", LOW)
@@ -432,6 +435,8 @@ def test_values_that_are_loaded_are_rounded_to_nearest_and_then_stay(state_dtype
         assert_same_bits(decode_state(name, again, state_dtype), y)
         signs = np.signbit(decode_state(name, encode_state(name, np.float32([-0.0]), state_dtype), state_dtype))
         assert signs == (name == "exp_avg" and state_dtype == "bfloat16")
+        codes = encode_state(name, floats([NAN, 0xFFC00000, 0x7F800001]), state_dtype)[f"{name}::codes"]
+        assert (codes == codes[0]).all()
 
 
 def one_step(rule, param, grad, state, state_dtype, **options):
@@ -448,7 +453,7 @@ def some_state(rng, rule, shape, state_dtype):
     stored, plain = {}, {}
     for name in STATE[rule]:
         x = rng.standard_normal(np.prod(shape)).astype(np.float32)
-        x = x if name in formats.SIGNED else x**2
+        x = x if name in SIGNED else x**2
         stored |= encode_state(name, x, state_dtype)
         plain[name] = decode_state(name, stored, state_dtype).reshape(shape)
     return stored, plain

@@ -23,7 +23,7 @@ def bits(x):
 
 
 def magnitude(x):
-    """The bits without the sign; those of every NaN are the same, and the largest."""
+    """The bits without the sign; those of every NaN that is computed are the same, and the largest."""
     return np.minimum(bits(x) & 0x7FFFFFFF, NAN)
 
 
@@ -344,7 +344,8 @@ def encode_state(name: str, x: np.ndarray, state_dtype: str, r: np.ndarray | Non
     x : ndarray of float32, in one dimension
     state_dtype : "bfloat16" or "8bit"
     r : ndarray of uint16, or None
-        From `random_bits`. None rounds to nearest, and -0 of what is not negative to +0, as loading does.
+        From `random_bits`. None is how loading stores: to nearest, every NaN the same, and no -0 where nothing is
+        negative.
 
     Examples
     --------
@@ -354,6 +355,7 @@ def encode_state(name: str, x: np.ndarray, state_dtype: str, r: np.ndarray | Non
     """
     assert name in SIGNED + NOT_NEGATIVE, name
     if r is None:
+        x = np.where(np.isnan(x), NAN, bits(x)).view(np.float32)
         if name in NOT_NEGATIVE:
             x = x + np.float32(0)
     elif name in SIGNED:
