@@ -1,9 +1,10 @@
-"""python -m bench COMMAND [--help]: peers and promises (versus), training loops (loop, sklearn_fit), scaling, rows"""
+"""python -m bench COMMAND [--help]: peers (versus), training loops (loop, sklearn_fit), scaling, rows, formats, quality"""
 
 import importlib
 import sys
 
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "quality", "large", "instructions", "report")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "formats", "quality", "large")
+COMMANDS += ("instructions", "report")
 
 
 def main():

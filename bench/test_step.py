@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastadam
+from bench.formats import FORMATS, Ours
 from bench.peers import CONTENDERS, check
 from bench.row_peers import ON_ROWS, Shared
 from bench.runner import Training
@@ -72,6 +73,16 @@ def test_gradients_of_16_bits(benchmark, size, kind):
     for _ in range(opt.steps):
         checked.step(grad.astype(np.float32))
     assert np.array_equal(param, twin)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("size", [1 << 14, 1 << 24])
+def test_formats(benchmark, size, name):
+    """One array, whose state or itself has fewer bits. Compare with --benchmark-group-by=param:size."""
+    pytest.importorskip("ml_dtypes")
+    ours = Ours(name, size, fastadam.config()["threads"])
+    benchmark(ours.step)
+    ours.check()
 
 
 @pytest.mark.parametrize("given", ["overrides", "groups by hand"])
