@@ -150,8 +150,8 @@ cdef class Engine(Parameters):
         for i in range(self.call.count if self.has_rows else 0):
             if (self.call.slots[i].rows != NULL and self.call.slots[i].width % FA_GROUP and self.call.slots[i].coded
                     and self.call.slots[i].group.options.state_dtype == FA_STATE_8BIT):
-                raise ValueError(f"{self.name_of(self.first + i)} has rows of {self.call.slots[i].width} elements and "
-                                 f"8bit state, and got Rows: they must be of a multiple of {<int>FA_GROUP}, which share a "
+                raise ValueError(f"{self.name_of(self.first + i)} has 8bit state and rows of {self.call.slots[i].width} "
+                                 f"elements, and got Rows: they must be a multiple of {<int>FA_GROUP}, which share a "
                                  "scale; put it into a group of its own with another state_dtype")
             if self.call.slots[i].rows != NULL and self.call.slots[i].record.pending:
                 raise ValueError(f"{self.name_of(self.first + i)} has pending gradients, and got Rows; "
@@ -423,8 +423,8 @@ cdef class Engine(Parameters):
             if not is_good(&self.layouts[i], self.shapes):
                 self.refuse(i)
             if self.format_at(i, FA_PARAM) == FA_SPLIT_24:
-                raise ValueError(f"{self.name_of(i)} has master_bits=24, too few to hold its average and give it back; use "
-                                 "opt.ema")
+                raise ValueError(f"{self.name_of(i)} has master_bits=24, too few to hold its average and give it back; "
+                                 "use opt.ema")
         self.locate()
         self.begin_writing()
         for i in range(self.count):

@@ -59,8 +59,8 @@ cdef int check_formats(list keys, tuple params, const fa_options *options) excep
             raise TypeError(f"parameter {key!r} has the bfloat16 of another library than those before it; make it with "
                             "that type")
         if options.state_dtype != FA_STATE_PLAIN and param.dtype == numpy.float64:
-            raise ValueError(f"parameter {key!r} is float64, whose state is float64, too; put it into a group of its own "
-                             "with state_dtype='float32', or make it float32")
+            raise ValueError(f"parameter {key!r} is float64, whose state is float64, too; put it into a group of its "
+                             "own with state_dtype='float32', or make it float32")
     return 0
 
 
@@ -166,8 +166,8 @@ cdef class StateArrays:
         return state
 
     def raw_state(self, Py_ssize_t i):
-        """The state of a parameter as it is stored. Its arrays are views. Reshaping one leaves the engine's own array as
-        it was made, so no step needs to check those."""
+        """The state of a parameter as it is stored. Its arrays are views. Reshaping one leaves the engine's own array
+        as it was made, so no step needs to check those."""
         return {name: array.view() for name, array in self.own_state(i).items()}
 
     def entry(self, Py_ssize_t i):
@@ -210,7 +210,7 @@ cdef class StateArrays:
         return result
 
     def encoded(self, Py_ssize_t i, str name, values):
-        """float32 as they are stored, rounded to nearest, by the names of the arrays; in the parameter's memory order."""
+        """float32 as it is stored, rounded to nearest, by the names of the arrays. In the parameter's memory order."""
         cdef int a = self.place_named(name)
         cdef fa_format format = self.format_at(i, a)
         cdef const fa_codec *codec = fa_codec_of(FA_BASELINE, format)
@@ -275,7 +275,7 @@ cdef class StateArrays:
         return _layout.flat(self.slots[i].height, dtype) if self.by_row and a == FA_V else _layout.like(param, dtype)
 
     cdef int begin_state(self, Py_ssize_t i, int a, object array, object param, double initial) except -1:
-        """Averages begin as copies of the parameters, sums as zeros, the rule's state as `initial`. Blocks are zeros."""
+        """Averages begin as copies of the parameters, sums as zeros, the rule's state as `initial`. Blocks are 0."""
         cdef fa_format format = self.format_at(i, a - FA_M_SCALE + FA_M if a >= FA_M_SCALE else a)
         cdef float value = initial
         cdef uint16_t code = 0
