@@ -20,7 +20,7 @@ from .results import promise
 from .workers import Worker
 
 CHOICES = {"tasks": TASKS, "formats": FORMATS}
-LEAST, MOST = 5, 20  # seeds
+LEAST, MOST = 5, 10  # seeds
 POINTS = 40  # of a curve
 NEAR = 0.15  # of float32's loss, in a quick run
 

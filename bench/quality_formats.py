@@ -20,13 +20,6 @@ def bfloat16():
     return ml_dtypes.bfloat16
 
 
-def state_bytes(optimizer):
-    if hasattr(optimizer, "nbytes"):
-        return optimizer.nbytes
-    arrays = [array for state in optimizer.state.values() for array in state.values() if isinstance(array, np.ndarray)]
-    return sum(array.nbytes for array in arrays)
-
-
 class Ours:
     """fastadam.Adam. With bfloat16 parameters the model gets `w.astype(np.float32)` of them."""
 
@@ -46,7 +39,7 @@ class Ours:
                 self.params[name][...] = p
 
     def nbytes(self):
-        return sum(p.nbytes for p in self.stored.values()) + state_bytes(self.optimizer)
+        return sum(p.nbytes for p in self.stored.values()) + self.optimizer.nbytes
 
 
 class RoundedToNearest(Ours):

@@ -98,7 +98,7 @@ class Characters(Task):
 class Code(Task):
     """A transformer on Python's standard library; in the end the loss on 256 pieces of it."""
 
-    steps, quick_steps, lr = 500, 20, 3e-3
+    steps, quick_steps, lr = 300, 20, 3e-3
     bars = "nats", 0.002, 0.01
 
     def load(self):
