@@ -10,7 +10,8 @@
  * consecutive arrays of 4 MiB are 4 MiB + 16 apart. So the array that trails is first copied to the stack.
  *
  * Formats: what is stored in fewer bits is decoded into a block, and encoded again (formats.inc). The rule in between
- * is the one for float32. */
+ * is the one for float32. The codes of the next block are fetched meanwhile: 8 to 15 % for bfloat16 parameters. Fetching
+ * plain arrays, too, which the rule reads where they are, takes a fifth longer. */
 #include <string.h>
 #include "fastadam.h"
 
@@ -82,15 +83,19 @@ static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end,
         n = block - (t->origin + begin) % block; /* random bits are of blocks of the whole array */
         n = end - begin < n ? end - begin : n;
         const int64_t next = end - begin - n < block ? end - begin - n : block;
-        fa_task where = fa_piece_of(t, begin, n), piece = where;
+        const fa_task where = fa_piece_of(t, begin, n);
+        fa_task piece = where;
         for (int i = 0; i < count; i++) {
             load(t, &where, staged[i], blocks + i * bytes);
             piece.array[staged[i]] = blocks + i * bytes;
         }
         if (t->decode)
             piece.array[FA_GRAD] = (void *)fa_row_gradient(t, NULL, 0, t->array[FA_GRAD], begin, n, decoded);
-        if (t->before) {
+        for (int i = 0; t->formats && i < count; i++)
+            fa_fetch((char *)where.array[staged[i]] + n * fa_size_of(t, staged[i]), next * fa_size_of(t, staged[i]));
+        if (t->before || (t->formats && t->decode))
             fa_fetch((char *)where.array[FA_GRAD] + n * fa_grad_size(t), next * fa_grad_size(t));
+        if (t->before) {
             if (t->array[FA_SUM])
                 fa_fetch((char *)where.array[FA_SUM] + n * size, next * size);
             fa_run_before(&piece, gradient, n);
