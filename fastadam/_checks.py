@@ -121,7 +121,8 @@ def check_writable(param: Any, name: str, bfloat16: bool = False) -> None:
     if array.dtype.type not in (np.float32, np.float64) and not (bfloat16 and is_bfloat16(array.dtype)):
         complex_ = array.dtype.kind == "c"
         how = f"; {real_of_complex(array)}" if complex_ else real_by_cast(array, "float32", KEEP)
-        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}{how}")
+        allowed = "float32, float64 or bfloat16" if bfloat16 else "float32 or float64"
+        raise TypeError(f"{name} must be {allowed}, got {array.dtype}{how}")
     if not array.dtype.isnative:
         raise ValueError(
             f"{name} must have native byte order, got {array.dtype.str}; "

@@ -17,7 +17,7 @@ class Adam(Optimizer):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        p, float32 or float64, updated in place; see `Optimizer`.
+        p, float32, float64 or bfloat16, updated in place; see `Optimizer`.
     lr : float or callable, default 1e-3, finite, >= 0
         Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
     betas : pair of float, default (0.9, 0.999), each in [0, 1)
@@ -179,7 +179,7 @@ class NAdam(Optimizer):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        p, float32 or float64, updated in place; see `Optimizer`.
+        p, float32, float64 or bfloat16, updated in place; see `Optimizer`.
     lr : float or callable, default 2e-3, finite, >= 0
         Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
     betas : pair of float, default (0.9, 0.999), each in [0, 1)
@@ -253,7 +253,7 @@ class RAdam(Optimizer):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        p, float32 or float64, updated in place; see `Optimizer`.
+        p, float32, float64 or bfloat16, updated in place; see `Optimizer`.
     lr : float or callable, default 1e-3, finite, >= 0
         Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
     betas : pair of float, default (0.9, 0.999), each in [0, 1)
@@ -323,7 +323,7 @@ class Adamax(Optimizer):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        p, float32 or float64, updated in place; see `Optimizer`.
+        p, float32, float64 or bfloat16, updated in place; see `Optimizer`.
     lr : float or callable, default 2e-3, finite, >= 0
         Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
     betas : pair of float, default (0.9, 0.999), each in [0, 1)
@@ -389,7 +389,7 @@ class SGD(Optimizer):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        p, float32 or float64, updated in place; see `Optimizer`.
+        p, float32, float64 or bfloat16, updated in place; see `Optimizer`.
     lr : float or callable, default 1e-3, finite, >= 0
         Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
     momentum : float, default 0, finite, >= 0
@@ -472,7 +472,7 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        p, float32 or float64, updated in place; see `Optimizer`.
+        p, float32, float64 or bfloat16, updated in place; see `Optimizer`.
     lr : float or callable, default 1e-2, finite, >= 0
         Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
     alpha : float, default 0.99, in [0, 1)
@@ -545,7 +545,7 @@ class Adagrad(Optimizer):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        p, float32 or float64, updated in place; see `Optimizer`.
+        p, float32, float64 or bfloat16, updated in place; see `Optimizer`.
     lr : float or callable, default 1e-2, finite, >= 0
         Learning rate. Every hyper-parameter that is a number may be a callable of the steps taken; see `Optimizer`.
     lr_decay : float, default 0, finite, >= 0

@@ -60,7 +60,7 @@ def test_complex_numbers_of_the_other_byte_order_are_converted(dtype):
 
 @pytest.mark.parametrize("x", [np.zeros(2, "V4"), np.array(["a"]), np.array([b"a"]), np.array(["a", None], object)])
 def test_no_cast_is_advised_where_none_works(x):
-    with pytest.raises(TypeError, match=r"must be float32 or float64, got [^;]*$"):
+    with pytest.raises(TypeError, match=r"must be float32, float64 or bfloat16, got [^;]*$"):
         fastadam.SGD(x)
     with pytest.raises(TypeError, match=r"longdouble, got [^;]*$"):
         fastadam.SGD(np.ones(x.shape)).step(x)

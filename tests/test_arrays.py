@@ -21,7 +21,7 @@ def test_parameter_of_the_wrong_kind_is_a_type_error(bad, match):
 
 @pytest.mark.parametrize("dtype", [*WRONG_DTYPES, np.float16, np.longdouble])
 def test_parameter_of_the_wrong_dtype_is_a_type_error(dtype):
-    with pytest.raises(TypeError, match=r"parameter 0 must be float32 or float64, got .*; (use|give)"):
+    with pytest.raises(TypeError, match=r"parameter 0 must be float32, float64 or bfloat16, got .*; (use|give)"):
         fastadam.Adam([np.zeros(N, dtype)])
 
 
