@@ -1,4 +1,4 @@
-"""python -m bench COMMAND [--help]: peers (versus), training loops (loop, sklearn_fit), scaling, formats, quality ..."""
+"""python -m bench COMMAND [--help]: peers (versus), training loops (loop, sklearn_fit), formats, quality, rows, ..."""
 
 import importlib
 import sys
