@@ -76,7 +76,7 @@ class FullBatchSlow(FullBatch):
 class Characters(Task):
     """examples/char_model.py on Python's help; in the end the loss on every tenth place of the text."""
 
-    steps, quick_steps, lr = 3000, 50, 3e-3
+    steps, quick_steps, lr = 3000, 100, 3e-3
 
     def load(self):
         example = runpy.run_path(str(EXAMPLE))
@@ -98,7 +98,7 @@ class Characters(Task):
 class Code(Task):
     """A transformer on Python's standard library; in the end the loss on 256 pieces of it."""
 
-    steps, quick_steps, lr = 300, 20, 3e-3
+    steps, quick_steps, lr = 300, 40, 3e-3
     bars = "nats", 0.002, 0.01
 
     def load(self):
