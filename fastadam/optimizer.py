@@ -86,6 +86,8 @@ class Optimizer(Saving):
         The calls that ``nonfinite="skip"`` has left out.
     steps : int
         The largest step counter.
+    nbytes : int
+        The bytes of all state, beside the parameters.
     last_values : list of dict
         For each group, the numbers that its last step took for the hyper-parameters.
     ema : dict
