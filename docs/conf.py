@@ -13,7 +13,7 @@ default_role = "autolink"  # `name` in docstrings: a link if there is such a nam
 nitpick_ignore = [  # arguments and attributes: they are in the lists of their own page
     ("py:obj", name)
     for name in (
-        *("accumulate", "ema_decay", "last_values", "max_norm", "nonfinite", "skipped_steps", "steps", "threads_used"),
+        *("accumulate", "ema_decay", "last_values", "max_norm", "nbytes", "nonfinite", "skipped_steps", "steps", "threads_used"),
         *("end", "copy.deepcopy", "rows"),
     )
 ]
