@@ -13,8 +13,8 @@ default_role = "autolink"  # `name` in docstrings: a link if there is such a nam
 nitpick_ignore = [  # arguments and attributes: they are in the lists of their own page
     ("py:obj", name)
     for name in (
-        *("accumulate", "ema_decay", "last_values", "max_norm", "nbytes", "nonfinite", "skipped_steps", "steps", "threads_used"),
-        *("end", "copy.deepcopy", "rows"),
+        *("accumulate", "ema_decay", "last_values", "max_norm", "nonfinite", "skipped_steps", "steps", "threads_used"),
+        *("nbytes", "end", "copy.deepcopy", "rows"),
     )
 ]
 autodoc_typehints = "none"  # the numpydoc sections have the types
