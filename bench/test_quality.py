@@ -78,14 +78,14 @@ def test_text_is_of_all_symbols_and_long():
 @pytest.mark.parametrize("rounded", ["state", "parameters"])
 def test_what_is_rounded_is_bfloat16(rounded):
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
-    params = {"w": np.ones(100, np.float32)}
+    params = {"w": np.ones(128, np.float32)}
     optimizer = quality_formats.RoundedToNearest(params, (0.9, 0.999), rounded)
     for seed in range(3):
-        optimizer.step({"w": np.random.default_rng(seed).standard_normal(100).astype(np.float32)}, 1e-3)
+        optimizer.step({"w": np.random.default_rng(seed).standard_normal(128).astype(np.float32)}, 1e-3)
     state = optimizer.optimizer.state["w"]
     for array, is_rounded in ((params["w"], rounded == "parameters"), (state["exp_avg_sq"], rounded == "state")):
         assert np.array_equal(array, array.astype(bfloat16).astype(np.float32)) == is_rounded
-    assert optimizer.nbytes() == {"state": 800, "parameters": 1000}[rounded]
+    assert optimizer.nbytes() == {"state": 1024, "parameters": 1280}[rounded]
 
 
 @pytest.mark.parametrize("task", [name for name in quality_tasks.TASKS if name != "full batch beta1 0.99"])
@@ -93,7 +93,7 @@ def test_it_learns(task):
     pytest.importorskip("sklearn")
     trainer = quality.Trainer(quick=True)
     first, again = (trainer.train(task, quality.FLOAT32, 3) for _ in range(2))
-    assert first == again and first["bytes"] == 12
+    assert first == again and 12 <= first["bytes"] < 12.1  # arrays are rounded up to cache lines
     assert first["final"] < 0.9 * first["first"] and first["curve"][-1] < first["curve"][0]
     assert trainer.train(task, quality.FLOAT32, 4)["final"] != first["final"]
 
@@ -109,13 +109,13 @@ class Invented:
         return {"final": 1.0 + off, "first": 3.0, "curve": [2.0, 1.0], "bytes": 12.0}
 
 
-@pytest.mark.parametrize(("spread", "least", "most"), [(0.0, 5, 5), (0.025, 6, 19), (1.0, 20, 20)])
+@pytest.mark.parametrize(("spread", "least", "most"), [(0.0, 5, 5), (0.02, 6, 9), (1.0, 10, 10)])
 def test_seeds_are_added_until_the_error_is_a_third_of_the_bar(spread, least, most):
     comparison = quality.Comparison("digits", {"fastadam": Invented(spread)}, quick=False)
     row = comparison.row("state bfloat16")
     assert least <= row["seeds"] <= most
     promise = comparison.promise(row)
-    assert (row["error, %"] <= 2 / 3) == (row["seeds"] < 20) == (promise["verdict"] != "too few seeds")
+    assert (row["error, %"] <= 2 / 3) == (row["seeds"] < 10) == (promise["verdict"] != "too few seeds")
     if not spread:
         assert (row["difference"], row["difference, %"]) == pytest.approx((0.01, 1.0)) and promise["verdict"] == "met"
     assert comparison.promise(comparison.row("float32 nudged")) is None

@@ -345,6 +345,7 @@ typedef struct {
     fa_options options, taken;         /* now; those of its last step, if */
     int stepped;                       /* it has taken one */
     const fa_kernel *kernel[FA_REALS]; /* for each element type */
+    int state_dtype, master_bits;      /* as in the options, when it was made */
     fa_formats formats[2];             /* of plain parameters; of bfloat16 ones */
     int64_t count;                     /* its largest step counter */
     int64_t call;                      /* the last call of step that it took part in */

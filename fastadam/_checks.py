@@ -122,6 +122,8 @@ def check_writable(param: Any, name: str, bfloat16: bool = False) -> None:
         complex_ = array.dtype.kind == "c"
         how = f"; {real_of_complex(array)}" if complex_ else real_by_cast(array, "float32", KEEP)
         allowed = "float32, float64 or bfloat16" if bfloat16 else "float32 or float64"
+        if bfloat16 and array.dtype == np.uint16:
+            how = "; if it holds bfloat16, use .view(ml_dtypes.bfloat16)"
         raise TypeError(f"{name} must be {allowed}, got {array.dtype}{how}")
     if not array.dtype.isnative:
         raise ValueError(
@@ -225,9 +227,10 @@ def real_gradient(grad: Any, param: Any, name: str) -> np.ndarray:
 
 def copied_at_every_step(grad: np.ndarray, like: np.ndarray, name: str) -> str:
     """What a PerformanceWarning says."""
+    or_float32 = " or float32" if is_bfloat16(like.dtype) else ""
     return (
         f"{name} is copied at every step: it is {describe(grad)}, strides {grad.strides}, and its parameter is "
-        f"{describe(like)}, strides {like.strides}; make it with that dtype and order to save the copy"
+        f"{describe(like)}, strides {like.strides}; make it with that dtype{or_float32} and order to save the copy"
     )
 
 

@@ -135,6 +135,7 @@ cdef extern from "fastadam.h" nogil:
         fa_options options, taken
         int stepped
         const fa_kernel *kernel[2]    # FA_REALS
+        int state_dtype, master_bits
         fa_formats formats[2]
         int64_t count
 

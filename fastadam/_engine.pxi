@@ -148,9 +148,9 @@ cdef class Engine(Parameters):
         if self.has_rows and self.call.settings.average:
             raise ValueError("ema_decay averages whole arrays, got Rows; set it to None, or give the whole gradient")
         for i in range(self.call.count if self.has_rows else 0):
-            if (self.call.slots[i].rows != NULL and self.call.slots[i].width % FA_GROUP and self.call.slots[i].coded
-                    and self.call.slots[i].group.options.state_dtype == FA_STATE_8BIT):
-                raise ValueError(f"{self.name_of(self.first + i)} has 8bit state and rows of {self.call.slots[i].width} "
+            if (self.call.slots[i].rows != NULL and self.call.slots[i].width % FA_GROUP
+                    and self.shares_scales(self.first + i)):
+                raise ValueError(f"{self.name_of(self.first + i)} has 8bit state, rows of {self.call.slots[i].width} "
                                  f"elements, and got Rows: they must be a multiple of {<int>FA_GROUP}, which share a "
                                  "scale; put it into a group of its own with another state_dtype")
             if self.call.slots[i].rows != NULL and self.call.slots[i].record.pending:

@@ -34,9 +34,9 @@ cdef int read_value(object value, str name, int kind, int64_t count, char *targe
         number[0] = as_beta(at(value, count), name)
     elif kind == FA_STATE_DTYPE:
         if not isinstance(value, str):
-            raise TypeError(f"{name} must be a str, got {value!r}")
+            raise TypeError(f"{name} must be one of {', '.join(map(repr, STATE_DTYPES))}, got {value!r}")
         if value not in STATE_DTYPES:
-            raise ValueError(f"{name} must be one of {', '.join(STATE_DTYPES)}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, STATE_DTYPES))}, got {value!r}")
         (<int *>target)[0] = STATE_DTYPES.index(value)
     elif kind == FA_MASTER_BITS:
         if not (value is None or (type(value) is int and value in (32, 24))):
@@ -71,8 +71,7 @@ cdef int read_plain(dict group, fa_options *o) except -1:
         read_value(value, name, kind, 0, <char *>o + <Py_ssize_t>offset)
     for name, is_on in (("amsgrad", o.amsgrad), ("centered", o.centered)):
         if is_on and o.state_dtype != FA_STATE_PLAIN:
-            raise ValueError(f"{name}=True needs state_dtype='float32', got {group['state_dtype']!r}: its state has no "
-                             "other format")
+            raise ValueError(f"{name}=True goes with state_dtype='float32' alone, got {group['state_dtype']!r}")
     return 0
 
 
@@ -101,7 +100,6 @@ cdef class Group:
     cdef tuple params
     cdef readonly int mask      # of the state that each parameter has: 1 M, 2 V, 4 W, EMA_BIT, SUM_BIT
     cdef bint amsgrad, centered     # when it was made
-    cdef int state_dtype, master_bits
     cdef str where
     cdef list seen              # what the dict held when it was last read: name, value, ...
     cdef bint whole             # and that reading came to its end
@@ -149,10 +147,10 @@ cdef class Group:
             raise ValueError(f"amsgrad was {self.amsgrad} when the group was added; make a new optimizer")
         if options.centered != self.centered:
             raise ValueError(f"centered was {self.centered} when the group was added; make a new optimizer")
-        if options.state_dtype != self.state_dtype or options.master_bits != self.master_bits:
-            raise ValueError(f"state_dtype was {STATE_DTYPES[self.state_dtype]!r} and master_bits "
-                             f"{self.master_bits or None} when the group was added; make a new optimizer, and load the "
-                             "state of this one into it")
+        if options.state_dtype != self.c.state_dtype or options.master_bits != self.c.master_bits:
+            raise ValueError(f"state_dtype was {STATE_DTYPES[self.c.state_dtype]!r} and master_bits "
+                             f"{self.c.master_bits or None} when the group was added; make a new optimizer, and load "
+                             "the state of this one into it")
         if self.states_for(options) & ~self.mask:
             raise ValueError("momentum was 0 when the group was added, so there is no momentum_buffer; "
                              "make a new optimizer")
@@ -200,8 +198,8 @@ cdef class Group:
         rule = fa_rule_of(self.family, &self.c.options)
         for k in range(<int>FA_REALS):
             self.c.kernel[k] = fa_kernel_of(chosen_isa, rule, <fa_real>k)
-            self.c.formats[k] = fa_formats_for(chosen_isa, self.family, <fa_state_format>self.state_dtype,
-                                               (self.master_bits or FA_ALL_BITS) if k else 0)
+            self.c.formats[k] = fa_formats_for(chosen_isa, self.family, <fa_state_format>self.c.state_dtype,
+                                               (self.c.master_bits or FA_ALL_BITS) if k else 0)
         self.isa = chosen_isa
         return 0
 
@@ -231,7 +229,7 @@ cdef class Group:
                 k += 2
             # What check_fixed asks, without its strings.
             if (options.amsgrad != self.amsgrad or options.centered != self.centered
-                    or options.state_dtype != self.state_dtype or options.master_bits != self.master_bits
+                    or options.state_dtype != self.c.state_dtype or options.master_bits != self.c.master_bits
                     or self.states_for(options) & ~self.mask or options.nesterov):
                 self.check_fixed(options)
         except Exception as error:

@@ -116,7 +116,7 @@ cdef class Parameters(StateArrays):
         group.family, group.names, group.params = self.call.family, self.names, params
         group.where = f"param_groups[{len(self.groups)}]"
         group.amsgrad, group.centered = options.amsgrad, options.centered
-        group.state_dtype, group.master_bits = options.state_dtype, options.master_bits
+        group.c.state_dtype, group.c.master_bits = options.state_dtype, options.master_bits
         group.seen = [None] * (2 * len(self.names) + 2)
         group.c.options = options
         for key, param in zip(keys, params):
@@ -209,7 +209,7 @@ cdef class Parameters(StateArrays):
             slot.n, slot.real, slot.group = size_of(param), real_of(param), &group.c
             if type_of(param) == bfloat16:
                 slot.coded = 2
-            elif group.mask & RULE_BITS & ~(2 if self.by_row else 0) and group.c.options.state_dtype != FA_STATE_PLAIN:
+            elif group.mask & RULE_BITS & ~(2 if self.by_row else 0) and group.c.state_dtype != FA_STATE_PLAIN:
                 slot.coded = 1
             note_rows(slot, param)
             layout.type = <int>(np.NPY_DOUBLE if real_of(param) == FA_FLOAT64 else np.NPY_FLOAT)

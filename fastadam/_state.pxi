@@ -145,16 +145,16 @@ cdef class StateArrays:
 
     cdef fa_format format_at(self, Py_ssize_t i, int a):
         """In what format PARAM, M, V or W of a parameter is stored."""
-        cdef fa_options *options = &self.slots[i].group.options
+        cdef fa_group *group = self.slots[i].group
         if not self.slots[i].coded or a > FA_W:
             return FA_PLAIN
         if a == FA_PARAM:
             if self.slots[i].coded < 2:
                 return FA_PLAIN
-            return FA_SPLIT_24 if options.master_bits == 24 else FA_SPLIT_32
-        if options.state_dtype == FA_STATE_PLAIN or (self.by_row and a == FA_V):
+            return FA_SPLIT_24 if group.master_bits == 24 else FA_SPLIT_32
+        if group.state_dtype == FA_STATE_PLAIN or (self.by_row and a == FA_V):
             return FA_PLAIN
-        return fa_format_for(<fa_state_format>options.state_dtype, a)
+        return fa_format_for(<fa_state_format>group.state_dtype, a)
 
     cdef dict own_state(self, Py_ssize_t i):
         """The engine's own arrays, by the names of what they hold."""
@@ -194,20 +194,26 @@ cdef class StateArrays:
     def decoded(self, Py_ssize_t i, str name):
         """What is stored in a format, as float32: a copy."""
         cdef int a = self.place_named(name)
-        cdef Array *param = self.layouts[i].param
-        cdef fa_task *task = &self.tasks[i]
         cdef const fa_codec *codec = fa_codec_of(chosen_isa, self.format_at(i, a))
         cdef int64_t n = self.slots[i].n
+        shape = tuple([self.shapes[self.layouts[i].shape + axis] for axis in range(self.layouts[i].ndim)])
+        result = numpy.empty(shape, numpy.float32, self.memory_order(i))
+        if codec.decode == NULL:
+            raise ValueError(f"{name} of {self.name_of(i)} is not stored in a format")
         if a == FA_PARAM and not is_good(&self.layouts[i], self.shapes):
             check_writable(self.arrays[i][0], self.name_of(i), True)
             raise ValueError(f"{self.name_of(i)} is no longer what it was when it was added; make a new optimizer")
-        cdef void *codes = <void *>data_of(param) if a == FA_PARAM else task.array[a]
-        shape = tuple([self.shapes[self.layouts[i].shape + axis] for axis in range(self.layouts[i].ndim)])
-        result = numpy.empty(shape, numpy.float32, self.memory_order(i))
+        # From here on no Python code runs.
+        cdef void *codes = <void *>data_of(self.layouts[i].param) if a == FA_PARAM else self.tasks[i].array[a]
+        cdef void *second = self.tasks[i].array[fa_second(a)]
         cdef float *to = <float *>data_of(<Array *>result)
         with nogil:
-            codec.decode(to, codes, task.array[fa_second(a)], n)
+            codec.decode(to, codes, second, n)
         return result
+
+    cdef bint shares_scales(self, Py_ssize_t i) noexcept:
+        """Is some of its state in groups with one scale?"""
+        return any([self.tasks[i].array[a] != NULL for a in range(FA_M_SCALE, ARRAYS)])
 
     def encoded(self, Py_ssize_t i, str name, values):
         """float32 as it is stored, rounded to nearest, by the names of the arrays. In the parameter's memory order."""
@@ -256,7 +262,7 @@ cdef class StateArrays:
         """The state that a new group needs."""
         cdef int rule = group.states_for(&group.c.options), coded = rule & ~(2 if self.by_row else 0)
         cdef int mask = rule | self.wrap_mask
-        if group.c.options.state_dtype == FA_STATE_8BIT:
+        if group.c.state_dtype == FA_STATE_8BIT:
             mask |= SCALE_BITS * coded
         return mask | (LOW_BIT if any([is_bfloat16(param.dtype) for param in params]) else 0)
 
@@ -267,7 +273,7 @@ cdef class StateArrays:
         if a >= FA_M_SCALE:
             return _layout.flat(scales_of(n), numpy.uint8)
         if a == FA_LOW:
-            is_short = self.slots[i].group.options.master_bits == 24
+            is_short = self.slots[i].group.master_bits == 24
             return _layout.flat(n if self.slots[i].coded == 2 else 0, numpy.int8 if is_short else numpy.int16)
         if format != FA_PLAIN:
             return _layout.flat(n, f"u{fa_codec_of(FA_BASELINE, format).size}")

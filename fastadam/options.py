@@ -127,6 +127,8 @@ class Options:
             if type(value) is not list:
                 raise TypeError(f"param_groups must be a list, got a {type(value).__name__}")
             self._engine.check_groups(value)
+        elif name == "seed":
+            raise AttributeError(f"seed cannot be set: {INSTEAD[name]}")
         elif name in FIXED and name in self.__dict__.get("_defaults", ()):
             raise AttributeError(f"{name} is chosen when a group is made, because it needs state: make a new optimizer")
         elif name != "lr" and name in self.__dict__.get("_defaults", ()):

@@ -384,7 +384,8 @@ def as_ndarray(saved: Any, where: str) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # whatever its __array__ raises: torch's does for tensors on a GPU
-        raise TypeError(f"{where} cannot be converted to an ndarray: {type(error).__name__}: {error}") from error
+        how = "; use .float()" if "BFloat16" in str(error) else ""  # of torch
+        raise TypeError(f"{where} cannot be converted to an ndarray: {type(error).__name__}: {error}{how}") from error
 
 
 def as_state(saved: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> np.ndarray:

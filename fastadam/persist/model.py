@@ -99,7 +99,10 @@ def params_to_load(
         where, new = f"parameter {key!r}", arrays[f"params/{key}"]
         if not (is_bfloat16(array.dtype) and new.dtype == BFLOAT16) and array.dtype != new.dtype:
             there = "bfloat16" if new.dtype == BFLOAT16 else new.dtype
-            raise TypeError(f"{where} is {array.dtype}, in the checkpoint {there}; nothing is ever cast")
+            raise TypeError(
+                f"{where} is {array.dtype}, in the checkpoint {there}; nothing is ever cast: load "
+                f"into an array of that type, and copy"
+            )
         if array.shape != new.shape:
             raise ValueError(f"{where} has the shape {array.shape}, in the checkpoint {new.shape}")
         check_in_place(array, where)
