@@ -137,8 +137,12 @@ int64_t fa_low_bits(fa_format format, const float *from, const uint16_t *upper, 
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, &from[i], sizeof bits);
-        bits = from[i] != from[i] ? FA_NAN : bits;
-        int64_t rest = (int64_t)bits - ((int64_t)upper[i] << 16);
+        int64_t there = (int64_t)upper[i] << 16;
+        if (from[i] != from[i]) { /* any NaN belongs to any other */
+            bits = FA_NAN;
+            there = (there & 0x7FFFFFFF) > 0x7F800000 ? bits : there;
+        }
+        int64_t rest = (int64_t)bits - there;
         if (rest < -0x8000 || rest > 0x8000)
             return i;
         if (format == FA_SPLIT_32) {

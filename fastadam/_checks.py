@@ -215,12 +215,13 @@ def real_gradient(grad: Any, param: Any, name: str) -> np.ndarray:
         grad = np.asarray(grad)
     array = as_array(grad, name, False)
     if array.dtype.type not in (np.float16, np.float32, np.float64, np.longdouble) and not is_bfloat16(array.dtype):
+        dtype = "float32" if is_bfloat16(like.dtype) else like.dtype  # NumPy has no bfloat16
         if array.dtype.kind == "c":
-            how = f"; use .real, or .view(np.{like.dtype}) if the parameter is such a view of complex numbers"
+            how = f"; use .real, or .view(np.{dtype}) if the parameter is such a view of complex numbers"
             if not array.dtype.isnative:
                 how += " (after .astype to native byte order)"
         else:
-            how = real_by_cast(array, like.dtype)
+            how = real_by_cast(array, dtype)
         raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or longdouble, got {array.dtype}{how}")
     return array
 

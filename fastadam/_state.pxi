@@ -40,12 +40,17 @@ cdef inline bint lies_like(const Layout *layout, const np.npy_intp *shapes, Arra
     return True
 
 
-cdef inline bint is_good(const Layout *layout, const np.npy_intp *shapes) noexcept nogil:
-    """The parameter can be updated."""
+cdef inline bint is_as_added(const Layout *layout, const np.npy_intp *shapes) noexcept nogil:
+    """The parameter can be read."""
     if descr_of(layout.param) != layout.own_descr and not (
             type_of(layout.param) == layout.own_type and is_native(layout.param)):
         return False
-    return lies_like(layout, shapes, layout.param) and (flags_of(layout.param) & WRITEABLE) != 0
+    return lies_like(layout, shapes, layout.param)
+
+
+cdef inline bint is_good(const Layout *layout, const np.npy_intp *shapes) noexcept nogil:
+    """And be updated."""
+    return is_as_added(layout, shapes) and (flags_of(layout.param) & WRITEABLE) != 0
 
 
 cdef inline int64_t scales_of(int64_t n) noexcept nogil:
@@ -200,10 +205,9 @@ cdef class StateArrays:
         result = numpy.empty(shape, numpy.float32, self.memory_order(i))
         if codec.decode == NULL:
             raise ValueError(f"{name} of {self.name_of(i)} is not stored in a format")
-        if a == FA_PARAM and not is_good(&self.layouts[i], self.shapes):
-            check_writable(self.arrays[i][0], self.name_of(i), True)
-            raise ValueError(f"{self.name_of(i)} is no longer what it was when it was added; make a new optimizer")
-        # From here on no Python code runs.
+        # From here on no Python code runs: tasks move when another thread adds a group.
+        if a == FA_PARAM and not is_as_added(&self.layouts[i], self.shapes):
+            self.refuse_changed(i)
         cdef void *codes = <void *>data_of(self.layouts[i].param) if a == FA_PARAM else self.tasks[i].array[a]
         cdef void *second = self.tasks[i].array[fa_second(a)]
         cdef float *to = <float *>data_of(<Array *>result)
@@ -215,6 +219,9 @@ cdef class StateArrays:
         """Is some of its state in groups with one scale?"""
         return any([self.tasks[i].array[a] != NULL for a in range(FA_M_SCALE, ARRAYS)])
 
+    cdef int refuse_changed(self, Py_ssize_t i) except -1:
+        raise ValueError(f"{self.name_of(i)} is no longer what it was when it was added; make a new optimizer")
+
     def encoded(self, Py_ssize_t i, str name, values):
         """float32 as it is stored, rounded to nearest, by the names of the arrays. In the parameter's memory order."""
         cdef int a = self.place_named(name)
@@ -222,6 +229,8 @@ cdef class StateArrays:
         cdef const fa_codec *codec = fa_codec_of(FA_BASELINE, format)
         cdef int64_t n = self.slots[i].n
         values = numpy.require(values, numpy.float32, ["A", self.memory_order(i)])
+        if values.size != n:    # the parameter, whose shape they have, was resized
+            self.refuse_changed(i)
         codes, scale = numpy.empty(n, f"u{codec.size}"), numpy.empty(scales_of(n) if codec.group else 0, numpy.uint8)
         cdef const float *source = <const float *>data_of(<Array *>values)
         cdef void *target = data_of(<Array *>codes)
@@ -236,6 +245,8 @@ cdef class StateArrays:
         cdef int64_t n = self.slots[i].n, bad
         order = self.memory_order(i)
         master, upper = numpy.require(master, numpy.float32, ["A", order]), numpy.require(param, None, ["A", order])
+        if not master.size == upper.size == n or not is_bfloat16(upper.dtype):
+            self.refuse_changed(i)
         low = numpy.empty(n, f"i{fa_codec_of(FA_BASELINE, format).second_size}")
         cdef const float *source = <const float *>data_of(<Array *>master)
         cdef const uint16_t *there = <const uint16_t *>data_of(<Array *>upper)

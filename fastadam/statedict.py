@@ -42,13 +42,17 @@ class Entry(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._decoded:
             return self.raw[name]
-        array = self._engine.decoded(self._i, name)
+        with _core.Locked(self._engine):  # codes and scales of one step
+            array = self._engine.decoded(self._i, name)
         array.flags.writeable = False
         return array
 
     def __iter__(self) -> Iterator[str]:
         yield from (name.removesuffix(CODES) for name in self.raw if name.endswith(CODES) or "::" not in name)
         yield from (name for name in self.raw if "::" in name)
+
+    def __contains__(self, name: object) -> bool:  # without decoding it
+        return name in self.raw or name in self._decoded
 
     def __len__(self) -> int:
         return len(self.raw) + len(self._decoded)
@@ -231,6 +235,7 @@ def match_state(
         saved = stored_apart({name: value for name, value in saved.items() if value is not None}, where)
         seed, master = saved.pop("seed", None), saved.pop("master", None)
         entry = engine.entry(i)
+        low = as_low(engine, i, master, param, f"{where}['master']") if LOW in entry else None
         names = [name.removesuffix(CODES) for name in engine.raw_state(i) if name.endswith(CODES) or "::" not in name]
         expected = [name for name in entry if "::" not in name and name not in (*names, "seed")] + names
         fresh: dict[str, Any] = {"step": 0, "mu_product": 1.0, "grad_count": 0}
@@ -239,8 +244,9 @@ def match_state(
             kind = np.float32 if ours is None else ours.dtype.type
             shape = param.shape if ours is None else ours.shape
             fresh[name] = np.broadcast_to(kind(0.0 if name == "grad_sum" else start), shape)
-            if name == "ema":
-                fresh[name] = param.astype(kind, copy=False)
+            if name == "ema" and name not in saved:
+                order = engine.memory_order(i)
+                fresh[name] = param.astype(kind, copy=False) if low is None else joined(param, low, order)
         fresh = {name: fresh[name] for name in expected}
         if saved.keys() == {"momentum_buffer"}:  # torch's SGD counts no steps: all that matters is the first
             saved["step"] = 1
@@ -260,8 +266,8 @@ def match_state(
         arrays.append({})
         for name in names:
             arrays[-1] |= as_stored(engine, i, name, saved[name], f"{where}[{name!r}]")
-        if LOW in entry:
-            arrays[-1][LOW] = as_low(engine, i, master, param, f"{where}['master']")
+        if low is not None:
+            arrays[-1][LOW] = low
         step = as_counter(saved["step"], f"{where}['step']")
         count = as_counter(saved.get("grad_count", 0), f"{where}['grad_count']")
         if count >= 2**31:
@@ -287,12 +293,15 @@ class Stored(NamedTuple):
     order: str
 
 
-def stored_apart(saved: dict[str, Any], where: str) -> dict[str, Any]:
+def stored_apart(saved: dict[Any, Any], where: str) -> dict[str, Any]:
     """With `Stored` in place of the arrays of raw state, by the names of what they hold."""
-    order = "F" if saved.pop("fortran_order", False) else "C"
-    for name in [name for name in saved if name.endswith(CODES) or name == LOW]:
-        base = name.partition("::")[0]
-        codes, scale = as_ndarray(saved.pop(name), f"{where}[{name!r}]"), saved.pop(base + SCALE, None)
+    order = "F" if _numbers.as_flag(saved.pop("fortran_order", False), f"{where}['fortran_order']") else "C"
+    for name in [name for name in saved if isinstance(name, str) and (name.endswith(CODES) or name == LOW)]:
+        base = "master" if name == LOW else name.removesuffix(CODES)
+        if base in saved:
+            raise ValueError(f"{where} has {base!r} twice, the other time as {name!r}; leave one of them out")
+        codes = as_ndarray(saved.pop(name), f"{where}[{name!r}]")
+        scale = None if name == LOW else saved.pop(base + SCALE, None)
         if scale is not None:
             scale = as_ndarray(scale, f"{where}[{base + SCALE!r}]")
         saved[base] = Stored(codes, scale, order)
@@ -345,16 +354,20 @@ def as_low(engine: _core.Engine, i: int, saved: Any, param: np.ndarray, where: s
             )
         if low.dtype == ours.dtype and saved.order == engine.memory_order(i):
             return low
-        order: Any = saved.order
-        upper = np.ravel(param, order).view(np.uint16).astype(np.int32) << 16
-        bits = upper + (low.astype(np.int32) << (16 - 8 * low.itemsize))
-        saved = bits.view(np.float32).reshape(param.shape, order=order)
+        saved = joined(param, low, saved.order)
     found = engine.low_bits(i, as_state(saved, np.dtype(np.float32), param.shape, where), param)
     if found is None:
         raise ValueError(
             f"{where} does not belong to the parameter: rounded to bfloat16 it is another; load both, or leave it out"
         )
     return found
+
+
+def joined(param: np.ndarray, low: np.ndarray, order: Any) -> np.ndarray:
+    """What a bfloat16 parameter stands for, with low bits in this memory order."""
+    upper = np.ravel(param, order).view(np.uint16).astype(np.int32) << 16
+    bits = upper + (low.astype(np.int32) << (16 - 8 * low.itemsize))
+    return bits.view(np.float32).reshape(param.shape, order=order)
 
 
 def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
