@@ -103,6 +103,11 @@ static FA_NOINLINE void run_blocks(const fa_task *t, int64_t begin, int64_t end,
         }
         t->kernel->run(&piece, 0, n);
         if (t->after) {
+            const fa_codec *codec = fa_format_of(t, FA_PARAM);
+            if (codec && codec->second_size == 1) { /* 24 bits: the average is of what is stored, which is rounded */
+                store(t, &where, FA_PARAM, piece.array[FA_PARAM], NULL);
+                load(t, &where, FA_PARAM, piece.array[FA_PARAM]);
+            }
             fa_fetch((char *)where.array[FA_EMA] + n * size, next * size);
             fa_task average = piece;
             average.coefficients = t->wrap;

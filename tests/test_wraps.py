@@ -44,22 +44,29 @@ class Oracle:
                     self.pending[i] = []
         clip = 1.0
         if self.max_norm is not None and ready:
-            means = [reference.gradient(*waited, self.params[i].dtype) for i, waited in ready.items()]
+            means = [reference.gradient(*waited, self.dtype_of(i)) for i, waited in ready.items()]
             if self.accumulate > 1:
                 self.norm = reference.grad_norm(means)
             else:
                 self.norm = reference.grad_norm([waited[0][0] for waited in ready.values()], grad_scale)
             clip = min(1.0, self.max_norm / (self.norm + 1e-6))
         for i, (given, scales) in ready.items():
-            p = self.params[i]
             if self.accumulate > 1 or self.max_value is not None:
-                grad, scale = reference.gradient(given, scales, p.dtype, self.max_value), clip
+                grad, scale = reference.gradient(given, scales, self.dtype_of(i), self.max_value), clip
             else:
                 grad, scale = given[0], clip * scales[0]
             self.steps[i] += 1
-            reference.adam_update(p, grad, self.m[i], self.v[i], self.steps[i], grad_scale=scale, **self.hyper)
+            after = self.update(i, grad, scale)
             if self.ema_decay is not None:
-                reference.ema_update(self.ema[i], p, self.ema_decay)
+                reference.ema_update(self.ema[i], after, self.ema_decay)
+
+    def dtype_of(self, i):
+        return self.params[i].dtype
+
+    def update(self, i, grad, scale):
+        p = self.params[i]
+        reference.adam_update(p, grad, self.m[i], self.v[i], self.steps[i], grad_scale=scale, **self.hyper)
+        return p
 
     def assert_equals(self, opt, params, what=""):
         for i, (ours, twin) in enumerate(zip(params, self.params, strict=True)):
