@@ -1,4 +1,4 @@
-/* Runs each kernel that valgrind can execute once, over argv[1] elements, for bench/instructions.py to count. */
+/* Runs each loop that valgrind can execute once, over argv[1] elements, for bench/instructions.py to count. */
 #include <stdlib.h>
 #include "fastadam.h"
 
@@ -22,6 +22,29 @@ static void fill(fa_real real, int64_t n)
         }
 }
 
+/* Formats, in blocks, as steps have them. */
+static void run_formats(fa_isa isa, int64_t n)
+{
+    static uint16_t random[FA_CODED];
+    const fa_formats formats = fa_formats_for(isa, fa_family_named("Adam"), FA_STATE_BFLOAT16, 0);
+    float *numbers = data[0].f32;
+    void (*last)(float *, const void *, const void *, int64_t) = NULL;
+    fill(FA_FLOAT32, n);
+    for (int64_t at = 0; at < n; at += FA_CODED)
+        formats.random(random, 1, 0, n - at < FA_CODED ? (int)(n - at) : FA_CODED);
+    for (int format = FA_FLOAT16; format < FA_FORMATS; format++) {
+        const fa_codec *codec = fa_codec_of(isa, format);
+        for (int64_t at = 0, count; at < n; at += count) {
+            count = n - at < FA_CODED ? n - at : FA_CODED;
+            if (codec->encode)
+                codec->encode(numbers + at, &data[1], &data[2], count, random);
+            if (codec->decode != last) /* several formats share one */
+                codec->decode(data[3].f32, &data[1], &data[2], count);
+        }
+        last = codec->decode;
+    }
+}
+
 int main(int argc, char **argv)
 {
     int64_t n = argc == 2 ? atoll(argv[1]) : 0;
@@ -35,8 +58,9 @@ int main(int argc, char **argv)
     fa_task task = {.n = n};
     for (int array = 0; array < FA_ARRAYS; array++)
         task.array[array] = &data[array];
-    for (int isa = FA_BASELINE; isa <= FA_AVX2; isa++)
-        for (int rule = 0; fa_isa_available(isa) && rule < FA_ALL_RULES; rule++)
+    for (int isa = FA_BASELINE; isa <= FA_AVX2 && fa_isa_available(isa); isa++) {
+        run_formats(isa, n);
+        for (int rule = 0; rule < FA_ALL_RULES; rule++)
             for (int real = 0; real < FA_REALS; real++) {
                 double sums[MOST / FA_SQUARES];
                 task.kernel = fa_kernel_of(isa, rule, real);
@@ -49,5 +73,6 @@ int main(int argc, char **argv)
                 if (task.kernel->add_squares)
                     task.kernel->add_squares(&task, 0, n, squares);
             }
+    }
     return 0;
 }

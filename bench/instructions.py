@@ -1,6 +1,6 @@
-"""Instructions per element of every kernel, against a committed budget: python -m bench instructions [--update]
+"""Instructions per element of every loop, against a committed budget: python -m bench instructions [--update]
 
-Counts, not times: a busy machine gives the figures of an idle one. Valgrind counts what the baseline and AVX2 kernels
+Counts, not times: a busy machine gives the figures of an idle one. Valgrind counts what the baseline and AVX2 loops
 execute, over an array that is all vectors and over a short one with a tail. It cannot execute AVX-512: there the
 vector loops are found in the disassembly, and their instructions are counted.
 """
@@ -23,8 +23,10 @@ BUDGETS = Path(__file__).with_suffix(".json")
 SLACK = 1.01
 SIZES = [4096, 31]
 EXECUTED = [f"{isa} x {n}" for isa in ("baseline", "avx2") for n in SIZES]
-# Not those for small squares, which do not run here, and not those that take no arithmetic.
-KERNEL = r"((?!add_mean|decode_bf)\w+(?<!_small)_f(?:32|64))_(baseline|avx2|avx512)"
+# Rules, norms and formats. Not those for small squares, which do not run here, and not one that takes a single number.
+KERNEL = r"((?!add_mean)\w+(?<!_small)_f(?:32|64)|(?:decode|encode)_\w+|random)_(baseline|avx2|avx512)"
+COMPUTES = r"v(mul|add|sub)p.*%zmm|vp(add|s[lr]l)[wd] .*%zmm|vpmov[a-z]+ .*%zmm"
+PARTS = "cpu", "coefficients", "kernels", "formats"
 NEEDS = "this needs gcc or clang, binutils and valgrind"
 WAY_OUT = "`python -m bench instructions --update`"
 
@@ -65,7 +67,8 @@ def functions(program):
 def avx512_loops(body, size):
     """Instructions per element of `size` bytes of each innermost loop that computes with whole registers.
 
-    How many elements a turn takes is told by its largest pointer increment, or by the shift of a counter of turns."""
+    How many elements a turn takes is told by its largest pointer increment, that of an index times its scale, or by the
+    shift of a counter of turns."""
     lines = re.findall(r"^ *([0-9a-f]+):\t(\S+) *(.*)", body, flags=re.MULTILINE)
     code = [(int(address, 16), operation, operands) for address, operation, operands in lines]
     jumps = [(int(to.split()[0], 16), at) for at, operation, to in code if operation[0] == "j" and to[0] != "*"]
@@ -75,10 +78,12 @@ def avx512_loops(body, size):
         if any((first, last) != inner and first <= inner[0] and inner[1] <= last for inner in loops):
             continue
         turn = [f"{operation} {operands}" for at, operation, operands in code if first <= at <= last]
-        computes = any(re.match(r"v(mul|add|sub)p.*%zmm", instruction) for instruction in turn)
-        steps = re.findall(r"^(add|sub) \$0x([0-9a-f]+),%r", "\n".join(turn), flags=re.MULTILINE)
-        steps = [int(by, 16) if operation == "add" else 2**64 - int(by, 16) for operation, by in steps]
-        steps += [1 << int(by, 16) for by in re.findall(r"^shl \$0x([0-9a-f]),%r", "\n".join(turn), flags=re.MULTILINE)]
+        computes = any(re.match(COMPUTES, instruction) for instruction in turn)
+        text = "\n".join(turn)
+        scale = {index: int(by) for by, index in sorted(x[::-1] for x in re.findall(r",(%\w+),([1248])\)", text))}
+        steps = re.findall(r"^(add|sub) \$0x([0-9a-f]+),(%r\w+)", text, flags=re.MULTILINE)
+        steps = [(int(by, 16) if how == "add" else 2**64 - int(by, 16)) * scale.get(to, 1) for how, by, to in steps]
+        steps += [1 << int(by, 16) for by in re.findall(r"^shl \$0x([0-9a-f]),%r", text, flags=re.MULTILINE)]
         bytes_a_turn = max((step for step in steps if step < 1 << 16), default=0)
         if computes and bytes_a_turn >= 64:
             figures.append(len(turn) * size / bytes_a_turn)
@@ -94,7 +99,7 @@ def executed(program, n, profile):
 
 def measure(cc):
     """{kernel: {column: instructions per element}}, every column of every kernel."""
-    sources = [Path(__file__).with_suffix(".c"), *(ROOT / f"csrc/{x}.c" for x in ("cpu", "coefficients", "kernels"))]
+    sources = [Path(__file__).with_suffix(".c"), *(ROOT / f"csrc/{x}.c" for x in PARTS)]
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/instructions"
@@ -103,14 +108,16 @@ def measure(cc):
             if found := re.fullmatch(KERNEL, function):
                 row = figures.setdefault(found[1], {})
                 if found[2] == "avx512":
-                    loops = avx512_loops(body, 4 if found[1].endswith("f32") else 8)
+                    # The random bits of a whole block take no loop, but those of a part.
+                    size = 8 if found[1].endswith("f64") else 2 if found[1] == "random" else 4
+                    loops = avx512_loops(body, size)
                     row |= {f"avx512 loop {i}": figure for i, figure in enumerate(loops, 1)}
         for n in SIZES:
             for kernel, isa, count in executed(program, n, f"{folder}/profile"):
                 column = f"{isa} x {n}"
                 figures[kernel][column] = max(int(count) / n, figures[kernel].get(column, 0))  # others call it for less
-    needed = [*EXECUTED, "avx512 loop 1"]
-    lost = [f"{kernel}, {column}" for kernel, row in figures.items() for column in needed if not row.get(column)]
+    needed = {kernel: EXECUTED if "8bit" in kernel else [*EXECUTED, "avx512 loop 1"] for kernel in figures}
+    lost = [f"{kernel}, {column}" for kernel in figures for column in needed[kernel] if not figures[kernel].get(column)]
     if lost or not figures:
         reasons = "no loop with arithmetic on zmm registers (avx512), or not executed (avx2: has this CPU got it?)"
         raise SystemExit("\n".join(["Nothing to count:", *(lost or ["no kernel at all"]), reasons]))
