@@ -127,14 +127,12 @@ class Options:
             if type(value) is not list:
                 raise TypeError(f"param_groups must be a list, got a {type(value).__name__}")
             self._engine.check_groups(value)
-        elif name == "seed":
-            raise AttributeError(f"seed cannot be set: {INSTEAD[name]}")
+        elif name == "seed" and "_engine" in self.__dict__:
+            raise AttributeError(f"seed cannot be set: {INSTEAD[name]}, and replaced by load_state_dict")
         elif name in FIXED and name in self.__dict__.get("_defaults", ()):
             raise AttributeError(f"{name} is chosen when a group is made, because it needs state: make a new optimizer")
         elif name != "lr" and name in self.__dict__.get("_defaults", ()):
             raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
-        elif name == "seed" and "_engine" in self.__dict__:
-            raise AttributeError(f"seed cannot be set: {INSTEAD[name]}, and replaced by load_state_dict")
         elif not (name.startswith("_") or self._declares(name)):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{self._what_then(name)}")
         super().__setattr__(name, value)
