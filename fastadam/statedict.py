@@ -365,8 +365,10 @@ def as_low(engine: _core.Engine, i: int, saved: Any, param: np.ndarray, where: s
 
 def joined(param: np.ndarray, low: np.ndarray, order: Any) -> np.ndarray:
     """What a bfloat16 parameter stands for, with low bits in this memory order."""
-    upper = np.ravel(param, order).view(np.uint16).astype(np.int32) << 16
-    bits = upper + (low.astype(np.int32) << (16 - 8 * low.itemsize))
+    upper = np.ravel(param, order).view(np.uint16)
+    difference = low.astype(np.int32) << (16 - 8 * low.itemsize)
+    size = np.maximum(((upper & 0x7FFF).astype(np.int32) << 16) + difference, 0)
+    bits = size.view(np.uint32) | ((upper & 0x8000).astype(np.uint32) << 16)
     return bits.view(np.float32).reshape(param.shape, order=order)
 
 

@@ -274,10 +274,18 @@ def split_32(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ((u + 0x8000) >> 16).astype(np.uint16), u.astype(np.uint16).view(np.int16)
 
 
+def joined(high, low):
+    """The sum of the bits. It never changes the sign, so that a 0 that somebody wrote stays one."""
+    size = np.maximum(((high & 0x7FFF).astype(np.int32) << 16) + low, 0)
+    return (size.view(np.uint32) | ((high & 0x8000).astype(np.uint32) << 16)).view(np.float32)
+
+
 def join_32(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Float32 from the two parts of `split_32`.
 
     .. math:: bits = 2^{16} high + low
+
+    With the sign of `high`, and 0 if that is 0 and `low` negative, which `split_32` does not return.
 
     Examples
     --------
@@ -285,7 +293,7 @@ def join_32(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     >>> fastadam.reference.join_32(*fastadam.reference.split_32(np.array([1, 1.1, -1.1], np.float32)))
     array([ 1. ,  1.1, -1.1], dtype=float32)
     """
-    return ((high.astype(np.uint32) << 16) + low.astype(np.int32).view(np.uint32)).view(np.float32)
+    return joined(high, low.astype(np.int32))
 
 
 def split_24(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -319,13 +327,15 @@ def join_24(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
     .. math:: bits = 2^{16} high + 2^8 low
 
+    As `join_32`.
+
     Examples
     --------
     >>> import numpy as np, fastadam
     >>> fastadam.reference.join_24(*fastadam.reference.split_24(np.array([1, 1.1, -1.1], np.float32)))
     array([ 1.       ,  1.1000061, -1.1000061], dtype=float32)
     """
-    return ((high.astype(np.uint32) << 16) + (low.astype(np.int32).view(np.uint32) << 8)).view(np.float32)
+    return joined(high, low.astype(np.int32) << 8)
 
 
 MASTERS = {32: (split_32, join_32), 24: (split_24, join_24)}
