@@ -367,7 +367,7 @@ def encode_state(name: str, x: np.ndarray, state_dtype: str, r: np.ndarray | Non
     if r is None:
         x = np.where(np.isnan(x), NAN, bits(x)).view(np.float32)
         if name in NOT_NEGATIVE:
-            x = x + np.float32(0)
+            x = np.where(x == 0, np.float32(0), x)
     elif name in SIGNED:
         r = other_bits(r)
     if state_dtype == "bfloat16":
