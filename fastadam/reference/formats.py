@@ -212,7 +212,8 @@ def encode_8bit_m(x: np.ndarray, r: np.ndarray | int) -> tuple[np.ndarray, np.nd
     Returns
     -------
     codes, scale : ndarray of uint8
-        The last group may be shorter. E = 255 says that the group is NaN.
+        The last group may be shorter. E = 255 says that the group is NaN; its codes are 0, because the sign of a NaN
+        depends on the processor.
 
     Examples
     --------
@@ -223,9 +224,10 @@ def encode_8bit_m(x: np.ndarray, r: np.ndarray | int) -> tuple[np.ndarray, np.nd
     """
     a = magnitude(x)
     scale = scale_of(a, 16)
-    c = ((a + (np.asarray(r, np.uint32) << 4)) >> 20).astype(np.int32) - ((of_each(scale, a.size) - 15) << 3)
+    each = of_each(scale, a.size)
+    c = ((a + (np.asarray(r, np.uint32) << 4)) >> 20).astype(np.int32) - ((each - 15) << 3)
     sign = (bits(x) >> 31).astype(np.int32)
-    return np.where(c < 1, 0, c | sign << 7).astype(np.uint8), scale
+    return np.where((c < 1) | (each == 255), 0, c | sign << 7).astype(np.uint8), scale
 
 
 def decode_8bit_m(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
