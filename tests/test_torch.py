@@ -205,6 +205,63 @@ def test_our_state_loads_into_torch_and_training_goes_on(torch, name, options, d
     assert (np.abs(ours - theirs.detach().numpy()) / ulp).max() <= allowed * 5
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax"])
+def test_state_in_fewer_bits_goes_to_torch_decoded_and_comes_back(torch, name, state_dtype):
+    options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    rng = np.random.default_rng(2)
+    ours = [np.asfortranarray(rng.standard_normal((7, 30)), np.float32), rng.standard_normal(70).astype(np.float32)]
+    opt = getattr(fastadam, name)(ours, state_dtype=state_dtype, ema_decay=0.9, seed=5, **options)
+    for _ in range(3):
+        opt.step([np.asarray(rng.standard_normal(p.shape), np.float32, order="F") for p in ours])
+    theirs = [torch.nn.Parameter(torch.from_numpy(p.copy(order="C"))) for p in ours]
+    torch_opt = getattr(torch.optim, name)(theirs, **options)
+    torch_opt.load_state_dict(opt.torch_state_dict())
+    names = [key for key in opt.state_dict()["state"][0] if key not in ("step", "seed", "ema", "mu_product")]
+    for i, parameter in enumerate(theirs):
+        assert names
+        for key in names:
+            assert np.array_equal(torch_opt.state[parameter][key].numpy(), opt.state[i][key])
+    new = getattr(fastadam, name)([p.copy("K") for p in ours], state_dtype=state_dtype, **options)
+    new.load_state_dict(torch_opt.state_dict())
+    for i in 0, 1:
+        assert new.state[i]["step"] == (1 if name == "SGD" else 3)
+        for key in names:
+            assert np.array_equal(new.state[i][key], opt.state[i][key])
+    for parameter in theirs:
+        parameter.grad = torch.ones_like(parameter)
+    torch_opt.step()
+
+
+@pytest.mark.parametrize("bits", [32, 24])
+def test_bfloat16_parameters_may_be_torchs_own_memory(torch, bits):
+    import ml_dtypes
+
+    parameter = torch.ones(3, dtype=torch.bfloat16)
+    array = parameter.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    opt = fastadam.SGD(array, lr=0.001, master_bits=bits)
+    for _ in range(10):
+        opt.step(np.ones(3, ml_dtypes.bfloat16))
+    assert torch.equal(parameter, torch.full((3,), 0.99).bfloat16())
+    with pytest.raises(TypeError, match=r"\['exp_avg'\] cannot be converted to an ndarray: .*BFloat16"):
+        state = {"step": 1, "exp_avg": parameter, "exp_avg_sq": parameter}
+        adam = fastadam.Adam(array)
+        adam.load_state_dict({**adam.state_dict(), "state": {0: state}})
+
+
+def test_torch_reads_a_checkpoint_of_bfloat16_parameters(torch, tmp_path):
+    import ml_dtypes
+    from safetensors.torch import load_file
+
+    weights = {"w": np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16, order="F")}
+    opt = fastadam.Adam(weights, state_dtype="8bit")
+    fastadam.save(tmp_path / "m.safetensors", params=weights, optimizer=opt)
+    loaded = load_file(tmp_path / "m.safetensors")
+    assert torch.equal(loaded["params/w"], torch.arange(6).reshape(2, 3).bfloat16())
+    assert loaded["optimizer/w/exp_avg::codes"].dtype == torch.uint8
+    assert loaded["optimizer/w/master::low"].dtype == torch.int16
+
+
 def test_what_torch_cannot_go_on_from_is_refused(torch):
     for option in {"eps_hat": True}, {"eps_root": 1e-8}, {"bias_correction": False}:
         with pytest.raises(ValueError, match=f"torch has no {next(iter(option))}"):
