@@ -120,10 +120,13 @@ void fa_encode_array(fa_format format, const float *from, void *codes, void *sec
         uint16_t random[FA_CODED];
         count = n - at < FA_CODED ? n - at : FA_CODED;
         for (int64_t i = 0; i < count; i++) {
+            const uint32_t nan = FA_NAN;
             float x = from[at + i];
-            if (is_v && x == 0) /* also -0 */
+            if (x != x)
+                memcpy(&x, &nan, sizeof x);
+            else if (is_v && x == 0) /* also -0 */
                 x = 0;
-            else if (format == FA_8BIT_V && x < FLT_MIN && x > -FLT_MIN) /* the same code, which its loop has not for these */
+            else if (format == FA_8BIT_V && x < FLT_MIN && x > -FLT_MIN) /* which have the same code */
                 x = FLT_MIN;
             block[i] = x;
             random[i] = to_nearest(format, x);

@@ -204,11 +204,11 @@ def test_nbytes_counts_what_is_kept():
 
 REFUSED = [
     (fastadam.Adam, {"state_dtype": "bfloat16"}, np.float64, ValueError, "is float64, .* of its own with state_dt"),
-    (fastadam.Adam, {"state_dtype": "8bit", "amsgrad": True}, np.float32, ValueError, "amsgrad=True needs state_dty"),
-    (fastadam.RMSprop, {"state_dtype": "8bit", "centered": True}, np.float32, ValueError, "centered=True needs state"),
+    (fastadam.Adam, {"state_dtype": "8bit", "amsgrad": True}, np.float32, ValueError, "amsgrad=True goes with st"),
+    (fastadam.RMSprop, {"state_dtype": "8bit", "centered": True}, np.float32, ValueError, "centered=True goes with st"),
     (fastadam.Adam, {}, np.float16, TypeError, "must be float32, float64 or bfloat16, got float16"),
     (fastadam.Adam, {}, np.uint16, TypeError, r"got uint16; if it holds .*use .view\(ml_dtypes.bf"),
-    (fastadam.Adam, {"state_dtype": "4bit"}, np.float32, ValueError, "one of float32, bfloat16, 8bit, got '4bit'"),
+    (fastadam.Adam, {"state_dtype": "4bit"}, np.float32, ValueError, "one of 'float32', .*, got '4bit'"),
     (fastadam.Adam, {"state_dtype": np.float32}, np.float32, TypeError, "must be one of 'float32', .*, got <class"),
     (fastadam.Adam, {"state_dtype": None}, np.float32, TypeError, "must be one of 'float32', .*, got None"),
     (fastadam.Adam, {"master_bits": 16}, np.float32, ValueError, "master_bits must be None, 32 or 24, got 16"),
