@@ -88,9 +88,10 @@ def entered(name, x):
 
 
 def sample(rng, n, name):
-    """Half of it groups with magnitudes of their own; NaN of both signs. v has no subnormal numbers."""
+    """Half of it groups with magnitudes of their own; NaN of both signs; some zeros. v has no subnormal numbers."""
     x = np.concatenate([wild(rng, n - n // 2, np.float32), groups(rng, n // 64 + 1, 40)[: n // 2]])
     x[rng.random(n) < 1e-3] = -np.float32(np.nan)
+    x[n // 2 : n // 2 + 64] = 0  # a whole group
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), np.abs(x)) if name.endswith("_v") else x
 
 
