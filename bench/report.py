@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md, its pictures and the README's figures: python -m bench report [--measure]
+"""Write the pages of benchmarks, their pictures and the README's figures: python -m bench report [--measure]
 
 They come from bench/results/.
 --measure first takes every measurement anew, which takes about an hour with nothing else running.
@@ -19,10 +19,14 @@ from .results import load, pivot, table, text
 from .workloads import FAMILY, WORKLOADS
 
 ROOT = Path(__file__).parent.parent
-PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+DOCS, README = ROOT / "docs", ROOT / "README.md"
 IN_README = {"torch fused": "torch fused", "numba prange": "numba, parallel", "NumPy tutorial": "NumPy"}
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "quality", "large")
-HEAD = """# Benchmarks
+PAGES = {
+    "benchmarks.md": ("Benchmarks", ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows")),
+    "benchmarks-memory.md": ("Benchmarks of less memory", ("formats", "quality", "large")),
+}
+COMMANDS = [command for _, commands in PAGES.values() for command in commands]
+HEAD = """# {}
 
 Written by `python -m bench report` from `bench/results/*.json`, which have every ratio with its quartiles. `--measure`
 takes the measurements anew."""
@@ -109,11 +113,41 @@ def quality_tables(tables):
     found = pivot(tables["losses"], ("format",), "task", quality_cell)
     yield table([kept[row["format"]] | row for row in found])
     if "promises" in tables:
-        yield "What was promised:"
-        yield table(tables["promises"])
+        yield "What was promised: the most that the mean difference may be, and whether it was."
+        yield table(
+            pivot(tables["promises"], ("format",), "task", lambda row: f"{row['bar']} {row['unit']}: {row['verdict']}")
+        )
     if "absent" in tables:
         said = (f"{row['format']} ({row['why']})" for row in tables["absent"])
         yield f"Not measured: {'; '.join(dict.fromkeys(said))}."
+
+
+def formats_cell(row):
+    """Its time over float32's, and the limit's over it."""
+    over, limit = row["over float32"], row["limit over ours"]
+    return f"{over[1]:.2f}" + (f" ({limit[1]:.2f})" if limit else "")
+
+
+def formats_tables(tables):
+    yield "Time over that of a step in float32; in brackets the limit over ours. By elements, threads, instruction set:"
+    for row in tables["steps"]:
+        row["case"] = f"{row['elements']:,}, {row['threads']}, {row['isa']}"
+    for row in tables["peers"]:
+        row["case"] = f"{row['elements']:,}, {row['threads']}"
+    kept = {
+        row["format"]: {"format": row["format"], "bytes kept": row["bytes kept"], "moved": row["bytes moved"]}
+        for row in tables["steps"]
+    }
+    found = pivot(tables["steps"], ("format",), "case", formats_cell)
+    yield table([kept[row["format"]] | row for row in found])
+    yield "Milliseconds of one step, and in brackets over our step with 8-bit state:"
+    yield table(pivot(tables["peers"], ("contender",), "case", both_ms("over our 8bit state")))
+    yield "What was promised:"
+    yield table(tables["promises"])
+
+
+def both_ms(ratio):
+    return lambda row: f"{row['ms']:.3g} ({row[ratio][1]:.2f})"
 
 
 # command -> table, columns that stay, column whose values become columns, cell, what the table shows
@@ -132,6 +166,8 @@ def laid_out(command, tables):
         yield from versus_tables(tables)
     elif command == "rows":
         yield from rows_tables(tables)
+    elif command == "formats":
+        yield from formats_tables(tables)
     elif command == "quality":
         yield from quality_tables(tables)
     elif command in PIVOTS:
@@ -196,7 +232,9 @@ def main(arguments):
             subprocess.run([sys.executable, "-m", "bench", name, "--save"], check=True, cwd=ROOT)
     names = [name + numpy for name in COMMANDS for numpy in ("", NEWER)]
     found = {name: content for name in names if (content := load(name))}
-    PAGE.write_text("\n\n".join([HEAD, *(section(name, found) for name in COMMANDS if name in found)]) + "\n")
-    draw_all({name: content["tables"] for name, content in found.items()}, PAGE.parent)
+    for page, (title, commands) in PAGES.items():
+        sections = [section(name, found) for name in commands if name in found]
+        (DOCS / page).write_text("\n\n".join([HEAD.format(title), *sections]) + "\n")
+    draw_all({name: content["tables"] for name, content in found.items()}, DOCS)
     README.write_text(readme(README.read_text(), found))
-    print(f"written: {PAGE}, and figures in {README}")
+    print(f"written: {', '.join(PAGES)} in {DOCS}, and figures in {README}")

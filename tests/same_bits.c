@@ -291,21 +291,18 @@ static void run_formats(void)
     const char *families[] = {"Adam", "SGD", "RMSprop", "NAdam", "Adamax", "Adagrad", "RowAdagrad"};
     const int master_bits[] = {0, 32, 24};
     const int64_t sizes[] = {1, 31, 33, 255, 512, 513, 1500, 2600}, widths[] = {1, 7, 513}, whole_groups[] = {32, 96, 1056};
-    int count = 0;
-    for (int family = 0; family < 7; family++)
-        for (int form_of_state = 0; form_of_state < 3; form_of_state++)
-            for (int bits = 0; bits < 3; bits++)
-                for (int grad = FA_PLAIN; grad <= FA_BFLOAT16; grad++, count++) {
-                    form f = {families[family], form_of_state, master_bits[bits], grad, .n = sizes[count % 8],
-                              .wrapped = count / 3 % 2};
-                    int64_t width = form_of_state == FA_STATE_8BIT ? whole_groups[count % 3] : widths[count % 3];
-                    if (strcmp(f.family, "RowAdagrad") == 0)
-                        f.width = width + 1;
-                    run_everywhere(f);
-                    f.width = width;
-                    if (count % 2 && strcmp(f.family, "RowAdagrad") != 0)
-                        run_everywhere(f);
-                }
+    for (int count = 0; count < 7 * 3 * 3; count++) { /* every pair of a family, a state and a parameter; gradients in turn */
+        const int family = count / 9, form_of_state = count / 3 % 3;
+        form f = {families[family], form_of_state, master_bits[count % 3], (count + count / 3 + count / 9) % 3,
+                  .n = sizes[count % 8], .wrapped = count / 3 % 2};
+        int64_t width = form_of_state == FA_STATE_8BIT ? whole_groups[count / 9 % 3] : widths[count / 9 % 3];
+        if (strcmp(f.family, "RowAdagrad") == 0)
+            f.width = width + 1;
+        run_everywhere(f);
+        f.width = width;
+        if (count % 2 && strcmp(f.family, "RowAdagrad") != 0)
+            run_everywhere(f);
+    }
 }
 
 int main(void)
