@@ -46,7 +46,7 @@ static const struct {
 const fa_codec *fa_codec_of(fa_isa isa, fa_format format)
 {
     const fa_codec *codec = &table[isa].codecs[format];
-    return codec->decode ? codec : &table[isa - 1].codecs[format];
+    return codec->decode || isa == FA_BASELINE ? codec : &table[isa - 1].codecs[format];
 }
 
 fa_format fa_format_for(fa_state_format state, int array)

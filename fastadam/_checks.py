@@ -9,6 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     import mmap
 
+HELD = "; if it holds bfloat16, use .view(ml_dtypes.bfloat16)"
 KEEP = ", and keep the new array: it is the one that is updated"
 
 
@@ -122,8 +123,8 @@ def check_writable(param: Any, name: str, bfloat16: bool = False) -> None:
         complex_ = array.dtype.kind == "c"
         how = f"; {real_of_complex(array)}" if complex_ else real_by_cast(array, "float32", KEEP)
         allowed = "float32, float64 or bfloat16" if bfloat16 else "float32 or float64"
-        if bfloat16 and array.dtype == np.uint16:
-            how = "; if it holds bfloat16, use .view(ml_dtypes.bfloat16)"
+        if bfloat16 and array.dtype in (np.uint16, np.int16):
+            how = HELD
         raise TypeError(f"{name} must be {allowed}, got {array.dtype}{how}")
     if not array.dtype.isnative:
         raise ValueError(
@@ -221,7 +222,7 @@ def real_gradient(grad: Any, param: Any, name: str) -> np.ndarray:
             if not array.dtype.isnative:
                 how += " (after .astype to native byte order)"
         else:
-            how = real_by_cast(array, dtype)
+            how = HELD if array.dtype in (np.uint16, np.int16) else real_by_cast(array, dtype)
         raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or longdouble, got {array.dtype}{how}")
     return array
 

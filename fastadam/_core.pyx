@@ -58,7 +58,8 @@ class PerformanceWarning(UserWarning):
     """A gradient had to be copied before the step; the message says how to avoid it."""
 
 
-LEAST_SCALES = int(FA_LEAST_M), int(FA_LEAST_V)     # of 8-bit state that may be negative, and of state that is not
+# Of 8-bit state: elements with one scale; the least scale where it may be negative, and where it may not.
+GROUP, LEAST_SCALES = int(FA_GROUP), (int(FA_LEAST_M), int(FA_LEAST_V))
 
 
 # ---- instruction set and threads ------------------------------------------------------------------------------

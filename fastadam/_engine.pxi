@@ -201,7 +201,7 @@ cdef class Engine(Parameters):
         cdef int64_t lines = 0
         for i in range(self.call.count):
             if self.call.slots[i].active:
-                lines += lines_of(self.bytes_of(self.first + i))
+                lines += lines_of(self.call.slots[i].n * (8 if self.call.slots[i].real else 4))
         if lines > 1 and has_fewer_threads(order, lines, order != self.denied, 2):
             self.denied = order
         return 0

@@ -71,7 +71,8 @@ cdef int read_plain(dict group, fa_options *o) except -1:
         read_value(value, name, kind, 0, <char *>o + <Py_ssize_t>offset)
     for name, is_on in (("amsgrad", o.amsgrad), ("centered", o.centered)):
         if is_on and o.state_dtype != FA_STATE_PLAIN:
-            raise ValueError(f"{name}=True goes with state_dtype='float32' alone, got {group['state_dtype']!r}")
+            raise ValueError(f"{name}=True goes with state_dtype='float32' alone, got {group['state_dtype']!r}; leave "
+                             "one of them out")
     return 0
 
 
@@ -149,8 +150,8 @@ cdef class Group:
             raise ValueError(f"centered was {self.centered} when the group was added; make a new optimizer")
         if options.state_dtype != self.c.state_dtype or options.master_bits != self.c.master_bits:
             raise ValueError(f"state_dtype was {STATE_DTYPES[self.c.state_dtype]!r} and master_bits "
-                             f"{self.c.master_bits or None} when the group was added; make a new optimizer, and load "
-                             "the state of this one into it")
+                             f"{self.c.master_bits or None} when the group was added; set it back. For another, make "
+                             "a new optimizer, and load the state_dict() of this one")
         if self.states_for(options) & ~self.mask:
             raise ValueError("momentum was 0 when the group was added, so there is no momentum_buffer; "
                              "make a new optimizer")

@@ -125,7 +125,8 @@ cdef class Parameters(StateArrays):
             if self.by_row:
                 check_table(param, f"parameter {key!r}", f"{self.family} keeps a number for each row")
         plain = tuple([numpy.asarray(param) for param in params])
-        check_formats(keys, plain, &options)
+        coded = group.states_for(&options) & ~(2 if self.by_row else 0)
+        check_formats(keys, plain, coded and options.state_dtype != FA_STATE_PLAIN)
         group.mask = mask if mask is not None else self.mask_for(group, plain)
         self.note_layouts(plain, group)
         names = self.state_names(group.mask)
@@ -135,7 +136,8 @@ cdef class Parameters(StateArrays):
         if self.store is not None:
             about = [[str(key), name_of_dtype(param.dtype), list(param.shape), "C" if param.flags.c_contiguous else "F"]
                      for key, param in zip(keys, plain)]
-            formats = {name: values[name] for name in ("state_dtype", "master_bits")}
+            formats = {name: sorted({like.dtype.str for like in likes if like.shape != (0,)})
+                       for name, likes in zip(names, kinds)}
             about = {"optimizer": self.family, "state": names, "formats": formats, "arrays": about}
             section = self.store.section(len(self.groups), about, plain, size)
         group.records = _layout.new_records(len(params)) if section is None else section.records

@@ -58,14 +58,15 @@ cdef inline int64_t scales_of(int64_t n) noexcept nogil:
     return (n + FA_GROUP - 1) // FA_GROUP
 
 
-cdef int check_formats(list keys, tuple params, const fa_options *options) except -1:
+cdef int check_formats(list keys, tuple params, bint has_coded_state) except -1:
     for key, param in zip(keys, params):
         if is_bfloat16(param.dtype) and type_of(<Array *>param) != bfloat16:
             raise TypeError(f"parameter {key!r} has the bfloat16 of another library than those before it; make it with "
                             "that type")
-        if options.state_dtype != FA_STATE_PLAIN and param.dtype == numpy.float64:
-            raise ValueError(f"parameter {key!r} is float64, whose state is float64, too; put it into a group of its "
-                             "own with state_dtype='float32', or make it float32")
+        if has_coded_state and param.dtype == numpy.float64:
+            raise ValueError(f"parameter {key!r} is float64, and state in fewer bits is for float32 and bfloat16; make "
+                             "it float32, or put it into a group of its own (an override) with state_dtype='float32', "
+                             "which stands for its own type")
     return 0
 
 
@@ -90,6 +91,17 @@ def decoded_state(codes, scale, bint is_positive, str order, tuple shape):
         second = data_of(<Array *>scale)
     fa_codec_of(chosen_isa, format).decode(<float *>data_of(<Array *>result), data_of(<Array *>codes), second, n)
     return result.reshape(shape, order=order)
+
+
+def decoded_master(upper, low):
+    """The float32 numbers that bfloat16 ones stand for; both arrays have been checked, and lie in the same order."""
+    cdef fa_format format = FA_SPLIT_24 if low.itemsize == 1 else FA_SPLIT_32
+    cdef int64_t n = len(low)
+    upper, low = numpy.require(upper, None, "CA"), numpy.require(low, None, "CA")
+    result = numpy.empty(n, numpy.float32)
+    fa_codec_of(chosen_isa, format).decode(<float *>data_of(<Array *>result), data_of(<Array *>upper),
+                                           data_of(<Array *>low), n)
+    return result
 
 
 cdef list states_in(int mask):
@@ -199,11 +211,12 @@ cdef class StateArrays:
     def decoded(self, Py_ssize_t i, str name):
         """What is stored in a format, as float32: a copy."""
         cdef int a = self.place_named(name)
-        cdef const fa_codec *codec = fa_codec_of(chosen_isa, self.format_at(i, a))
+        cdef fa_format format = self.format_at(i, a)
+        cdef const fa_codec *codec = fa_codec_of(chosen_isa, format)
         cdef int64_t n = self.slots[i].n
         shape = tuple([self.shapes[self.layouts[i].shape + axis] for axis in range(self.layouts[i].ndim)])
         result = numpy.empty(shape, numpy.float32, self.memory_order(i))
-        if codec.decode == NULL:
+        if format == FA_PLAIN:
             raise ValueError(f"{name} of {self.name_of(i)} is not stored in a format")
         # From here on no Python code runs: tasks move when another thread adds a group.
         if a == FA_PARAM and not is_as_added(&self.layouts[i], self.shapes):
@@ -215,9 +228,13 @@ cdef class StateArrays:
             codec.decode(to, codes, second, n)
         return result
 
-    cdef bint shares_scales(self, Py_ssize_t i) noexcept:
+    cdef bint shares_scales(self, Py_ssize_t i) noexcept nogil:
         """Is some of its state in groups with one scale?"""
-        return any([self.tasks[i].array[a] != NULL for a in range(FA_M_SCALE, ARRAYS)])
+        cdef int a
+        for a in range(FA_M_SCALE, ARRAYS):
+            if self.tasks[i].array[a] != NULL:
+                return True
+        return False
 
     cdef int refuse_changed(self, Py_ssize_t i) except -1:
         raise ValueError(f"{self.name_of(i)} is no longer what it was when it was added; make a new optimizer")
@@ -301,8 +318,9 @@ cdef class StateArrays:
             array[...] = param
         elif format != FA_PLAIN:
             fa_encode_array(format, &value, &code, &scale, 1)
-            if a >= FA_M_SCALE or code:
-                array.fill(scale if a >= FA_M_SCALE else code)
+            number = code if array.itemsize == 2 else (<unsigned char *>&code)[0]
+            if a >= FA_M_SCALE or number:
+                array.fill(scale if a >= FA_M_SCALE else number)
         elif a <= FA_W and initial != 0.0:
             array.fill(initial)
         return 0

@@ -128,9 +128,12 @@ class Options:
                 raise TypeError(f"param_groups must be a list, got a {type(value).__name__}")
             self._engine.check_groups(value)
         elif name == "seed" and "_engine" in self.__dict__:
-            raise AttributeError(f"seed cannot be set: {INSTEAD[name]}, and replaced by load_state_dict")
+            raise AttributeError(f"seed cannot be set: {INSTEAD[name]}")
         elif name in FIXED and name in self.__dict__.get("_defaults", ()):
-            raise AttributeError(f"{name} is chosen when a group is made, because it needs state: make a new optimizer")
+            load = ", and load the state_dict() of this one" if name in FIXED[2:] else ""
+            raise AttributeError(
+                f"{name} is chosen when a group is made, because it needs state: make a new optimizer{load}"
+            )
         elif name != "lr" and name in self.__dict__.get("_defaults", ()):
             raise AttributeError(f"{name} belongs to the groups: set opt.param_groups[i][{name!r}]")
         elif not (name.startswith("_") or self._declares(name)):
@@ -225,7 +228,10 @@ class Options:
 
     @property
     def seed(self) -> int:
-        """Of the random bits of state in fewer bits: that of the first array. Others count on from it."""
+        """As the constructor was given it: that of the first array; others, and those added later, count on from it.
+
+        Loading replaces those of arrays: ``opt.state[key]["seed"]`` is what is used.
+        """
         return int(self._engine.settings["seed"])
 
     @property

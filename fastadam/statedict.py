@@ -298,6 +298,8 @@ def stored_apart(saved: dict[Any, Any], where: str) -> dict[str, Any]:
     order = "F" if _numbers.as_flag(saved.pop("fortran_order", False), f"{where}['fortran_order']") else "C"
     for name in [name for name in saved if isinstance(name, str) and (name.endswith(CODES) or name == LOW)]:
         base = "master" if name == LOW else name.removesuffix(CODES)
+        if base == "master" and name != LOW:
+            raise ValueError(f"{where} has {name!r}; the low bits of a master are {LOW!r}")
         if base in saved:
             raise ValueError(f"{where} has {base!r} twice, the other time as {name!r}; leave one of them out")
         codes = as_ndarray(saved.pop(name), f"{where}[{name!r}]")
@@ -330,9 +332,11 @@ def check_stored(saved: Stored, size: int, is_positive: bool, where: str) -> Non
     """Raise unless these are codes, in any format, of so many elements."""
     codes, scale = saved.codes, saved.scale
     kind = np.dtype(np.uint16 if scale is None else np.uint8)
+    if codes.dtype == np.uint8 and scale is None:
+        raise TypeError(f"{where} has codes of uint8, which need its {SCALE!r}, too")
     if codes.dtype != kind or (scale is not None and scale.dtype != np.uint8):
         raise TypeError(f"{where} has codes of {codes.dtype}, expected {kind}")
-    if codes.shape != (size,) or (scale is not None and scale.shape != (-(-size // 32),)):
+    if codes.shape != (size,) or (scale is not None and scale.shape != (-(-size // _core.GROUP),)):
         raise ValueError(f"{where} has codes of the shape {codes.shape}, and the parameter {size} elements")
     least = _core.LEAST_SCALES[is_positive]
     if scale is None and is_positive and (codes >= 0x8000).any():
@@ -350,7 +354,8 @@ def as_low(engine: _core.Engine, i: int, saved: Any, param: np.ndarray, where: s
         low = saved.codes
         if low.dtype.type not in (np.int16, np.int8) or low.shape != ours.shape:
             raise ValueError(
-                f"{where} must have the low bits of {ours.size} elements in int16 or int8, got {low.dtype}"
+                f"{where} must have the low bits ({LOW!r}) in int16 or int8, of the shape {ours.shape}, got "
+                f"{low.dtype} of the shape {low.shape}"
             )
         if low.dtype == ours.dtype and saved.order == engine.memory_order(i):
             return low
@@ -366,10 +371,7 @@ def as_low(engine: _core.Engine, i: int, saved: Any, param: np.ndarray, where: s
 def joined(param: np.ndarray, low: np.ndarray, order: Any) -> np.ndarray:
     """What a bfloat16 parameter stands for, with low bits in this memory order."""
     upper = np.ravel(param, order).view(np.uint16)
-    difference = low.astype(np.int32) << (16 - 8 * low.itemsize)
-    size = np.maximum(((upper & 0x7FFF).astype(np.int32) << 16) + difference, 0)
-    bits = size.view(np.uint32) | ((upper & 0x8000).astype(np.uint32) << 16)
-    return bits.view(np.float32).reshape(param.shape, order=order)
+    return _core.decoded_master(upper, low).reshape(param.shape, order=order)
 
 
 def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:

@@ -60,7 +60,11 @@ def add_optimizer(arrays: dict[str, np.ndarray], optimizer: Optimizer) -> dict[s
             names[name] = value
         entries.append(names)
     groups = [
-        {k: to_json(v) for k, v in group.items() if k not in ("params", "param_names")}
+        {
+            k: v if k in ("state_dtype", "master_bits") else to_json(v)
+            for k, v in group.items()
+            if k not in ("params", "param_names")
+        }
         | {"count": len(group["params"])}
         for group in state_dict["param_groups"]
     ]
@@ -133,8 +137,6 @@ def to_json(value: Any) -> Any:
     """A hyper-parameter as JSON has it."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if value is None or isinstance(value, str):
-        return value
     if isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim == 1):
         return [to_json(x) for x in value]
     return _numbers.as_number(value, "a hyper-parameter")

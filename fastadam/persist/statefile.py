@@ -319,9 +319,14 @@ def allocate(descriptor: int, start: int, nbytes: int) -> None:
 
 def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first difference, or nothing."""
-    for name in "optimizer", "state", "formats":
+    for name in "optimizer", "state":
         if saved[name] != wanted[name]:
             return f"{name}: {saved[name]} there, {wanted[name]} here"
+    if saved["formats"] != wanted["formats"]:
+        return (
+            f"its types are {saved['formats']} there, {wanted['formats']} here: make the optimizer as it "
+            "was, save a checkpoint, and load that into one with a new file; or"
+        )
     if len(saved["arrays"]) != len(wanted["arrays"]):
         return f"{len(saved['arrays'])} arrays there, {len(wanted['arrays'])} here"
     for there, here in zip(saved["arrays"], wanted["arrays"], strict=True):
