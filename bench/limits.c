@@ -6,7 +6,6 @@
  * four and sixteen places and other distances were slower.
  * rows_limit: the same for the rows that appear, ascending, four of them fetched ahead; of a row that was given several
  * times, the gradients are summed in `sum` first. Their order is given: no sorting. `scale` is 0, or 1 to check it.
- * bytes_limit: block by block, each of several arrays; all but the first are written.
  * arithmetic_limit: one square root and one division an element, in registers and the first-level cache.
  * Built by bench/limits.py with -O3 -march=native -fopenmp, once with REAL float and once with double. */
 #include <stdint.h>
@@ -99,24 +98,6 @@ void rows_limit(REAL *p, const REAL *g, REAL *a, REAL *b, const int64_t *rows, c
             x[k] += factor * grad[k];
             y[k] += factor * grad[k];
             z[k] += factor * grad[k];
-        }
-    }
-}
-
-void bytes_limit(uint64_t *const arrays[], const int64_t words[], int count, int64_t blocks, int threads, double zero)
-{
-    const uint64_t nothing = (uint64_t)zero;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t block = 0; block < blocks; block++) {
-        uint64_t seen = nothing;
-        for (int a = 0; a < count; a++) {
-            uint64_t *restrict array = arrays[a] + block * words[a];
-            if (a == 0)
-                for (int64_t i = 0; i < words[a]; i++)
-                    seen |= array[i];
-            else
-                for (int64_t i = 0; i < words[a]; i++)
-                    array[i] += nothing * seen;
         }
     }
 }

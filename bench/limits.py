@@ -51,20 +51,6 @@ def memory_limit(*arrays, threads):
     return move
 
 
-def bytes_limit(read, written, elements, threads):
-    """A function that reads one array, and reads and writes others, in whole blocks of 512 elements of each."""
-    arrays, blocks = [read, *written], elements // 512
-    pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-    words = (ctypes.c_int64 * len(arrays))(*(array.nbytes // blocks // 8 for array in arrays))
-    function = library(np.dtype(np.float32)).bytes_limit
-
-    def move():
-        function(pointers, words, len(arrays), ctypes.c_int64(blocks), threads, ctypes.c_double(0))
-        return arrays  # which keeps them alive
-
-    return move
-
-
 def reading_limit(array, threads):
     """A function that reads an array once, but for what follows its last whole cache line."""
     lines = ctypes.c_int64(array.nbytes // 64)
