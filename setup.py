@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+import tomllib
 from glob import glob
 from pathlib import Path
 
@@ -46,6 +47,8 @@ int main(void) {
     return n < 1;
 }
 """
+
+VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
 
 
 class BuildExt(build_ext):
@@ -92,9 +95,17 @@ setup(
             Extension(
                 "fastadam._core",
                 ["fastadam/_core.pyx", *sorted(glob("csrc/*.c"))],
-                depends=[*glob("fastadam/*.px[di]"), *glob("csrc/*.h"), *glob("csrc/*.inc")],
-                include_dirs=["csrc", numpy.get_include()],
-                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+                depends=[
+                    *glob("fastadam/*.px[di]"),
+                    *glob("csrc/*.h"),
+                    *glob("csrc/*.inc"),
+                    *glob("fastadam/include/*"),
+                ],
+                include_dirs=["csrc", "fastadam/include", numpy.get_include()],
+                define_macros=[
+                    ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+                    ("FASTADAM_VERSION", f'"{VERSION}"'),
+                ],
                 extra_compile_args=list(FLAGS),
                 extra_link_args=list(FLAGS),
             )

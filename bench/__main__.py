@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "formats", "quality", "large")
+COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "formats", "quality", "large", "embedded")
 COMMANDS += ("instructions", "report")
 
 

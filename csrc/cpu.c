@@ -1,6 +1,8 @@
 /* What this CPU can do, and its floating-point control state. */
 #include "fastadam.h"
 
+fa_isa fa_chosen_isa;
+
 const char *fa_isa_name(fa_isa isa)
 {
     static const char *const names[FA_ISAS] = {"baseline", "avx2", "avx512"};

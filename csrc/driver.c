@@ -5,6 +5,7 @@
  * parallel region, and one large array is cut evenly. The threads are a team's, of which only width and run are known
  * here. */
 #include "threads.h"
+#include <limits.h>
 
 /* The automatic choice never gives a thread less: alone, two threads break even there. */
 enum { ENOUGH = 2048 }; /* cache lines */
@@ -112,14 +113,40 @@ int fa_order(int threads)
     return there;
 }
 
+static int bound_of_all = INT_MAX; /* threads */
+
+void fa_set_thread_bound(int most)
+{
+    fa_store(&bound_of_all, most);
+}
+
+int fa_thread_bound(void)
+{
+    return fa_load(&bound_of_all);
+}
+
+/* Without an order. */
+static int most_for(int64_t lines, int bound)
+{
+    int most = between_one_and(lines / ENOUGH, bound);
+    return most > 1 ? between_one_and(most, fa_max_threads()) : most;
+}
+
+int fa_guess(int64_t lines, int bound)
+{
+    int most = most_for(lines, bound);
+    if (most == 1)
+        return 1;
+    const fa_team *team = team_for(most, 0, &most);
+    return between_one_and(most, lines / team->at_first);
+}
+
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
 {
     step all = {tasks, count, lay_end_to_end(tasks, count)};
-    int most = threads > 0 ? between_one_and(all.lines, threads) : between_one_and(all.lines / ENOUGH, bound);
+    int most = threads > 0 ? between_one_and(all.lines, threads) : most_for(all.lines, bound);
     if (most > 1 && fa_is_serial_here())
         most = 1;
-    if (most > 1 && threads <= 0)
-        most = between_one_and(most, fa_max_threads());
     if (most == 1) {
         run_part(0, 1, &all);
         return 1;

@@ -6,8 +6,8 @@
  *     nothing that is written;
  *   - kernel and coefficients belong to the same rule, and all arrays that it needs are there. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
- * In return nothing here allocates, fails or calls Python. It keeps no state but threads and what it knows of threads and
- * forks. A step does with the threads that the system has. A BLAS call on our threads cannot do with fewer than it asked
+ * In return nothing here allocates, fails or calls Python. (api.c has callers of its own, and may refuse them.) It keeps
+ * no state but threads and what it knows of threads and forks. A step does with the threads that the system has. A BLAS call on our threads cannot do with fewer than it asked
  * for: if they cannot be made, it ends the process (team_shared.c).
  */
 #ifndef FASTADAM_H
@@ -64,13 +64,14 @@ enum {
 
 /* ---- families of rules (coefficients.c) ---------------------------------------------------------------------- */
 
-/* What the user chose: every hyper-parameter of every family. */
+/* What the user chose: every hyper-parameter of every family. Those that C's callers choose come first (api.c). */
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, eps_root;
-    double momentum, dampening, alpha, lr_decay, initial_accumulator_value, momentum_decay;
+    double momentum, dampening, alpha, lr_decay, momentum_decay;
     int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered;
     int state_dtype; /* a fa_state_format */
     int master_bits; /* of bfloat16 parameters; 0: the default */
+    double initial_accumulator_value;
 } fa_options;
 
 /* What the loops read: the same for all parameters of a group with the same counter. Kernels round each to their
@@ -146,6 +147,7 @@ const fa_kernel *fa_kernel_of(fa_isa isa, fa_rule rule, fa_real real);
 
 const char *fa_isa_name(fa_isa isa);
 int fa_isa_available(fa_isa isa); /* compiled in, and this CPU and operating system have it */
+extern fa_isa fa_chosen_isa;      /* what callers should take */
 
 /* ---- formats (formats.c) --------------------------------------------------------------------------------------- */
 
@@ -260,7 +262,11 @@ void fa_tuner_done(fa_tuner *tuner, double now);
  * tuner, if there is one, measures which number is best. Inside a parallel region, and in a forked child without its
  * threads, it is always 1. Call it between fa_gate_enter and fa_gate_leave. */
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner);
+int fa_guess(int64_t lines, int bound); /* how many it would take without an order and a tuner, for so much work */
 int fa_order(int threads);      /* how many threads would such an order get? It may ask the system */
+/* The bound that callers should pass: what Python sets for all threads. */
+void fa_set_thread_bound(int most);
+int fa_thread_bound(void);
 const char *fa_steps_on(void);  /* whose threads took the last step of several threads: "OpenMP" or "fastadam" */
 
 /* Update elements [begin, end) of one task with its kernel (blocks.c). */
@@ -462,6 +468,16 @@ static inline void fa_share_steps(int yes) { (void)yes; }
 static inline void fa_share_with_blas(fa_blas_setter set, int yes) { (void)set, (void)yes; }
 static inline int fa_share_room(int count) { (void)count; return 1; }
 #endif
+
+/* ---- for other people's extensions (api.c) -------------------------------------------------------------------- */
+
+/* The table of fastadam/include/fastadam_api.h. Call it once, after fa_start; the version must stay. */
+const void *fa_api_start(const char *version);
+/* One step of Adam for callers that have no structs; decoupled, threads and the result are as in the table. */
+int fa_adam_f32(int64_t n, float *param, const float *grad, float *m, float *v, int64_t step, double lr, double beta1,
+                double beta2, double eps, double weight_decay, int decoupled, int threads);
+int fa_adam_f64(int64_t n, double *param, const double *grad, double *m, double *v, int64_t step, double lr, double beta1,
+                double beta2, double eps, double weight_decay, int decoupled, int threads);
 
 /* ---- floating point (cpu.c) ----------------------------------------------------------------------------- */
 

@@ -19,13 +19,14 @@ from fastadam.optimizer import Optimizer
 from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, RowAdagrad
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "PerformanceWarning", "RAdam", "RMSprop"]
-__all__ += ["RowAdagrad", "Rows", "Trace", "__version__", "adam_update", "config", "get_num_threads", "inspect", "load"]
-__all__ += ["reference", "save", "schedules", "set_num_threads", "share_threads_with_blas", "show_config", "trace"]
+__all__ += ["RowAdagrad", "Rows", "Trace", "__version__", "adam_update", "config", "get_include", "get_num_threads"]
+__all__ += ["inspect", "load", "reference", "save", "schedules", "set_num_threads", "share_threads_with_blas"]
+__all__ += ["show_config", "trace"]
 
 
 if TYPE_CHECKING:  # with a __getattr__, mypy would take any name
     from fastadam import reference, schedules
-    from fastadam._config import __version__, config, show_config
+    from fastadam._config import __version__, config, get_include, show_config
     from fastadam.persist.checkpoint import inspect, load, save
     from fastadam.threads import share_threads_with_blas
     from fastadam.tracing import Trace, trace
@@ -33,7 +34,7 @@ else:
     # Names that not every program needs, and their modules, which are loaded when a name is first used.
     LATER = {"Trace": "tracing", "trace": "tracing", "share_threads_with_blas": "threads"}
     LATER |= {"reference": "reference", "schedules": "schedules"}
-    LATER |= dict.fromkeys(["__version__", "config", "show_config"], "_config")
+    LATER |= dict.fromkeys(["__version__", "config", "get_include", "show_config"], "_config")
     LATER |= dict.fromkeys(["inspect", "load", "save"], "persist.checkpoint")
 
     def __getattr__(name: str) -> object:

@@ -1,5 +1,6 @@
 """What this installation is and how it runs."""
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -72,3 +73,17 @@ def show_config() -> None:
     print(f"{verdict(found)}\n")
     for name, value in found.items():
         print(f"{name + ':':15}{value}")
+
+
+def get_include() -> str:
+    """The folder of the C headers ``fastadam_api.h`` and ``fastadam_import.h``, for a compiler's ``-I``.
+
+    docs/c-interface.md has complete programs in C, Cython and numba.
+
+    Examples
+    --------
+    >>> import os, fastadam
+    >>> sorted(os.listdir(fastadam.get_include()))
+    ['fastadam_api.h', 'fastadam_import.h']
+    """
+    return os.path.join(os.path.dirname(fastadam.__file__), "include")

@@ -15,6 +15,8 @@ HYPER_PARAMETERS: frozenset[str]
 SHARED_TEAM: bool
 BLAS_NUMBERS: int
 MOST_CALLBACK: int
+_C_API: object
+__pyx_capi__: dict[str, object]
 
 class PerformanceWarning(UserWarning): ...
 

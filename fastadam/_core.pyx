@@ -64,10 +64,9 @@ GROUP, LEAST_SCALES = int(FA_GROUP), (int(FA_LEAST_M), int(FA_LEAST_V))
 
 # ---- instruction set and threads ------------------------------------------------------------------------------
 
-cdef fa_isa chosen_isa = FA_BASELINE
-cdef int thread_bound = _numbers.MAX_THREADS
 cdef const fa_family *ADAM = fa_family_named("Adam")
 cdef int cpu_quota = cgroup_cpus() or _numbers.MAX_THREADS
+fa_set_thread_bound(cpu_quota)
 
 
 def isas_available():
@@ -118,8 +117,7 @@ def set_num_threads(n):
     1
     >>> fastadam.set_num_threads(None)
     """
-    global thread_bound
-    thread_bound = _numbers.as_threads(n, "n") or _numbers.MAX_THREADS
+    fa_set_thread_bound(min(cpu_quota, <int>(_numbers.as_threads(n, "n") or _numbers.MAX_THREADS)))
 
 
 def get_num_threads():
@@ -139,7 +137,7 @@ def get_num_threads():
 
 
 cdef int bound_of_threads():
-    return min(cpu_quota, thread_bound)
+    return fa_thread_bound()
 
 
 # Is our own team compiled in? What must an OpenBLAS be built for, and how many threads may it have, to compute on it?
@@ -417,6 +415,7 @@ include "_state.pxi"
 include "_parameters.pxi"
 include "_rows.pxi"
 include "_engine.pxi"
+include "_capi.pxi"
 
 
 assert ARRAYS == FA_ARRAYS and STATES == FA_STATES

@@ -52,6 +52,7 @@ cdef extern from "fastadam.h" nogil:
     const fa_kernel *fa_kernel_of(fa_isa isa, fa_rule rule, fa_real real)
     const char *fa_isa_name(fa_isa isa)
     int fa_isa_available(fa_isa isa)
+    fa_isa chosen_isa "fa_chosen_isa"
 
     ctypedef enum fa_format: FA_PLAIN, FA_FLOAT16, FA_BFLOAT16, FA_SPLIT_32, FA_SPLIT_24
     enum: FA_CODED, FA_GROUP, FA_LEAST_M, FA_LEAST_V, FA_ALL_BITS
@@ -96,6 +97,8 @@ cdef extern from "fastadam.h" nogil:
         pass
 
     int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner)
+    void fa_set_thread_bound(int most)
+    int fa_thread_bound()
     int fa_order(int threads)
     int fa_has_room(int team)
     int fa_known_room()
@@ -183,6 +186,12 @@ cdef extern from "fastadam.h" nogil:
 
     const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count)
     const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end)
+
+    const void *fa_api_start(const char *version)
+    int fa_adam_f32(int64_t n, float *param, const float *grad, float *m, float *v, int64_t step, double lr,
+                    double beta1, double beta2, double eps, double weight_decay, int decoupled, int threads)
+    int fa_adam_f64(int64_t n, double *param, const double *grad, double *m, double *v, int64_t step, double lr,
+                    double beta1, double beta2, double eps, double weight_decay, int decoupled, int threads)
 
     ctypedef struct fa_fp_state:
         pass

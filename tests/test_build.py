@@ -85,10 +85,18 @@ def test_wheel_and_sdist(tmp_path):
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {"fastadam/py.typed", "fastadam/_core.pyi", "fastadam/reference/rules.py"} <= inside
     assert {f"fastadam/gallery/compare/{name}" for name in ("page.html", "numbers.js", "page.js")} <= inside
-    assert not [name for name in inside if name.endswith((".c", ".pyx", ".pxi", ".h"))]
+    others = {name for name in inside if name.endswith((".c", ".pyx", ".pxd", ".pxi", ".h"))}
+    headers = {f"fastadam/include/fastadam_{name}.h" for name in ("api", "import")}
+    assert others == {"fastadam/__init__.pxd", *headers}
     with tarfile.open(sdist) as archive:
         packed = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert {"csrc/rules.inc", "csrc/fastadam.h", "fastadam/_engine.pxi", "tests/helpers.py", "LICENSE"} <= packed
+    assert {
+        "csrc/rules.inc",
+        "csrc/fastadam.h",
+        "fastadam/_engine.pxi",
+        "tests/helpers.py",
+        "LICENSE",
+    } | others <= packed
     assert "fastadam/_core.c" not in packed
 
     for package in wheel, sdist:  # python -m build makes the wheel from the sdist; both are installed all the same

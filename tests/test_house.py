@@ -93,8 +93,14 @@ def test_no_file_of_csrc_calls_or_includes_one_that_needs_it():
 
 
 def test_the_kernel_needs_nothing_of_python():
+    """The header of the public interface lies in the package, and needs none of it either."""
+    public = '#include "../fastadam/include/fastadam_api.h"'
     for path in (ROOT / "csrc").glob("*.[chi]*"):
-        assert not re.search(r"#include .*(Python|numpy|fastadam/)", path.read_text()), path
+        text = path.read_text()
+        text = text.replace(public, "") if path.name == "api.c" else text
+        assert not re.search(r"#include .*(Python|numpy|fastadam/)", text), path
+    header = (PACKAGE / "include/fastadam_api.h").read_text()
+    assert re.findall(r"#include (.*)", header) == ["<stddef.h>", "<stdint.h>"]
 
 
 def test_nobody_but_an_object_itself_changes_its_attributes():
@@ -111,7 +117,7 @@ def test_files_are_short():
         for folder in ("fastadam/**", "tests", "bench")
         for kind in ("*.py", "*.px[di]", "*.pyx", "*.js")
     ]
-    kinds += ["csrc/*.[chi]*", "tests/*.c", "setup.py"]
+    kinds += ["csrc/*.[chi]*", "fastadam/include/*.h", "tests/*.c", "tests/capi/*.c", "setup.py"]
     lines = {path: len(path.read_text().splitlines()) for kind in kinds for path in ROOT.glob(kind) if path.is_file()}
     most = {path: 660 if path.name == "rules.py" or path.parent.name == "tests" else 500 for path in lines}
     assert not {path.name: count for path, count in lines.items() if count > most[path]}

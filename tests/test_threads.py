@@ -141,6 +141,12 @@ def test_the_jobs_of_a_call_run_once_and_at_the_same_time_beside_steps(run_progr
     assert (result.returncode, result.stdout) == (0, "900 calls, 20 forks\n")
 
 
+def test_calls_from_c_have_the_bits_of_one_thread_and_forks_wait_for_them(run_program):
+    """tests/c_calls.c: four threads that call the public C interface, beside forks."""
+    result = run_program("c_calls.c")
+    assert (result.returncode, result.stdout) == (0, "960 steps, and forks\n")
+
+
 def test_the_choice_of_threads_finds_what_is_best_and_follows_changes(run_program):
     """tests/tuner.c: imagined programs on an imagined clock, with noise and breaks."""
     result = run_program("tuner.c")
