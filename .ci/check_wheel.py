@@ -1,4 +1,4 @@
-"""python3 .ci/check_wheel.py WHEEL...: is each small, with our headers, and does it need only what glibcs since 2.17 have?
+"""python3 .ci/check_wheel.py WHEEL...: is each small, with our headers, and needs only what glibcs since 2.17 have?
 
 Symbols of pthread and dl moved into libc with glibc 2.32 and 2.34. Linked there they have these versions, by which
 auditwheel names the oldest system. Any other symbol newer than 2.17 is a mistake of ours. (musl has no versions.)
