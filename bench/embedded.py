@@ -104,6 +104,7 @@ def measure(chosen):
         most = max(each.array.step for each in steps.values())  # a turn that was disturbed has been taken again
         for name, each in steps.items():
             runs[name](most + 1 - each.array.step)
+        for each in steps.values():
             for ours, theirs in zip(each.arrays(), steps["table"].arrays(), strict=True):
                 assert np.array_equal(ours, theirs) and np.isfinite(ours).all()
         base = found["adam_update from Python"]
