@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -160,6 +160,18 @@ def check_like(state: Any, name: str, param: Any, param_name: str) -> None:
         raise ValueError(
             f"{name} must have the memory order of {param_name}; use np.copy(..., order='K') or np.zeros_like"
         )
+
+
+def check_replacement(array: Any, name: str, dtype: str, shape: tuple[int, ...], order: Literal["C", "F"]) -> None:
+    """Raise unless an array that could be a parameter is of this kind."""
+    new = np.asarray(array)
+    if new.dtype.name != dtype:
+        raise TypeError(f"{name} must be {dtype}, as the one that it replaces, got {new.dtype}; state is never cast")
+    what = f"{name} must have the shape {shape} and the memory order {order} of the one that it replaces"
+    if new.shape != shape:
+        raise ValueError(f"{what}, got the shape {new.shape}; make a new optimizer")
+    if not new.flags[order]:
+        raise ValueError(f"{what}, got strides {new.strides}; use np.array(x, order={order!r}){KEEP}")
 
 
 def check_table(param: Any, name: str, why: str) -> None:

@@ -29,8 +29,8 @@ import numpy
 
 from fastadam import _layout, _numbers
 from fastadam._checks import (
-    as_gradient, as_rows, check_like, check_table, check_writable, copied_at_every_step, is_bfloat16, name_of_dtype,
-    overlap_error)
+    as_gradient, as_rows, check_like, check_replacement, check_table, check_writable, copied_at_every_step, is_bfloat16,
+    maps_of, name_of_dtype, overlap_error)
 from fastadam._cpus import cgroup_cpus
 from fastadam._forks import watch
 from fastadam._names import did_you_mean

@@ -361,8 +361,7 @@ cdef class Engine(Parameters):
         if self.slots[i].record.step == INT64_MAX:
             raise ValueError(f"{self.name_of(i)} has taken 2**63 - 1 steps; make a new optimizer")
         now = numpy.asarray(self.arrays[i][0])
-        dtype = "bfloat16" if self.slots[i].coded == 2 else "float64" if self.slots[i].real else "float32"
-        shape = tuple([self.shapes[layout.shape + axis] for axis in range(layout.ndim)])
+        dtype, shape, _ = self.what_it_was(i)
         order = "" if layout.order == CONTIGUOUS else " in its memory order"
         raise ValueError(
             f"{self.name_of(i)} must stay what it was when it was added, {dtype} of shape {shape}{order}, "
@@ -392,9 +391,7 @@ cdef class Engine(Parameters):
             self.prepare_file()
             self.begin_writing()
             for i in which:
-                if self.slots[i].coded == 2:
-                    memset(self.tasks[i].array[FA_LOW], 0,
-                           self.slots[i].n * fa_codec_of(FA_BASELINE, self.format_at(i, FA_PARAM)).second_size)
+                self.reset_master(i)
             self.end_writing()
         finally:
             self.end_change()

@@ -256,6 +256,63 @@ cdef class Parameters(StateArrays):
             PyDict_Update(groups[i], changes[i])    # their keys exist, so it needs no memory
         del before
 
+    def rebind(self, Py_ssize_t i, object array, object keep_master, list groups):
+        """Let another array be this parameter, or raise. Its state and counter stay."""
+        self.begin_change()
+        try:
+            self.rebind_if_possible(i, array, as_flag(keep_master, "keep_master"), list(groups))
+        finally:
+            self.end_change()
+
+    cdef int rebind_if_possible(self, Py_ssize_t i, object array, bint keep_master, list groups) except -1:
+        cdef Layout *layout = &self.layouts[i]
+        cdef Layout new = layout[0]
+        cdef Py_ssize_t k, number = layout.group
+        cdef Group group = self.groups[number]
+        cdef list maps = None       # of parameters, for each group of a state file
+        name = f"array for {self.name_of(i)}"
+        check_writable(array, name, True)
+        note_bfloat16(numpy.asarray(array))
+        if len(groups) != len(self.groups):
+            raise ValueError("param_groups grew or shrank; use add_param_group")
+        group.check_params(groups[number])
+        # What is replaced is kept until the end: to free it could run Python code in between.
+        old = self.arrays[i], group.params
+        place = i - sum([len(other.records) for other in self.groups[:number]])
+        arrays, params = (array, *old[0][1:]), (*old[1][:place], array, *old[1][place + 1:])
+        if self.store is not None:
+            maps, own_maps = self.store.params, maps_of(map(numpy.asarray, params))
+            old_maps = maps[number]
+        self.prepare_file()
+        new.param = <Array *>array
+        if not is_good(&new, self.shapes):
+            check_replacement(array, name, *self.what_it_was(i))
+            raise ValueError(f"{name} changed during the call")
+        layout.param = new.param
+        try:
+            self.locate()
+        except BaseException:
+            layout.param = <Array *>old[0][0]
+            self.locate()
+            raise
+        self.arrays[i], group.params, groups[number]["params"] = arrays, params, params
+        for k in range(1, len(group.seen), 2):
+            if group.seen[k] is old[1]:
+                group.seen[k] = params
+        if maps is not None:
+            maps[number] = own_maps
+        self.begin_writing()
+        if not keep_master:
+            self.reset_master(i)
+        self.end_writing()
+        return 0
+
+    cdef void reset_master(self, Py_ssize_t i) noexcept nogil:
+        """From now on it stands for what it says."""
+        if self.slots[i].coded == 2:
+            memset(self.tasks[i].array[FA_LOW], 0,
+                   self.slots[i].n * fa_codec_of(FA_BASELINE, self.format_at(i, FA_PARAM)).second_size)
+
     cdef void count_groups(self) noexcept nogil:
         cdef Py_ssize_t i
         cdef fa_group *group

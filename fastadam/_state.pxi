@@ -160,7 +160,7 @@ cdef class StateArrays:
     cdef list state_names(self, int mask):
         return [self.name_of_state(a) for a in states_in(mask)]
 
-    cdef fa_format format_at(self, Py_ssize_t i, int a):
+    cdef fa_format format_at(self, Py_ssize_t i, int a) noexcept nogil:
         """In what format PARAM, M, V or W of a parameter is stored."""
         cdef fa_group *group = self.slots[i].group
         if not self.slots[i].coded or a > FA_W:
@@ -227,6 +227,12 @@ cdef class StateArrays:
         with nogil:
             codec.decode(to, codes, second, n)
         return result
+
+    cdef tuple what_it_was(self, Py_ssize_t i):
+        """The type, shape and memory order that a parameter had when it was added, in words."""
+        cdef Layout *layout = &self.layouts[i]
+        dtype = "bfloat16" if self.slots[i].coded == 2 else "float64" if self.slots[i].real else "float32"
+        return dtype, tuple([self.shapes[layout.shape + axis] for axis in range(layout.ndim)]), self.memory_order(i)
 
     cdef bint shares_scales(self, Py_ssize_t i) noexcept nogil:
         """Is some of its state in groups with one scale?"""

@@ -331,6 +331,44 @@ class Optimizer(Saving):
         """
         self._engine.step_one(self._engine.index_of(key), _core.Rows(rows, grads), self.param_groups, grad_scale)
 
+    def rebind(self, key: Any, array: np.ndarray, *, keep_master: bool = False) -> None:
+        """From now on another array is this parameter: for models that put a new array in the place of an old one.
+
+        State, counter and hyper-parameters stay, and no values are copied. `param_groups` shows the new array. Where it
+        stands in your own container is yours; `step` takes the same structure as before.
+
+        Parameters
+        ----------
+        key : as in `state`
+            Which parameter: a running index, or its name.
+        array : ndarray
+            Of the old one's dtype, shape and memory order. What the constructor asks of a parameter, it asks of this.
+        keep_master : bool, default False
+            A bfloat16 parameter stands for what the new array says, as after `reset_master`. With True it keeps the
+            bits that bfloat16 lacks: for a copy of the old array. It does nothing for other parameters.
+
+        Raises
+        ------
+        KeyError
+            No parameter has this key.
+        TypeError, ValueError
+            The array is of another kind, or overlaps what is written; nothing has changed.
+        RuntimeError
+            Inside `swap_ema`, or inside a step.
+
+        Examples
+        --------
+        >>> import numpy as np, fastadam
+        >>> net = {"W": np.ones(2), "b": np.ones(2)}
+        >>> opt = fastadam.SGD(net, lr=0.5)
+        >>> net["W"] = np.full(2, 7.0)
+        >>> opt.rebind("W", net["W"])
+        >>> opt.step({"W": np.ones(2), "b": None})
+        >>> net["W"]
+        array([6.5, 6.5])
+        """
+        self._engine.rebind(self._engine.index_of(key), array, keep_master, self.param_groups)
+
     def master(self, key: Any) -> np.ndarray:
         """The float32 numbers that a bfloat16 parameter stands for: a copy. Of another parameter, a copy of itself.
 

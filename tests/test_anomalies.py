@@ -122,6 +122,11 @@ def swap(opt, count):
         assert opt.param_groups
 
 
+def rebind(opt, count):
+    group, i = opt.param_groups[count % 2], count % 15
+    opt.rebind(25 * (count % 2) + i, group["params"][i] + 1)
+
+
 def nothing(opt, count):
     pass
 
@@ -204,6 +209,7 @@ def test_ctrl_c_does_not_tear_a_step(trials):
         "some_rows, {}, threads=2, max_norm=0.1",
         "load, {}",
         "add_group, {}",
+        "rebind, {}",
         "swap, {}, twins_act=t.nothing, ema_decay=0.9",
     ],
 )
@@ -323,6 +329,7 @@ def small_files():
 WITHOUT_MEMORY = {
     "constructor": (lambda opt, n: fastadam.NAdam(opt.param_groups[0]["params"], ema_decay=0.9, accumulate=2), {}),
     "add_param_group": (add_small_group, {}),
+    "rebind": (lambda opt, n: opt.rebind(1, opt.param_groups[0]["params"][1].copy()), {}),
     "step": (lambda opt, n: opt.step(SMALL_GRADIENTS), {}),
     "step, max_norm": (lambda opt, n: opt.step(SMALL_GRADIENTS), {"max_norm": 0.1, "nonfinite": "raise"}),
     "step, accumulate": (lambda opt, n: opt.step(SMALL_GRADIENTS), {"accumulate": 2, "ema_decay": 0.9}),
