@@ -37,20 +37,39 @@ cdef inline fa_format format_of(Array *grad, int bfloat16) noexcept nogil:
     return FA_BFLOAT16 if type_of(grad) == bfloat16 else FA_PLAIN
 
 
+cdef inline bint is_dense(Array *array) noexcept nogil:
+    """No gaps between its elements, with its axes in any order. (Axes of length 1 have any strides.)"""
+    cdef np.npy_intp stride = itemsize_of(array)
+    cdef int axis = 0
+    if flags_of(array) & CONTIGUOUS:
+        return True
+    while axis < ndim_of(array):
+        if shape_of(array)[axis] > 1 and strides_of(array)[axis] == stride:     # the next faster axes are found
+            stride *= shape_of(array)[axis]
+            axis = 0
+        else:
+            axis += 1
+    return stride == nbytes_of(array)
+
+
 cdef inline bint same_layout(Array *a, Array *b) noexcept nogil:
     """Same shape, and elements in the same order in memory without gaps."""
     cdef int i
-    if ndim_of(a) != ndim_of(b) or (flags_of(a) & flags_of(b) & CONTIGUOUS) == 0:
+    cdef bint same_order = (flags_of(a) & flags_of(b) & CONTIGUOUS) != 0
+    if ndim_of(a) != ndim_of(b) or not (same_order or is_dense(a)):
         return False
     for i in range(ndim_of(a)):
         if shape_of(a)[i] != shape_of(b)[i]:
+            return False
+        if (not same_order and shape_of(a)[i] > 1
+                and strides_of(a)[i] * itemsize_of(b) != strides_of(b)[i] * itemsize_of(a)):
             return False
     return True
 
 
 cdef inline bint is_usable(Array *array) noexcept nogil:
     """A kernel can read and write the elements."""
-    return ((flags_of(array) & USABLE) == USABLE and (flags_of(array) & CONTIGUOUS) != 0 and is_native(array)
+    return ((flags_of(array) & USABLE) == USABLE and is_dense(array) and is_native(array)
             and (type_of(array) == np.NPY_FLOAT or type_of(array) == np.NPY_DOUBLE))
 
 

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fastadam._layout import Order, axes_of, order_of
 
 if TYPE_CHECKING:
     import mmap
@@ -136,14 +138,18 @@ def check_writable(param: Any, name: str, bfloat16: bool = False) -> None:
     check_in_place(array, name)
 
 
+def is_dense(array: np.ndarray) -> bool:
+    return array.transpose(axes_of(array.shape, array.strides)).flags.c_contiguous
+
+
 def check_in_place(array: np.ndarray, name: str) -> None:
     """Raise unless all of the memory may be written, in one piece."""
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array; {writeable_by(array)}")
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+    if not is_dense(array):
         raise ValueError(
-            f"{name} must be C- or F-contiguous, got strides {array.strides} for shape {array.shape}; "
-            f"use np.ascontiguousarray{KEEP}"
+            f"{name} must be dense in memory (no gaps, axes in any order, none reversed), got strides {array.strides} "
+            f"for shape {array.shape}; use np.ascontiguousarray{KEEP}"
         )
 
 
@@ -155,23 +161,32 @@ def check_like(state: Any, name: str, param: Any, param_name: str) -> None:
         raise TypeError(f"{name} must have the dtype of {param_name}, {like.dtype}, got {array.dtype}")
     if array.shape != like.shape:
         raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
-    ours, theirs = array.flags, like.flags
-    if not (ours.c_contiguous and theirs.c_contiguous) and not (ours.f_contiguous and theirs.f_contiguous):
+    if not lies_in(array, order_of(like)):
         raise ValueError(
             f"{name} must have the memory order of {param_name}; use np.copy(..., order='K') or np.zeros_like"
         )
 
 
-def check_replacement(array: Any, name: str, dtype: str, shape: tuple[int, ...], order: Literal["C", "F"]) -> None:
+def lies_in(array: np.ndarray, order: Order) -> bool:
+    """Has a dense array this order? (It may have two, C and F.)"""
+    return array.flags[order] if isinstance(order, str) else order_of(array) == order
+
+
+def check_replacement(array: Any, name: str, dtype: str, shape: tuple[int, ...], order: Order) -> None:
     """Raise unless an array that could be a parameter is of this kind."""
     new = np.asarray(array)
     if new.dtype.name != dtype:
         raise TypeError(f"{name} must be {dtype}, as the one that it replaces, got {new.dtype}; state is never cast")
-    what = f"{name} must have the shape {shape} and the memory order {order} of the one that it replaces"
     if new.shape != shape:
-        raise ValueError(f"{what}, got the shape {new.shape}; make a new optimizer")
-    if not new.flags[order]:
-        raise ValueError(f"{what}, got strides {new.strides}; use np.array(x, order={order!r}){KEEP}")
+        raise ValueError(
+            f"{name} must have the shape of the one that it replaces, {shape}, got {new.shape}; make a new optimizer"
+        )
+    if not lies_in(new, order):
+        its = f"order {order}" if isinstance(order, str) else f"axes {order}, from the slowest to the fastest"
+        raise ValueError(
+            f"{name} must lie in memory as the one that it replaces, with {its}, got strides {new.strides}; copy it "
+            f"into np.empty_like of that one{KEEP}"
+        )
 
 
 def check_table(param: Any, name: str, why: str) -> None:

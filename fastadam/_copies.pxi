@@ -31,14 +31,16 @@ cdef class Copies:
         for i in range(self.count):
             old, new = pairs[i]
             if not same_layout(<Array *>old, <Array *>new):
-                pairs[i] = old, numpy.array(new, order="C" if old.flags.c_contiguous else "F")
+                copy = numpy.empty_like(old, new.dtype, subok=False, shape=new.shape)   # in the old one's order
+                copy[...] = new
+                pairs[i] = old, copy
         grow(<void **>&self.copies, (self.count + 1) * sizeof(Copy))
         for i in range(self.count):
             old, new = <tuple>pairs[i]
             if not (isinstance(old, np.ndarray) and is_plain(<Array *>new) and is_native(<Array *>new)
                     and (flags_of(<Array *>old) & WRITEABLE) != 0 and is_native(<Array *>old)
                     and type_of(<Array *>new) == type_of(<Array *>old) and same_layout(<Array *>new, <Array *>old)):
-                raise ValueError("an array to load into must be writeable and contiguous; or it changed meanwhile")
+                raise ValueError("an array to load into must be writeable and dense; or it changed meanwhile")
             self.copies[i].target, self.copies[i].source = data_of(<Array *>old), data_of(<Array *>new)
             self.copies[i].size = nbytes_of(<Array *>old)
         return 0

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from threading import RLock
-from typing import Any, Literal, SupportsFloat, SupportsIndex, final
+from typing import Any, SupportsFloat, SupportsIndex, final
 
 import numpy as np
 from typing_extensions import disjoint_base
 
+from fastadam._layout import Order
 from fastadam.containers import Structure
 from fastadam.statedict import LoadPlan
 
@@ -67,7 +68,7 @@ def decoded_state(
     codes: np.ndarray,
     scale: np.ndarray | None,
     is_positive: bool,
-    order: Literal["C", "F"],
+    order: Order,
     shape: tuple[int, ...],
 ) -> np.ndarray: ...
 def decoded_master(upper: np.ndarray, low: np.ndarray) -> np.ndarray: ...
@@ -102,7 +103,7 @@ class StateArrays:
     def encoded(self, i: int, name: str, values: np.ndarray) -> dict[str, np.ndarray]: ...
     def low_bits(self, i: int, master: np.ndarray, param: np.ndarray) -> np.ndarray | None: ...
     def is_positive(self, name: str) -> bool: ...
-    def memory_order(self, i: int) -> Literal["C", "F"]: ...
+    def memory_order(self, i: int) -> Order: ...
     @property
     def nbytes(self) -> int: ...
 

@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 from fastadam._arrays cimport (
     ALIGNED, C_CONTIGUOUS, CONTIGUOUS, WRITEABLE, Array, bounds_of, data_of, descr_from_type, descr_of, flags_of,
     format_of, is_native, is_plain, is_ready, is_usable, itemsize_of, lines_of, nbytes_of, ndim_of, overlaps, real_of,
-    same_layout, shape_of, size_of, type_of)
+    same_layout, shape_of, size_of, strides_of, type_of)
 from fastadam._csrc cimport *
 from fastadam._values cimport as_beta, as_flag, as_grad_scale, as_magnitude, as_pair, as_step, as_threads
 
@@ -237,8 +237,8 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     Parameters
     ----------
     param : ndarray of float32 or float64
-        p, updated in place. Native byte order, aligned, writeable, C- or F-contiguous. Rows that are picked,
-        ``table[rows]``, are a copy: it would be updated, and the table not.
+        p, updated in place. Native byte order, aligned, writeable, dense in memory with its axes in any order. Rows
+        that are picked, ``table[rows]``, are a copy: it would be updated, and the table not.
     grad : ndarray of a real floating type
         g, of the same shape, only read. float16 and bfloat16 are converted on the way if `param` is float32. Any other
         dtype or memory order than `param`'s costs a copy and a `PerformanceWarning`. For a 0-d `param` also a NumPy

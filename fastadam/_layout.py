@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,38 @@ PAGE, APART = 4096, 704  # bytes
 LARGE = 1 << 17  # bytes, from which malloc gives pages of their own
 
 
+# How an array without gaps lies in memory: as "C" or "F", or its axes, from the slowest to the fastest.
+Order: TypeAlias = Literal["C", "F"] | tuple[int, ...]
+
+
+def axes_of(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """From the slowest to the fastest; then those of length 1, which have any strides."""
+    return tuple(sorted(range(len(shape)), key=lambda axis: (shape[axis] == 1, -strides[axis] * (shape[axis] != 1))))
+
+
+def order_of(array: np.ndarray) -> Order:
+    if array.flags.c_contiguous:
+        return "C"
+    return "F" if array.flags.f_contiguous else axes_of(array.shape, array.strides)
+
+
+def order_as_json(array: np.ndarray) -> str | list[int]:
+    order = order_of(array)
+    return order if isinstance(order, str) else list(order)
+
+
+def flattened(array: np.ndarray, order: Order) -> np.ndarray:
+    """Its elements in this order: a view if they lie so."""
+    return np.ravel(array, order) if isinstance(order, str) else np.ravel(array.transpose(order))
+
+
+def laid_out(flat: np.ndarray, shape: Sequence[int], order: Order) -> np.ndarray:
+    """The array of this shape whose elements lie so in memory: a view."""
+    if isinstance(order, str):
+        return flat.reshape(shape, order=order)
+    return flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
 def new_records(count: int) -> np.ndarray:
     records = np.zeros(count, RECORD)
     records["product"] = 1.0
@@ -30,7 +62,7 @@ class Like(NamedTuple):
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    order: Literal["C", "F"]
+    order: Order
 
     @property
     def nbytes(self) -> int:
@@ -38,7 +70,7 @@ class Like(NamedTuple):
 
 
 def like(param: np.ndarray, dtype: Any) -> Like:
-    return Like(np.dtype(dtype), param.shape, "C" if param.flags.c_contiguous else "F")
+    return Like(np.dtype(dtype), param.shape, order_of(param))
 
 
 def flat(count: int, dtype: Any) -> Like:
@@ -79,5 +111,5 @@ def cut(block: np.ndarray, address: int, kinds: Sequence[Sequence[Like]]) -> lis
         state.append([])
         for each, place in zip(arrays, own, strict=True):
             array = block[start + place : start + place + each.nbytes].view(each.dtype)
-            state[-1].append(array.reshape(each.shape, order=each.order))
+            state[-1].append(laid_out(array, each.shape, each.order))
     return state

@@ -134,7 +134,7 @@ cdef class Parameters(StateArrays):
         size = _layout.places_of(kinds)[1]
         section = None
         if self.store is not None:
-            about = [[str(key), name_of_dtype(param.dtype), list(param.shape), "C" if param.flags.c_contiguous else "F"]
+            about = [[str(key), name_of_dtype(param.dtype), list(param.shape), _layout.order_as_json(param)]
                      for key, param in zip(keys, plain)]
             formats = {name: sorted({like.dtype.str for like in likes if like.shape != (0,)})
                        for name, likes in zip(names, kinds)}
@@ -197,9 +197,9 @@ cdef class Parameters(StateArrays):
         cdef fa_slot *slot
         cdef Array *param
         if self.count:
-            shape = self.layouts[self.count - 1].shape + self.layouts[self.count - 1].ndim
+            shape = end_of(&self.layouts[self.count - 1])
         for i in range(len(params)):
-            axes += ndim_of(<Array *>params[i])
+            axes += 2 * ndim_of(<Array *>params[i])
         grow(<void **>&self.slots, (self.count + len(params)) * sizeof(fa_slot))
         grow(<void **>&self.layouts, (self.count + len(params)) * sizeof(Layout))
         grow(<void **>&self.shapes, (shape + axes) * sizeof(np.npy_intp))
@@ -219,9 +219,11 @@ cdef class Parameters(StateArrays):
             layout.descr = descr_from_type(layout.type)     # with references that nobody gives back
             layout.own_descr = descr_from_type(layout.own_type)
             layout.ndim, layout.order, layout.shape = ndim_of(param), flags_of(param) & CONTIGUOUS, shape
+            shape = end_of(layout)
             for axis in range(layout.ndim):
-                self.shapes[shape + axis] = shape_of(param)[axis]
-            shape += layout.ndim
+                self.shapes[layout.shape + axis] = shape_of(param)[axis]
+                if not layout.order:
+                    self.shapes[layout.shape + layout.ndim + axis] = strides_of(param)[axis] // itemsize_of(param)
         return 0
 
     def load(self, plan):

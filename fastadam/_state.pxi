@@ -15,10 +15,14 @@ cdef struct Layout:         # of a parameter when it was added
     void *own_descr         # NumPy's own descriptor of its type, which most arrays have and which never ends
     void *descr             # the same of the type that it is computed in, which its gradients have
     int own_type, type      # NumPy's numbers
-    int ndim, order         # order: NumPy's flags of contiguity
-    Py_ssize_t shape        # where it begins in Parameters.shapes
+    int ndim, order         # order: NumPy's flags of contiguity; 0 if its axes are in another order
+    Py_ssize_t shape        # where it begins in Parameters.shapes; strides follow if the order is 0, in elements
     bint convert            # in this call its gradient has to be copied first
     bint warned             # of that
+
+
+cdef inline Py_ssize_t end_of(const Layout *layout) noexcept nogil:
+    return layout.shape + (1 if layout.order else 2) * layout.ndim
 
 
 cdef inline bint is_like(const Layout *layout, const np.npy_intp *shapes, Array *array) noexcept nogil:
@@ -33,9 +37,22 @@ cdef inline bint lies_like(const Layout *layout, const np.npy_intp *shapes, Arra
     cdef const np.npy_intp *shape = shapes + layout.shape
     cdef int axis
     if ndim_of(array) != layout.ndim or not flags_of(array) & layout.order or not flags_of(array) & ALIGNED:
-        return False
+        return layout.order == 0 and lies_like_permuted(layout, shapes, array)
     for axis in range(layout.ndim):
         if shape_of(array)[axis] != shape[axis]:
+            return False
+    return True
+
+
+cdef bint lies_like_permuted(const Layout *layout, const np.npy_intp *shapes, Array *array) noexcept nogil:
+    """The same for a parameter whose order is 0. (Axes of length 1 have any strides.)"""
+    cdef const np.npy_intp *shape = shapes + layout.shape
+    cdef int axis
+    if ndim_of(array) != layout.ndim or not flags_of(array) & ALIGNED:
+        return False
+    for axis in range(layout.ndim):
+        if shape_of(array)[axis] != shape[axis] or (
+                shape[axis] != 1 and strides_of(array)[axis] != shape[layout.ndim + axis] * itemsize_of(array)):
             return False
     return True
 
@@ -79,7 +96,7 @@ cdef void note_rows(fa_slot *slot, Array *param) noexcept nogil:
         slot.width *= shape_of(param)[axis] if slot.n else 0    # shapes without elements may be of any size
 
 
-def decoded_state(codes, scale, bint is_positive, str order, tuple shape):
+def decoded_state(codes, scale, bint is_positive, order, tuple shape):
     """State as float32. Its codes lie in this memory order, and have been checked."""
     cdef fa_format format = fa_format_for(FA_STATE_BFLOAT16 if scale is None else FA_STATE_8BIT,
                                           <int>(FA_V if is_positive else FA_M))
@@ -90,7 +107,7 @@ def decoded_state(codes, scale, bint is_positive, str order, tuple shape):
         scale = numpy.require(scale, None, "C")
         second = data_of(<Array *>scale)
     fa_codec_of(chosen_isa, format).decode(<float *>data_of(<Array *>result), data_of(<Array *>codes), second, n)
-    return result.reshape(shape, order=order)
+    return _layout.laid_out(result, shape, order)
 
 
 def decoded_master(upper, low):
@@ -214,8 +231,8 @@ cdef class StateArrays:
         cdef fa_format format = self.format_at(i, a)
         cdef const fa_codec *codec = fa_codec_of(chosen_isa, format)
         cdef int64_t n = self.slots[i].n
-        shape = tuple([self.shapes[self.layouts[i].shape + axis] for axis in range(self.layouts[i].ndim)])
-        result = numpy.empty(shape, numpy.float32, self.memory_order(i))
+        result = numpy.empty(n, numpy.float32)
+        shaped = _layout.laid_out(result, self.shape_at(i), self.memory_order(i))
         if format == FA_PLAIN:
             raise ValueError(f"{name} of {self.name_of(i)} is not stored in a format")
         # From here on no Python code runs: tasks move when another thread adds a group.
@@ -226,13 +243,12 @@ cdef class StateArrays:
         cdef float *to = <float *>data_of(<Array *>result)
         with nogil:
             codec.decode(to, codes, second, n)
-        return result
+        return shaped
 
     cdef tuple what_it_was(self, Py_ssize_t i):
         """The type, shape and memory order that a parameter had when it was added, in words."""
-        cdef Layout *layout = &self.layouts[i]
         dtype = "bfloat16" if self.slots[i].coded == 2 else "float64" if self.slots[i].real else "float32"
-        return dtype, tuple([self.shapes[layout.shape + axis] for axis in range(layout.ndim)]), self.memory_order(i)
+        return dtype, self.shape_at(i), self.memory_order(i)
 
     cdef bint shares_scales(self, Py_ssize_t i) noexcept nogil:
         """Is some of its state in groups with one scale?"""
@@ -251,7 +267,7 @@ cdef class StateArrays:
         cdef fa_format format = self.format_at(i, a)
         cdef const fa_codec *codec = fa_codec_of(FA_BASELINE, format)
         cdef int64_t n = self.slots[i].n
-        values = numpy.require(values, numpy.float32, ["A", self.memory_order(i)])
+        values = numpy.require(_layout.flattened(values, self.memory_order(i)), numpy.float32, "CA")
         if values.size != n:    # the parameter, whose shape they have, was resized
             self.refuse_changed(i)
         codes, scale = numpy.empty(n, f"u{codec.size}"), numpy.empty(scales_of(n) if codec.group else 0, numpy.uint8)
@@ -267,7 +283,8 @@ cdef class StateArrays:
         cdef fa_format format = self.format_at(i, FA_PARAM)
         cdef int64_t n = self.slots[i].n, bad
         order = self.memory_order(i)
-        master, upper = numpy.require(master, numpy.float32, ["A", order]), numpy.require(param, None, ["A", order])
+        master = numpy.require(_layout.flattened(master, order), numpy.float32, "CA")
+        upper = numpy.require(_layout.flattened(param, order), None, "CA")
         if not master.size == upper.size == n or not is_bfloat16(upper.dtype):
             self.refuse_changed(i)
         low = numpy.empty(n, f"i{fa_codec_of(FA_BASELINE, format).second_size}")
@@ -282,8 +299,16 @@ cdef class StateArrays:
         """Is this state never negative?"""
         return self.place_named(name) == FA_V
 
+    cdef tuple shape_at(self, Py_ssize_t i):
+        return tuple([self.shapes[self.layouts[i].shape + axis] for axis in range(self.layouts[i].ndim)])
+
     def memory_order(self, Py_ssize_t i):
-        return "C" if self.layouts[i].order & C_CONTIGUOUS else "F"
+        """As `_layout.Order` has it."""
+        cdef Layout *layout = &self.layouts[i]
+        if layout.order:
+            return "C" if layout.order & C_CONTIGUOUS else "F"
+        strides = [self.shapes[layout.shape + layout.ndim + axis] for axis in range(layout.ndim)]
+        return _layout.axes_of(self.shape_at(i), strides)
 
     @property
     def nbytes(self):

@@ -23,9 +23,9 @@ class Optimizer(Saving):
     Parameters
     ----------
     params : ndarray, iterable, mapping, these nested, or a list of groups
-        Arrays of float32, float64 or ml_dtypes' bfloat16 of any shape: native byte order, aligned, writeable, C- or
-        F-contiguous, not overlapping. Groups are dicts with the key "params" and the hyper-parameters that differ from
-        the optimizer's.
+        Arrays of float32, float64 or ml_dtypes' bfloat16 of any shape: native byte order, aligned, writeable, not
+        overlapping, and dense in memory, with their axes in any order. Groups are dicts with the key "params" and the
+        hyper-parameters that differ from the optimizer's.
     defaults : dict
         The hyper-parameters of the rule. One that is a number may also be a callable. It is given the number of steps
         that the group has taken (0 first), and returns the value for the next. (The options below take no callables:

@@ -71,7 +71,7 @@ class Saving(Options):
         ...
         ValueError: param_groups[0] has the schedule lr, which torch does not take; set a number first
         """
-        return statedict.as_torch(self.state_dict(), self.param_groups, self._family)
+        return as_torch(self.state_dict(), self.param_groups, self._family)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Copy state and hyper-parameters in, from a fastadam or torch (CPU) state_dict of the same groups.
@@ -213,3 +213,39 @@ class Saving(Options):
             memo[id(self)] = copied
             copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return copied
+
+
+def as_torch(state_dict: dict[str, Any], param_groups: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """A state_dict of ours as torch's optimizer of that name has it: with copies, as tensors."""
+    if name == "RowAdagrad":
+        raise ValueError("torch has no RowAdagrad")
+    for i, group in enumerate(param_groups):
+        for option, value in group.items():
+            if option != "params" and _core.has_schedule(value):
+                raise ValueError(
+                    f"param_groups[{i}] has the schedule {option}, which torch does not take; set a number first"
+                )
+    import torch
+
+    groups = []
+    for i, group in enumerate(state_dict["param_groups"]):
+        group = {k: v for k, v in group.items() if k not in ("param_names", "state_dtype", "master_bits")}
+        for ours, needed in ("bias_correction", True), ("eps_hat", False), ("eps_root", 0):
+            if group.pop(ours, needed) != needed:
+                raise ValueError(f"torch has no {ours}; param_groups[{i}] has another than {needed}")
+        groups.append(group)
+    state = {}
+    for index, entry in state_dict["state"].items():
+        if entry.get("grad_count"):
+            raise ValueError(
+                "gradients wait for a step; call step until accumulate is reached, or make a new optimizer"
+            )
+        converted = {
+            k: torch.from_numpy(v.copy("K")) if isinstance(v, np.ndarray) else torch.tensor(float(v))
+            for k, v in entry.items()
+            if k not in ("ema", "grad_sum", "grad_count", "seed", "master")
+        }
+        if name == "SGD":  # counts no steps, and has no buffer before the first
+            converted = {k: v for k, v in converted.items() if k == "momentum_buffer" and entry["step"]}
+        state[index] = converted
+    return {"state": state, "param_groups": groups}

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastadam import _core, _numbers
 from fastadam._checks import maps_of
+from fastadam._layout import Order, flattened, laid_out
 from fastadam.options import with_own_betas
 
 CODES, SCALE, LOW = "::codes", "::scale", "master::low"  # of names in raw state
@@ -100,10 +101,15 @@ def plain_entry(engine: _core.Engine, i: int) -> dict[str, Any]:
 
 
 def raw_entry(engine: _core.Engine, i: int) -> dict[str, Any]:
-    """As it is stored. Codes are in the order of memory, so which one that is belongs to them."""
-    raw = Entry(engine, i).raw
-    is_other = engine.memory_order(i) == "F" and any("::" in name for name in raw)
-    return raw | {"fortran_order": True} if is_other else raw
+    """As it is stored."""
+    return with_order(Entry(engine, i).raw, engine.memory_order(i))
+
+
+def with_order(raw: dict[str, Any], order: Order) -> dict[str, Any]:
+    """Codes are in the order of memory, so which one that is belongs to them."""
+    if order == "C" or not any("::" in name for name in raw):
+        return raw
+    return raw | ({"fortran_order": True} if order == "F" else {"axes": list(order)})
 
 
 def plan_load(
@@ -139,6 +145,7 @@ def plain_of(engine: _core.Engine, param_groups: list[dict[str, Any]]) -> dict[s
         "keys": list(engine.keys),
         "masks": [group.mask for group in engine.groups],
         "arrays": [engine.raw_state(i) for i in range(len(engine.keys))],
+        "orders": [engine.memory_order(i) for i in range(len(engine.keys))],
         "records": engine.records(),
         "skipped": engine.skipped,
     }
@@ -160,8 +167,24 @@ def engine_of(saved: dict[str, Any], param_groups: list[dict[str, Any]]) -> _cor
         for group, mask in zip(param_groups, saved["masks"], strict=True):
             keys = [next(remaining) for _ in group["params"]]
             engine.add_group(keys, group["params"], group, [], saved["structure"], mask)
-        engine.load(LoadPlan([], [], saved["arrays"], saved["records"]))
+        orders = saved.get("orders", [engine.memory_order(i) for i in range(len(params))])
+        arrays = [in_our_order(engine, i, raw, orders[i]) for i, raw in enumerate(saved["arrays"])]
+        engine.load(LoadPlan([], [], arrays, saved["records"]))
     return engine
+
+
+def in_our_order(engine: _core.Engine, i: int, raw: dict[str, np.ndarray], order: Order) -> dict[str, np.ndarray]:
+    """Raw state that lay in this order. (Pickle may bring an array back in C order: up to protocol 4, for one.)"""
+    if order == engine.memory_order(i) or not any("::" in name for name in raw):
+        return raw
+    param, where = engine.arrays[i][0], f"parameter {engine.keys[i]!r}"
+    saved, stored = stored_apart(with_order(raw, order), param.ndim, where), {}
+    for name, value in saved.items():
+        if name == "master":
+            stored[LOW] = as_low(engine, i, value, param, where)
+        else:
+            stored |= as_stored(engine, i, name, value, where)
+    return stored
 
 
 def match_groups(
@@ -232,7 +255,8 @@ def match_state(
         where = f"state_dict['state'][{index!r}] (parameter {engine.keys[i]!r})"
         saved = saved_state.get(index, {})
         check_kind(saved, Mapping, where)
-        saved = stored_apart({name: value for name, value in saved.items() if value is not None}, where)
+        saved = {name: value for name, value in saved.items() if value is not None}
+        saved = stored_apart(saved, param.ndim, where)
         seed, master = saved.pop("seed", None), saved.pop("master", None)
         entry = engine.entry(i)
         low = as_low(engine, i, master, param, f"{where}['master']") if LOW in entry else None
@@ -290,12 +314,19 @@ class Stored(NamedTuple):
 
     codes: np.ndarray
     scale: np.ndarray | None
-    order: str
+    order: Order
 
 
-def stored_apart(saved: dict[Any, Any], where: str) -> dict[str, Any]:
+def stored_apart(saved: dict[Any, Any], ndim: int, where: str) -> dict[str, Any]:
     """With `Stored` in place of the arrays of raw state, by the names of what they hold."""
-    order = "F" if _numbers.as_flag(saved.pop("fortran_order", False), f"{where}['fortran_order']") else "C"
+    order: Order = "F" if _numbers.as_flag(saved.pop("fortran_order", False), f"{where}['fortran_order']") else "C"
+    axes = saved.pop("axes", None)
+    if axes is not None:
+        if type(axes) is not list or sorted(map(repr, axes)) != sorted(map(repr, range(ndim))):
+            raise ValueError(
+                f"{where}['axes'] must be a list of the axes 0 to {ndim - 1} in memory order, got {axes!r}"
+            )
+        order = tuple(axes)
     for name in [name for name in saved if isinstance(name, str) and (name.endswith(CODES) or name == LOW)]:
         base = "master" if name == LOW else name.removesuffix(CODES)
         if base == "master" and name != LOW:
@@ -318,8 +349,7 @@ def as_stored(engine: _core.Engine, i: int, name: str, saved: Any, where: str) -
         check_stored(saved, like.size, engine.is_positive(name), where)
         if codes is not None and saved.codes.dtype == codes.dtype and saved.order == engine.memory_order(i):
             return {name + CODES: saved.codes} | ({} if saved.scale is None else {name + SCALE: saved.scale})
-        order: Any = saved.order
-        saved = _core.decoded_state(saved.codes, saved.scale, engine.is_positive(name), order, like.shape)
+        saved = _core.decoded_state(saved.codes, saved.scale, engine.is_positive(name), saved.order, like.shape)
     if codes is None:
         return {name: as_state(saved, raw[name].dtype, raw[name].shape, where)}
     saved = as_state(saved, np.dtype(np.float32), like.shape, where)
@@ -368,10 +398,9 @@ def as_low(engine: _core.Engine, i: int, saved: Any, param: np.ndarray, where: s
     return found
 
 
-def joined(param: np.ndarray, low: np.ndarray, order: Any) -> np.ndarray:
+def joined(param: np.ndarray, low: np.ndarray, order: Order) -> np.ndarray:
     """What a bfloat16 parameter stands for, with low bits in this memory order."""
-    upper = np.ravel(param, order).view(np.uint16)
-    return _core.decoded_master(upper, low).reshape(param.shape, order=order)
+    return laid_out(_core.decoded_master(flattened(param, order).view(np.uint16), low), param.shape, order)
 
 
 def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
@@ -442,39 +471,3 @@ def as_product(value: Any, where: str) -> float:
     if not 0 <= product <= 1:
         raise ValueError(f"{where} must be from 0 to 1, got {value!r}")
     return product
-
-
-def as_torch(state_dict: dict[str, Any], param_groups: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """A state_dict of ours as torch's optimizer of that name has it: with copies, as tensors."""
-    if name == "RowAdagrad":
-        raise ValueError("torch has no RowAdagrad")
-    for i, group in enumerate(param_groups):
-        for option, value in group.items():
-            if option != "params" and _core.has_schedule(value):
-                raise ValueError(
-                    f"param_groups[{i}] has the schedule {option}, which torch does not take; set a number first"
-                )
-    import torch
-
-    groups = []
-    for i, group in enumerate(state_dict["param_groups"]):
-        group = {k: v for k, v in group.items() if k not in ("param_names", "state_dtype", "master_bits")}
-        for ours, needed in ("bias_correction", True), ("eps_hat", False), ("eps_root", 0):
-            if group.pop(ours, needed) != needed:
-                raise ValueError(f"torch has no {ours}; param_groups[{i}] has another than {needed}")
-        groups.append(group)
-    state = {}
-    for index, entry in state_dict["state"].items():
-        if entry.get("grad_count"):
-            raise ValueError(
-                "gradients wait for a step; call step until accumulate is reached, or make a new optimizer"
-            )
-        converted = {
-            k: torch.from_numpy(v.copy("K")) if isinstance(v, np.ndarray) else torch.tensor(float(v))
-            for k, v in entry.items()
-            if k not in ("ema", "grad_sum", "grad_count", "seed", "master")
-        }
-        if name == "SGD":  # counts no steps, and has no buffer before the first
-            converted = {k: v for k, v in converted.items() if k == "momentum_buffer" and entry["step"]}
-        state[index] = converted
-    return {"state": state, "param_groups": groups}

@@ -148,7 +148,7 @@ NOT_ARRAYS = [
 WRONG_DTYPES = [np.int32, np.bool_, np.complex64, object]
 BAD_LAYOUTS = [
     (read_only, "writeable"),
-    (strided, "C- or F-contiguous"),
+    (strided, "dense in memory"),
     (swapped, "native byte order"),
     (misaligned, "aligned"),
 ]

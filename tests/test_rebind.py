@@ -5,18 +5,12 @@ import pickle
 import sys
 import weakref
 
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import BAD_LAYOUTS, NOT_ARRAYS, assert_same_bits, run_python, unchanged
 
 import fastadam
-
-try:
-    import ml_dtypes
-except ImportError:
-    ml_dtypes = None
-
-needs_bfloat16 = pytest.mark.skipif(ml_dtypes is None, reason="needs ml_dtypes")
 
 
 def arrays(seed):
@@ -89,8 +83,8 @@ REFUSED = [
     *[(make(), ValueError, match) for make, match in BAD_LAYOUTS],
     (np.ones((4, 3)), TypeError, "must be float32, as the one that it replaces, got float64"),
     (np.ones((4, 3), np.int32), TypeError, "must be float32, float64 or bfloat16"),
-    (np.ones((3, 4), np.float32), ValueError, r"the shape \(4, 3\) .*, got the shape \(3, 4\); make a new optimizer"),
-    (np.ones((4, 3), np.float32), ValueError, r"memory order F .* got strides \(12, 4\); use np.array\(x, order='F'\)"),
+    (np.ones((3, 4), np.float32), ValueError, r"must have the shape .*, \(4, 3\), got \(3, 4\); make a new optimizer"),
+    (np.ones((4, 3), np.float32), ValueError, r"must lie in memory .*order F, got strides \(12, 4\); .*np.empty_like"),
 ]
 
 
@@ -135,7 +129,7 @@ def test_unknown_keys_and_other_mistakes():
     opt = fastadam.RowAdagrad({"t": np.ones((2, 3)), "u": np.ones((2, 1))})
     with pytest.raises(KeyError, match=r"no parameter 'v'; there are \['t', 'u'\]"):
         opt.rebind("v", np.ones((2, 3)))
-    with pytest.raises(ValueError, match="memory order C"):
+    with pytest.raises(ValueError, match="order C, got strides"):
         opt.rebind("t", np.ones((2, 3), order="F"))
     with pytest.raises(TypeError, match="keep_master must be True or False"):
         opt.rebind("t", np.ones((2, 3)), keep_master=1.5)
@@ -146,7 +140,6 @@ def test_unknown_keys_and_other_mistakes():
         opt.rebind("t", np.ones((2, 3)))
 
 
-@needs_bfloat16
 @pytest.mark.parametrize("bits", [32, 24])
 def test_a_master_correction_is_reset_unless_it_is_to_be_kept(bits):
     grads = [np.linspace(0.1, 1, 40, dtype=np.float32)]

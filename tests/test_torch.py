@@ -335,3 +335,25 @@ def test_a_norm_that_is_no_number_clips_as_clip_grad_norm_does(torch, bad):
     for ours, p in zip(starts, theirs, strict=True):
         np.testing.assert_array_equal(ours, p.detach().numpy())
     assert np.isnan(starts[1]).all() == np.isnan(bad) and np.isnan(starts[0][1])
+
+
+def test_channels_last_weights_step_where_they_are(torch):
+    """Not copied: a warning is an error. Their state goes to torch in the same strides."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(5, 4, 3).to(memory_format=torch.channels_last)
+    twin = torch.nn.Conv2d(5, 4, 3).to(memory_format=torch.channels_last)
+    twin.load_state_dict(conv.state_dict())
+    opt = fastadam.Adam([p.detach().numpy() for p in conv.parameters()], lr=0.1)
+    opt_theirs = torch.optim.Adam(twin.parameters(), lr=0.1)
+    for _ in range(5):
+        x = torch.randn(2, 5, 8, 8).to(memory_format=torch.channels_last)
+        for net in conv, twin:
+            net.zero_grad()
+            net(x).square().sum().backward()
+        opt.step([p.grad.contiguous(memory_format=torch.channels_last).numpy() if p.ndim == 4 else p.grad.numpy()
+                  for p in conv.parameters()])  # fmt: skip
+        opt_theirs.step()
+    for ours, theirs in zip(conv.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    moment = opt.torch_state_dict()["state"][0]["exp_avg"]
+    assert moment.stride() == conv.weight.stride() and not conv.weight.is_contiguous()

@@ -32,9 +32,20 @@ def is_bfloat16(array):
     return array.dtype.name == "bfloat16" and array.dtype.itemsize == 2
 
 
+def axes_of(array):
+    """From the slowest in memory to the fastest; those of length 1 do not matter."""
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis] if array.shape[axis] > 1 else 0)
+
+
 def in_memory_order(array):
-    """A view of a contiguous array with one dimension."""
-    return array.reshape(-1, order="A")
+    """A view of a dense array with one dimension."""
+    return array.transpose(axes_of(array)).reshape(-1)
+
+
+def laid_out_as(array, flat):
+    """The array of its shape whose elements lie so in memory, in its order."""
+    axes = axes_of(array)
+    return flat.reshape([array.shape[axis] for axis in axes]).transpose(np.argsort(axes))
 
 
 # ---- random bits
@@ -441,7 +452,7 @@ def stored_update(
     update : function
         The rule's twin, as `adam_update`.
     param : ndarray of float32 or bfloat16
-        C- or F-contiguous.
+        Dense, its axes in any order.
     grad : ndarray of float16, bfloat16, float32 or float64
     step : int
         The counter of this step, 1 for the first.
@@ -466,17 +477,16 @@ def stored_update(
     >>> p, state["exp_avg::codes"], state["exp_avg_sq::scale"]
     (array([0.9, 1.1], dtype=float32), array([122, 229], dtype=uint8), array([120], dtype=uint8))
     """
-    order: Any = "F" if param.flags.fnc else "C"
     if is_bfloat16(param):
         split, join = MASTERS[master_bits or 32]
         high, low = (in_memory_order(a) for a in (param.view(np.uint16), state["master::low"]))
-        p = join(high, low).reshape(param.shape, order=order)
+        p = laid_out_as(param, join(high, low))
     else:
         p = param
     stored = [name.removesuffix("::codes") for name in state if name.endswith("::codes")]
-    shape = param.shape[:1] if update is rowadagrad_update else param.shape
     arrays = {name: x for name, x in state.items() if "::" not in name}
-    arrays |= {name: decode_state(name, state, state_dtype).reshape(shape, order=order) for name in stored}
+    flat = {name: decode_state(name, state, state_dtype) for name in stored}
+    arrays |= {name: x if update is rowadagrad_update else laid_out_as(param, x) for name, x in flat.items()}
 
     g = np.asarray(grad)
     result = update(p, decode_bfloat16(g.view(np.uint16)) if is_bfloat16(g) else g, step=step, **arrays, **options)
