@@ -11,6 +11,7 @@ from bench.peers import CONTENDERS, check
 from bench.row_peers import ON_ROWS, Shared
 from bench.runner import Training
 from bench.workloads import TABLES, WORKLOADS
+from fastadam import reference
 
 ON_ROWS_SHOWN = ["fastadam", "fastadam.RowAdagrad", "fastadam whole table", "NumPy on rows", "torch SparseAdam"]
 pytestmark = pytest.mark.filterwarnings("default")  # the peers' warnings are not ours to mend
@@ -83,6 +84,22 @@ def test_formats(benchmark, size, name):
     ours = Ours(name, size, fastadam.config()["threads"])
     benchmark(ours.step)
     ours.check()
+
+
+@pytest.mark.parametrize("clip", [{}, {"max_norm": 1.0}, {"max_norm_each": 1.0}], ids=str)
+@pytest.mark.parametrize("workload", ["1000 x 1 K", "1 x 10 M"])
+def test_clipping(benchmark, workload, clip):
+    """By the norm of all arrays, or of each. Compare with --benchmark-group-by=param:workload."""
+    params, grads = WORKLOADS[workload].make()
+    first = params[0].copy()
+    opt = fastadam.SGD(params, lr=0.01, **clip)
+    benchmark(opt.step, grads)
+    scale = 1.0
+    for name, limit in clip.items():
+        scale = reference.clip_scale(grads if name == "max_norm" else grads[:1], limit)
+    for _ in range(opt.steps):
+        reference.sgd_update(first, grads[0], 0, lr=0.01, grad_scale=scale)
+    assert np.array_equal(params[0], first)
 
 
 @pytest.mark.parametrize("given", ["overrides", "groups by hand"])

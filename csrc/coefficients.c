@@ -137,13 +137,18 @@ fa_rule fa_rule_of(const fa_family *family, const fa_options *o)
     return family->loop | decay | (family->flags ? family->flags(o) : 0);
 }
 
+double fa_scale_for(const fa_options *o, double grad_scale)
+{
+    return o->maximize ? -grad_scale : grad_scale;
+}
+
 void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *o, double grad_scale, double product,
                         fa_coefficients *out)
 {
     fa_fp_state saved;
     fa_fp_default(&saved);
     *out = (fa_coefficients){
-        .s = o->maximize ? -grad_scale : grad_scale,
+        .s = fa_scale_for(o, grad_scale),
         .wd = o->weight_decay,
         .d = 1.0 - o->lr * o->weight_decay,
         .b1 = o->beta1,

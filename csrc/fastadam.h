@@ -123,6 +123,7 @@ const fa_family *fa_family_named(const char *name);               /* or NULL */
 fa_rule fa_rule_of(const fa_family *family, const fa_options *options);
 
 /* `product` is the one after the step before, 1 at the start. */
+double fa_scale_for(const fa_options *options, double grad_scale); /* negated by maximize */
 void fa_coefficients_at(const fa_family *family, int64_t step, const fa_options *options, double grad_scale, double product,
                         fa_coefficients *out);
 
@@ -339,7 +340,7 @@ _Static_assert(sizeof(fa_record) == 32, "fastadam/_layout.py: RECORD");
 /* What an optimizer does before and after its rule. */
 typedef struct {
     int threads;                /* 0: chosen by measuring */
-    double max_norm, max_value; /* infinity: no clipping */
+    double max_norm, max_norm_each, max_value; /* infinity: no clipping */
     int nonfinite;
     int64_t accumulate;
     int average;
@@ -393,11 +394,12 @@ typedef struct {
     fa_coefficients *coefficients; /* as many */
     fa_task *squares;              /* tasks that sum the squares of the gradients */
     double *sums;                  /* of squares, one for each block */
+    double *scales;                /* with max_norm_each, one for each slot, else NULL: what its gradient is multiplied by */
 } fa_call;
 
 void fa_build_tasks(const fa_call *call);
 void fa_build_wraps(fa_call *call); /* the same for neighbours with as many pending gradients */
-void fa_advance_counters(fa_call *call, double scale); /* and make coefficients for each group, counter and product */
+void fa_advance_counters(fa_call *call, double scale); /* and make coefficients for each group, counter, product, scale */
 
 /* The norm takes two calls: the sum of squares of each block, and their total in a fixed order, so that threads do not
  * matter. */
@@ -405,10 +407,14 @@ int64_t fa_blocks_of_call(const fa_call *call);
 void fa_sum_squares(fa_call *call, int threads);
 double fa_add_squares(const fa_call *call);
 
-/* After fa_sum_squares: which is the first parameter with NaN or infinity in its gradient, or in the sum or scaled
- * gradient made of it? If there is none, but the norm is infinite and counts, the one with the largest gradient. */
+/* Then: times min(1, max_norm / (norm + 1e-6)), as torch has it; NaN if the norm is. The same for each slot alone. */
+double fa_clipped(double scale, double max_norm, double norm);
+void fa_clip_each(const fa_call *call, double scale);
+
+/* Then: which is the first parameter with NaN or infinity in its gradient, or in the sum or scaled gradient made of it?
+ * If there is none, but the norm to clip by is infinite, the one with the largest gradient. */
 typedef enum { FA_FINITE, FA_NONFINITE, FA_OVERFLOWS, FA_NORM_OVERFLOWS } fa_anomaly;
-fa_anomaly fa_find_anomaly(const fa_call *call, int norm_counts, double scale, int64_t *which);
+fa_anomaly fa_find_anomaly(const fa_call *call, double norm, double scale, int64_t *which);
 
 /* ---- memory that is written (ranges.c) ------------------------------------------------------------------ */
 

@@ -51,13 +51,37 @@ void fa_sum_squares(fa_call *c, int threads)
     fa_gate_leave();
 }
 
+/* Of a gradient that takes a step, block by block to the total. */
+static double add_squares(const fa_call *c, int64_t i, double total)
+{
+    for (int64_t block = 0; c->slots[i].steps && block < blocks_of(&c->slots[i], c->squares[i].n); block++)
+        total += ((const double *)c->squares[i].coefficients)[block];
+    return total;
+}
+
 double fa_add_squares(const fa_call *c)
 {
     double total = 0.0;
     for (int64_t i = 0; i < c->count; i++)
-        for (int64_t block = 0; c->slots[i].steps && block < blocks_of(&c->slots[i], c->squares[i].n); block++)
-            total += ((const double *)c->squares[i].coefficients)[block];
+        total = add_squares(c, i, total);
     return total;
+}
+
+double fa_clipped(double scale, double max_norm, double norm)
+{
+    double factor = max_norm / (norm + 1e-6);
+    return factor >= 1.0 ? scale : scale * factor; /* NaN goes on */
+}
+
+static double norm_of(const fa_call *c, int64_t i)
+{
+    return sqrt(add_squares(c, i, 0.0)) * (c->blockwise ? 1.0 : fabs(c->scale));
+}
+
+void fa_clip_each(const fa_call *c, double scale)
+{
+    for (int64_t i = 0; i < c->count; i++)
+        c->scales[i] = c->slots[i].steps ? fa_clipped(scale, c->settings.max_norm_each, norm_of(c, i)) : scale;
 }
 
 static double element(const void *array, int is32, int64_t i)
@@ -94,11 +118,20 @@ static fa_anomaly classify(const fa_task *t, int is32, int pending, double scale
     return isfinite(rounded(rounded(scale, is32) * x, is32)) ? FA_FINITE : FA_OVERFLOWS;
 }
 
-fa_anomaly fa_find_anomaly(const fa_call *c, int norm_counts, double scale, int64_t *which)
+fa_anomaly fa_find_anomaly(const fa_call *c, double norm, double scale, int64_t *which)
 {
     double most = -1.0;
     int64_t largest = -1;
+    int clips = c->settings.max_norm < INFINITY, hides = 0; /* clipping by a norm that is not finite hides what is not */
     for (int64_t i = 0; i < c->count; i++) {
+        if (c->scales) {
+            norm = norm_of(c, i);
+            scale = c->scales[i];
+            clips = c->slots[i].steps;
+        }
+        hides = clips && !isfinite(norm);
+        if (hides)
+            scale = 1.0;
         const fa_task *task = &c->squares[i];
         const fa_slot *slot = &c->slots[i];
         int pending = slot->record->pending != 0, is32 = slot->real == FA_FLOAT32;
@@ -121,7 +154,11 @@ fa_anomaly fa_find_anomaly(const fa_call *c, int norm_counts, double scale, int6
                     return found;
             }
         }
+        if (c->scales && hides) {
+            *which = i;
+            return FA_NORM_OVERFLOWS;
+        }
     }
     *which = largest;
-    return norm_counts && largest >= 0 ? FA_NORM_OVERFLOWS : FA_FINITE;
+    return hides && largest >= 0 ? FA_NORM_OVERFLOWS : FA_FINITE;
 }

@@ -103,11 +103,17 @@ void fa_advance_counters(fa_call *c, double scale)
             group->taken = group->options;
             group->stepped = 1;
         }
+        if (c->scales)
+            scale = c->scales[task - c->tasks];
         if (is_first || group->step != record->step + 1 || group->product != record->product) {
             group->step = record->step + 1;
             group->product = record->product;
             group->coefficients = next++;
             fa_coefficients_at(c->family, group->step, &group->options, scale, record->product, group->coefficients);
+        } else if (c->scales) { /* all else is the same */
+            *next = *group->coefficients;
+            next->s = fa_scale_for(&group->options, scale);
+            group->coefficients = next++;
         }
         task->coefficients = group->coefficients;
         record->step = group->step;

@@ -8,7 +8,7 @@ cimport cython
 cimport numpy as np
 from cpython.dict cimport PyDict_Next, PyDict_Update
 from cpython.object cimport PyObject
-from libc.math cimport INFINITY, fabs, isfinite, sqrt
+from libc.math cimport INFINITY, fabs, sqrt
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 

@@ -128,7 +128,7 @@ cdef extern from "fastadam.h" nogil:
 
     ctypedef struct fa_settings:
         int threads
-        double max_norm, max_value
+        double max_norm, max_norm_each, max_value
         int nonfinite
         int64_t accumulate
         int average
@@ -167,6 +167,7 @@ cdef extern from "fastadam.h" nogil:
         fa_coefficients *coefficients
         fa_task *squares
         double *sums
+        double *scales
 
     void fa_build_tasks(const fa_call *call)
     void fa_build_wraps(fa_call *call)
@@ -174,10 +175,12 @@ cdef extern from "fastadam.h" nogil:
     int64_t fa_blocks_of_call(const fa_call *call)
     void fa_sum_squares(fa_call *call, int threads)
     double fa_add_squares(const fa_call *call)
+    double fa_clipped(double scale, double max_norm, double norm)
+    void fa_clip_each(const fa_call *call, double scale)
 
     ctypedef enum fa_anomaly: FA_FINITE, FA_NONFINITE, FA_OVERFLOWS, FA_NORM_OVERFLOWS
 
-    fa_anomaly fa_find_anomaly(const fa_call *call, int norm_counts, double scale, int64_t *which)
+    fa_anomaly fa_find_anomaly(const fa_call *call, double norm, double scale, int64_t *which)
 
     ctypedef struct fa_range:
         uintptr_t begin, end

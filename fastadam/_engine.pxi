@@ -30,8 +30,8 @@ cdef class Engine(Parameters):
         cdef fa_settings s
         settings = changes if self.settings is None else {**self.settings, **changes}
         plain = _numbers.as_settings(settings)
-        s.threads, s.max_norm, s.max_value = plain["threads"], plain["max_norm"], plain["max_value"]
-        s.nonfinite, s.accumulate = plain["nonfinite"], plain["accumulate"]
+        s.max_norm, s.max_norm_each, s.max_value = plain["max_norm"], plain["max_norm_each"], plain["max_value"]
+        s.threads, s.nonfinite, s.accumulate = plain["threads"], plain["nonfinite"], plain["accumulate"]
         s.average, s.ema_decay = plain["average"], plain["ema_decay"]
         # State is made with the optimizer, so what needs more of it is refused.
         if s.average and not self.wrap_mask & EMA_BIT:
@@ -74,8 +74,8 @@ cdef class Engine(Parameters):
         cdef fa_settings *s = &c.settings
         cdef double norm = 0.0, scale
         cdef fa_anomaly anomaly = FA_FINITE
-        cdef int64_t culprit = 0
-        cdef bint measured, steps, clips_to_zero
+        cdef int64_t culprit = 0, blocks
+        cdef bint measured, steps
         cdef int team, bound = bound_of_threads()
         cdef Py_ssize_t i
         cdef bint alone = count != self.count
@@ -83,7 +83,8 @@ cdef class Engine(Parameters):
         s[0] = self.chosen      # a schedule may change those
         c.scale, c.isa = as_grad_scale(grad_scale), chosen_isa
         if alone and s.max_norm < INFINITY:
-            raise ValueError("max_norm needs the gradients of all parameters at once: use step; or set it to None")
+            raise ValueError("max_norm needs the gradients of all parameters at once: use step; or set it to None (and "
+                             "max_norm_each, which clips each array by its own norm)")
         self.first, c.slots, c.tasks, c.count = first, self.slots + first, self.tasks + first, count
         c.rows = self.rows + first
         steps = self.mark_active(grads)
@@ -99,7 +100,7 @@ cdef class Engine(Parameters):
         else:
             for i in range(len(self.groups)):
                 (<Group>self.groups[i]).read(groups[i], (<Group>self.groups[i]).c.count)
-        measured = s.nonfinite != 0 or (s.max_norm < INFINITY and steps)
+        measured = s.nonfinite != 0 or (min(s.max_norm, s.max_norm_each) < INFINITY and steps)
         if s.threads > 1 and not fa_has_room(s.threads):
             self.ask_for_threads(s.threads)
         self.prepare_file()
@@ -108,8 +109,12 @@ cdef class Engine(Parameters):
         if self.has_rows:
             self.sort_rows(grads)
         fa_build_tasks(c)
+        c.scales = NULL
         if measured:
-            grow(<void **>&c.sums, (fa_blocks_of_call(c) + 1) * sizeof(double))
+            blocks = fa_blocks_of_call(c)
+            grow(<void **>&c.sums, (blocks + count) * sizeof(double))
+            if s.max_norm_each < INFINITY:
+                c.scales = c.sums + blocks
         if c.blockwise or s.average:
             fa_build_wraps(c)
         scale = 1.0 if c.blockwise else c.scale
@@ -119,13 +124,16 @@ cdef class Engine(Parameters):
                 fa_fp_default(&saved)
                 fa_sum_squares(c, team)
                 norm = sqrt(fa_add_squares(c)) * (1.0 if c.blockwise else fabs(c.scale))
-                if s.max_norm < INFINITY and not s.max_norm / (norm + 1e-6) >= 1.0:     # NaN goes on, as in torch
-                    scale *= s.max_norm / (norm + 1e-6)
+                if s.max_norm < INFINITY:
+                    scale = fa_clipped(scale, s.max_norm, norm)
+                if c.scales != NULL:
+                    fa_clip_each(c, scale)
                 if s.nonfinite:
-                    clips_to_zero = s.max_norm < INFINITY and not isfinite(norm)
-                    anomaly = fa_find_anomaly(c, clips_to_zero, 1.0 if clips_to_zero else scale, &culprit)
+                    anomaly = fa_find_anomaly(c, norm, scale, &culprit)
                 fa_fp_restore(&saved)
             if anomaly != FA_FINITE and s.nonfinite == RAISE:
+                if c.scales != NULL:
+                    scale = c.scales[culprit]
                 self.raise_anomaly(anomaly, culprit, c.scale if c.blockwise else scale)
         with nogil:
             if steps:

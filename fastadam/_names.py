@@ -10,8 +10,8 @@ R = TypeVar("R")
 
 # Other libraries' names for the same, where the spelling does not tell.
 ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "wd": "weight_decay", "num_threads": "threads"}
-ELSEWHERE |= dict.fromkeys(["clipnorm", "global_clipnorm", "max_grad_norm", "grad_clip"], "max_norm")
-ELSEWHERE |= {"clipvalue": "max_value", "ema_momentum": "ema_decay"}
+ELSEWHERE |= dict.fromkeys(["global_clipnorm", "max_grad_norm", "grad_clip"], "max_norm")
+ELSEWHERE |= {"clipnorm": "max_norm_each", "clipvalue": "max_value", "ema_momentum": "ema_decay"}
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

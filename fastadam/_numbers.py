@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import combinations
 from operator import index
 from typing import Any
 
@@ -97,10 +98,12 @@ def as_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "threads": as_threads(values["threads"], "threads"),
         "max_norm": as_limit(values["max_norm"], "max_norm"),
+        "max_norm_each": as_limit(values["max_norm_each"], "max_norm_each"),
         "max_value": as_limit(values["max_value"], "max_value"),
     }
-    if max(plain["max_norm"], plain["max_value"]) < math.inf:
-        raise ValueError("max_norm and max_value cannot both be set; make one of them None")
+    for one, other in combinations(("max_norm", "max_norm_each", "max_value"), 2):
+        if max(plain[one], plain[other]) < math.inf:
+            raise ValueError(f"{one} and {other} cannot both be set; make one of them None")
     plain["nonfinite"] = as_nonfinite(values["nonfinite"])
     plain["accumulate"] = as_integer(values["accumulate"], "accumulate")
     if not 1 <= plain["accumulate"] < 2**31:

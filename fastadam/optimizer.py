@@ -34,9 +34,12 @@ class Optimizer(Saving):
         Clip by the global norm, over all arrays and groups. As ``torch.nn.utils.clip_grad_norm_``, without changing
         the gradients: they are multiplied by min(1, max_norm / (norm + 1e-6)); if the norm is NaN, by NaN, as in torch,
         if it is infinite, by 0. May be set later.
+    max_norm_each : float > 0 or None, default None
+        Clip each array by its own norm instead, in the same way: Keras's clipnorm. Of `Rows` the norm is that of the
+        summed rows, with `accumulate` that of the mean. May be set later.
     max_value : float > 0 or None, default None
-        Clip each element of the gradients, grad_scale included, to [-max_value, max_value]. Not together with
-        `max_norm`. May be set later.
+        Clip each element of the gradients, grad_scale included, to [-max_value, max_value]. Only one of these three may
+        be set. May be set later.
     nonfinite : "propagate", "raise" or "skip", default "propagate"
         What to do about NaN and infinity: in gradients, in gradients times grad_scale and the clip factor, or in the
         norm to clip by. Let them into the parameters; raise a FloatingPointError; or skip the step and count it in
@@ -81,7 +84,8 @@ class Optimizer(Saving):
     threads_used : int
         The threads that the last step took; 0 before the first.
     grad_norm : float or None
-        The global norm of the last gradients (of `step_one`: of one), if `max_norm` or `nonfinite` asked for it.
+        The global norm of the last gradients (of `step_one`: of one), before clipping, if `max_norm`, `max_norm_each`
+        or `nonfinite` asked for it.
     skipped_steps : int
         The calls that ``nonfinite="skip"`` has left out.
     steps : int
@@ -121,6 +125,7 @@ class Optimizer(Saving):
         defaults: dict[str, Any],
         *,
         max_norm: float | None = None,
+        max_norm_each: float | None = None,
         max_value: float | None = None,
         nonfinite: str = "propagate",
         accumulate: int = 1,
@@ -137,8 +142,9 @@ class Optimizer(Saving):
             known = ["params", *defaults, *CommonOptions.__annotations__]
             hint = did_you_mean(next(iter(unknown)), known)
             raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}{hint}; it has {', '.join(known)}")
-        settings = {"threads": threads, "max_norm": max_norm, "max_value": max_value, "nonfinite": nonfinite}
-        settings |= {"accumulate": accumulate, "ema_decay": ema_decay, "seed": seed}
+        settings: dict[str, Any] = {"max_norm": max_norm, "max_norm_each": max_norm_each, "max_value": max_value}
+        settings |= {"nonfinite": nonfinite, "accumulate": accumulate, "ema_decay": ema_decay}
+        settings |= {"threads": threads, "seed": seed}
         defaults = {**defaults, "state_dtype": state_dtype, "master_bits": master_bits}
         self._engine = _core.Engine(self._family, list(defaults), settings)
         self._check_group(defaults)

@@ -22,6 +22,7 @@ class CommonOptions(TypedDict, total=False):
     """The options that do not depend on the rule; `Optimizer` documents them."""
 
     max_norm: float | None
+    max_norm_each: float | None
     max_value: float | None
     nonfinite: Literal["propagate", "raise", "skip"]
     accumulate: int
@@ -76,6 +77,7 @@ class Options:
     param_groups: list[dict[str, Any]]
     threads = Setting[int | None]()
     max_norm = Setting[float | None]()
+    max_norm_each = Setting[float | None]()
     max_value = Setting[float | None]()
     nonfinite = Setting[str]()
     accumulate = Setting[int]()
@@ -279,7 +281,7 @@ class Options:
     def grad_norm(self) -> float | None:
         """The global norm of the last step's gradients, grad_scale included, before clipping.
 
-        None before the first step, and where neither `max_norm` nor `nonfinite` has asked for it.
+        None before the first step, and where none of `max_norm`, `max_norm_each` and `nonfinite` has asked for it.
         """
         return self._engine.grad_norm
 
@@ -305,7 +307,8 @@ class Options:
             rows.append((str(i), str(len(arrays)), str(sum(array.size for array in arrays)), *values, on or "none"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        clipping = f"max_norm={self.max_norm}, max_value={self.max_value}, nonfinite={self.nonfinite!r}"
+        clipping = f"max_norm={self.max_norm}, max_norm_each={self.max_norm_each}, max_value={self.max_value}"
+        clipping += f", nonfinite={self.nonfinite!r}"
         averages = f"ema_decay={self.ema_decay}, accumulate={self.accumulate}"
         threads = f"threads={self.threads}, {self.threads_used} used by the last step"
         return "\n".join([type(self).__name__, *table, f"{clipping}; {averages}; steps={self.steps}; {threads}"])

@@ -39,7 +39,7 @@ class Adam(Optimizer):
     eps_hat : bool, default False
         Add eps before the bias correction of v, as Keras, thinc and scikit-learn do: lr becomes
         lr * sqrt(1 - beta2**t), and v is not corrected.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
@@ -104,7 +104,7 @@ class AdamW(Adam):
     ----------
     params, lr, betas, eps, amsgrad, maximize, bias_correction, eps_root, eps_hat
         As for `Adam`.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
     weight_decay : float or callable, default 1e-2, finite, >= 0
@@ -194,7 +194,7 @@ class NAdam(Optimizer):
         ``p *= 1 - lr * weight_decay`` instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
@@ -266,7 +266,7 @@ class RAdam(Optimizer):
         ``p *= 1 - lr * weight_decay`` instead, and the gradient is left alone.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
@@ -334,7 +334,7 @@ class Adamax(Optimizer):
         L2 penalty: g += weight_decay * p.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
@@ -402,7 +402,7 @@ class SGD(Optimizer):
         Look ahead; needs dampening 0, and momentum > 0 at first.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
@@ -487,7 +487,7 @@ class RMSprop(Optimizer):
         Divide by the standard deviation of the gradient instead.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
@@ -558,7 +558,7 @@ class Adagrad(Optimizer):
         Added to the root.
     maximize : bool, default False
         Ascend: the gradient is negated.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 
@@ -621,7 +621,7 @@ class RowAdagrad(Adagrad):
         Tables, C-contiguous, with at least one axis. A row is all that one index of the first axis selects.
     lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize
         As for `Adagrad`.
-    max_norm, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
+    max_norm, max_norm_each, max_value, nonfinite, accumulate, ema_decay, threads, state_file, overrides
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
 

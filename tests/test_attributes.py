@@ -11,7 +11,17 @@ import fastadam
 
 NAMES = "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "RowAdagrad"
 CLASSES = [getattr(fastadam, name) for name in NAMES]
-COMMON = ["max_norm", "max_value", "nonfinite", "accumulate", "ema_decay", "threads", "state_file", "overrides"]
+COMMON = [
+    "max_norm",
+    "max_norm_each",
+    "max_value",
+    "nonfinite",
+    "accumulate",
+    "ema_decay",
+    "threads",
+    "state_file",
+    "overrides",
+]
 COMMON += ["state_dtype", "master_bits", "seed"]
 
 

@@ -21,7 +21,13 @@ class Record(Structure):
 
 
 class Settings(Structure):
-    _fields_ = [("threads", c_int), ("max_norm", c_double), ("max_value", c_double), ("nonfinite", c_int)]
+    _fields_ = [
+        ("threads", c_int),
+        ("max_norm", c_double),
+        ("max_norm_each", c_double),
+        ("max_value", c_double),
+        ("nonfinite", c_int),
+    ]
     _fields_ += [("accumulate", c_int64), ("average", c_int), ("ema_decay", c_double)]
 
 
@@ -70,7 +76,7 @@ class Call(Structure):
         ("coefficients", c_void_p),
         ("squares", POINTER(Task)),
     ]
-    _fields_ += [("sums", POINTER(c_double))]
+    _fields_ += [("sums", POINTER(c_double)), ("scales", POINTER(c_double))]
 
 
 for name, result, arguments in (
@@ -79,7 +85,7 @@ for name, result, arguments in (
     ("fa_blocks_of_call", c_int64, [POINTER(Call)]),
     ("fa_sum_squares", None, [POINTER(Call), c_int]),
     ("fa_add_squares", c_double, [POINTER(Call)]),
-    ("fa_find_anomaly", c_int, [POINTER(Call), c_int, c_double, POINTER(c_int64)]),
+    ("fa_find_anomaly", c_int, [POINTER(Call), c_double, c_double, POINTER(c_int64)]),
 ):
     function = getattr(csrc, name)
     function.restype, function.argtypes = result, arguments
@@ -190,7 +196,7 @@ def test_the_gradient_that_is_not_finite_is_named(grads, place, value, scale, ex
         grads[place][-1] = value
     csrc.fa_sum_squares(call, 1)
     which = c_int64(-1)
-    assert csrc.fa_find_anomaly(call, 0, scale, which) == expected
+    assert csrc.fa_find_anomaly(call, 0.0, scale, which) == expected
     assert expected == FINITE or which.value == place
 
 
@@ -200,5 +206,5 @@ def test_the_largest_gradient_is_to_blame_for_an_infinite_norm():
     csrc.fa_sum_squares(call, 1)
     which = c_int64(-1)
     assert csrc.fa_add_squares(call) == math.inf
-    assert csrc.fa_find_anomaly(call, 1, 1.0, which) == NORM_OVERFLOWS
+    assert csrc.fa_find_anomaly(call, math.inf, 1.0, which) == NORM_OVERFLOWS
     assert which.value == 2

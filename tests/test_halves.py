@@ -14,7 +14,15 @@ from fastadam import Rows, _core, reference
 pytestmark = [pytest.mark.usefixtures("restore_isa"), pytest.mark.filterwarnings("error::fastadam.PerformanceWarning")]
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
-OPTIONS = [{}, {"max_norm": 0.5}, {"max_value": 0.2}, {"accumulate": 2}, {"ema_decay": 0.9}, {"nonfinite": "raise"}]
+OPTIONS = [
+    {},
+    {"max_norm": 0.5},
+    {"max_norm_each": 0.5},
+    {"max_value": 0.2},
+    {"accumulate": 2},
+    {"ema_decay": 0.9},
+    {"nonfinite": "raise"},
+]
 
 
 def numbers(seed, shape, half):

@@ -117,7 +117,7 @@ class Oracle(test_wraps.Oracle):
             assert opt.state[i].get("grad_count", 0) == len(self.pending[i])
             if self.ema_decay is not None:
                 assert_same_bits(opt.ema[i], self.ema[i], what)
-        assert self.max_norm is None or opt.grad_norm == self.norm, what
+        assert self.max_norm == self.max_norm_each or opt.grad_norm == self.norm, what
 
 
 def as_numbers(array):
@@ -170,7 +170,7 @@ def test_rows_have_the_bits_of_their_places_in_the_table(name):
         twin.assert_equals(opt, table, f"{state_dtype} {dtype} {bits} {isa} {threads} {width} {half}")
 
 
-@pytest.mark.parametrize("clip", [{"max_norm": 0.5}, {"max_value": 0.3}], ids=str)
+@pytest.mark.parametrize("clip", [{"max_norm": 0.5}, {"max_norm_each": 0.5}, {"max_value": 0.3}], ids=str)
 def test_rows_are_clipped(clip):
     for state_dtype, (dtype, bits), half, width in AllPairs([STATE_DTYPES, KINDS, GRADS, [32, 1056]]):
         rng = np.random.default_rng(width)
@@ -223,7 +223,7 @@ SIZES = [0, 1, 17, 513, 4099, 9001]
 
 def test_all_that_is_around_the_rule_equals_the_oracle():
     """And each array has the optimizer's seed plus its running number."""
-    clips = [{}, {"max_norm": 2.0}, {"max_value": 0.25}]
+    clips = [{}, {"max_norm": 2.0}, {"max_norm_each": 2.0}, {"max_value": 0.25}]
     for state_dtype, bits, isa, threads, clip, accumulate, ema_decay, half, nonfinite in AllPairs(
         [STATE_DTYPES, [None, 24], ISAS, [1, 2, 3, 8], clips, [1, 3], [None, 0.9], GRADS, ["propagate", "raise"]]
     ):

@@ -68,6 +68,76 @@ def test_clipping_multiplies_the_gradients_by_torchs_factor(max_norm, decay):
         assert_same_bits(g, before)  # never rewritten
 
 
+def test_each_array_is_clipped_by_its_own_norm(isa):
+    """Groups, counters that differ, arrays left out, and the sign of the scale."""
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(n).astype(dtype) for n in (0, 1, 17, 5000) for dtype in DTYPES]
+    params, twins = ([np.full_like(g, 0.5) for g in grads] for _ in range(2))
+    groups = [[{"params": p[:3], "lr": 0.3, "maximize": True}, {"params": p[3:]}] for p in (params, twins)]
+    opt, plain = fastadam.NAdam(groups[0], max_norm_each=1.0, threads=2), fastadam.NAdam(groups[1])
+    for step in range(4):
+        scale = [2.0, -0.3, 1e-9, 0.0][step]
+        given = [None if (i + step) % 4 == 0 else g for i, g in enumerate(grads)]
+        opt.step([given[:3], given[3:]], grad_scale=scale)
+        assert opt.grad_norm == reference.grad_norm([g for g in given if g is not None], scale)
+        for i, grad in enumerate(given):
+            if grad is not None:
+                plain.step_one(i, grad, grad_scale=reference.clip_scale([grad], 1.0, scale))
+    for ours, twin in zip(params, twins, strict=True):
+        assert_same_bits(ours, twin)
+    opt.step_one(7, grads[7], grad_scale=2.0)
+    plain.step_one(7, grads[7], grad_scale=reference.clip_scale([grads[7]], 1.0, 2.0))
+    assert_same_bits(params[7], twins[7])
+    assert opt.grad_norm == reference.grad_norm([grads[7]], 2.0)
+
+
+def test_a_norm_that_is_no_number_spoils_its_own_array_alone():
+    params = [np.ones(3) for _ in range(4)]
+    opt = fastadam.SGD(params, lr=0.5, max_norm_each=1.0)
+    bad = [np.array([1.0, math.nan, 0.0]), np.array([1.0, math.inf, 0.0]), np.full(3, 1e200)]
+    opt.step([*bad, np.full(3, 0.25)])
+    assert math.isnan(opt.grad_norm)
+    assert np.isnan(params[0]).all() and np.isnan(params[1]).tolist() == [False, True, False]
+    assert (params[1][::2] == 1.0).all() and (params[2] == 1.0).all() and (params[3] == 0.875).all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "scale", "match"),
+    [
+        (np.array([1.0, math.nan]), 1.0, "parameter 1 has NaN or infinity in it"),
+        (np.array([1.0, -math.inf]), 1.0, "parameter 1 has NaN or infinity in it"),
+        (np.full(2, 1e200), 1.0, "parameter 1 times 1 .* so large that the norm is infinite"),
+        (np.array([1e300, 1.0]), 1e10, "parameter 1 times 1e[+]10 .* infinite"),
+    ],
+)
+def test_nonfinite_looks_at_what_each_array_is_clipped_to(bad, scale, match):
+    params = [np.ones(2), np.ones(2), np.ones(2)]
+    opt = fastadam.SGD(params, max_norm_each=1.0, nonfinite="raise")
+    with unchanged(opt), pytest.raises(FloatingPointError, match=match):
+        opt.step([np.ones(2), bad, np.array([math.nan, 1.0])], grad_scale=scale)
+    opt.nonfinite = "skip"
+    with unchanged(opt):
+        opt.step([np.ones(2), bad, np.ones(2)], grad_scale=scale)
+        opt.step_one(1, bad, grad_scale=scale)
+    assert opt.skipped_steps == 2
+    opt.step_one(0, np.ones(2), grad_scale=scale)
+    assert opt.skipped_steps == 2
+
+
+def test_what_would_overflow_may_be_clipped_to_what_does_not():
+    """float32 times grad_scale is too large, and its norm in float64 is not; the array beside it is not clipped."""
+    grads = [np.full(3, 1e38, np.float32), np.full(3, 1e-3, np.float32)]
+    params = [np.ones(3, np.float32) for _ in grads]
+    opt = fastadam.SGD(params, lr=1.0, max_norm_each=1.0, nonfinite="raise")
+    opt.step(grads, grad_scale=100.0)
+    assert np.allclose(params[0], 1 - 3**-0.5) and np.allclose(params[1], 0.9)
+    opt.max_norm_each = 1e39  # finite, and not for float32
+    with pytest.raises(FloatingPointError, match=r"parameter 0 is finite, but not times 5 \(grad_scale"):
+        opt.step(grads, grad_scale=5.0)
+    with pytest.raises(FloatingPointError, match=r"parameter 1 is finite, but not times 5.7735e\+41 \(grad_scale"):
+        opt.step([None, grads[1]], grad_scale=1e42)
+
+
 def test_types_mix_and_none_is_left_out():
     grads = [np.full(5, 2.0, np.float32), None, np.full(3, 1.0)]
     opt = fastadam.Adam([np.ones(5, np.float32), np.ones(9), np.ones(3)], max_norm=1.0)
@@ -122,9 +192,10 @@ assert opt.threads_used == 1 and spent() == before
 
 
 def test_pickle_and_copy_keep_how_to_clip():
-    opt = fastadam.Adam(np.ones(2), max_norm=2.0, nonfinite="skip")
-    for other in pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt):
-        assert other.max_norm == 2.0 and other.nonfinite == "skip"
+    for name in "max_norm", "max_norm_each":
+        opt = fastadam.Adam(np.ones(2), nonfinite="skip", **{name: 2.0})
+        for other in pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt):
+            assert getattr(other, name) == 2.0 and other.nonfinite == "skip"
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1e9])
@@ -262,7 +333,8 @@ def test_wild_gradients_have_the_norm_of_the_twin(isa):
     ("name", "value", "error"),
     [
         ("max_norm", 0, ValueError), ("max_norm", -1.0, ValueError), ("max_norm", math.nan, ValueError),
-        ("max_norm", "1", TypeError), ("nonfinite", "ignore", ValueError), ("nonfinite", None, TypeError),
+        ("max_norm", "1", TypeError), ("max_norm_each", 0.0, ValueError), ("max_norm_each", "1", TypeError),
+        ("nonfinite", "ignore", ValueError), ("nonfinite", None, TypeError),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_by_constructor_and_attribute(name, value, error):

@@ -24,7 +24,10 @@ def test_row_adagrad_keeps_one_number_for_each_row():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"max_value": 0.5}, {"ema_decay": 0.9}, {"max_norm": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate": 2}, {"max_value": 0.5}, {"ema_decay": 0.9}, {"max_norm": 0.1}, {"max_norm_each": 0.1}],
+)
 @pytest.mark.parametrize("width", [1, 15, 16, 100, 4096, 4111, 9000])
 def test_row_adagrad_is_its_twin_with_everything_around_it(dtype, isa, options, width):
     _core.select_isa(isa)
@@ -37,11 +40,8 @@ def test_row_adagrad_is_its_twin_with_everything_around_it(dtype, isa, options, 
         for grad in grads:
             opt.step(grad, grad_scale=0.7)
         grad, scale = grads[0], 0.7
-        if options.get("max_norm"):
-            with np.errstate(all="ignore"):
-                norm = reference.grad_norm([grad], 0.7)
-                clip = 0.1 / (norm + 1e-6)
-                scale *= 1.0 if clip >= 1 else clip
+        if "max_norm" in options or "max_norm_each" in options:
+            scale = reference.clip_scale([grad], 0.1, 0.7)
         elif "ema_decay" not in options and options:
             grad, scale = reference.gradient(grads, [0.7] * len(grads), dtype, options.get("max_value")), 1.0
         reference.rowadagrad_update(twin, grad, total, step, lr=0.1, weight_decay=0.1, grad_scale=scale)

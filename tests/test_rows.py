@@ -197,7 +197,29 @@ def test_the_norm_is_that_of_the_summed_rows(dtype, threads, width):
         opt.step_rows(0, np.array([1]), np.ones((1, width), dtype))
 
 
-@pytest.mark.parametrize("options", [{}, {"max_value": 0.5}, {"max_norm": 0.5}])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 3, 64, 5000])
+def test_each_table_is_clipped_by_the_norm_of_its_summed_rows(dtype, width):
+    rng = np.random.default_rng(0)
+    table, dense = numbers(rng, tame, (50, width), dtype), numbers(rng, tame, (5000,), dtype)
+    alone = [table.copy(), dense.copy()]
+    opt, plain = fastadam.Adam([table, dense], max_norm_each=0.5, threads=2), fastadam.Adam(alone)
+    for given in 30, 0, 100:
+        rows = rng.integers(0, 50, given)
+        grads, grad = numbers(rng, tame, (given, width), dtype), numbers(rng, tame, (5000,), dtype)
+        totals = list(reference.sum_rows(rows, grads, dtype)[1])
+        opt.step([Rows(rows, grads), grad], grad_scale=0.7)
+        assert opt.grad_norm == reference.grad_norm([*totals, grad], 0.7)
+        opt.step_rows(0, rows, grads, grad_scale=-0.7)
+        assert opt.grad_norm == reference.grad_norm(totals, 0.7)
+        plain.step_rows(0, rows, grads, grad_scale=reference.clip_scale(totals, 0.5, 0.7))
+        plain.step_rows(0, rows, grads, grad_scale=reference.clip_scale(totals, 0.5, -0.7))
+        plain.step_one(1, grad, grad_scale=reference.clip_scale([grad], 0.5, 0.7))
+        assert_same_bits(table, alone[0])
+        assert_same_bits(dense, alone[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"max_value": 0.5}, {"max_norm": 0.5}, {"max_norm_each": 0.5}])
 @pytest.mark.parametrize("width", [1, 7, 9000])
 @pytest.mark.parametrize("bad", ["nan", "sum"])
 def test_the_sum_that_is_not_finite_is_found(options, width, bad):

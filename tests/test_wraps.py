@@ -24,13 +24,15 @@ SIZES = [0, 1, 17, 513, 4099, 9001]
 class Oracle:
     """An Adam with every wrap, array by array, as the reference has it."""
 
-    def __init__(self, params, *, max_norm=None, max_value=None, accumulate=1, ema_decay=None, **hyper):
+    def __init__(
+        self, params, *, max_norm=None, max_norm_each=None, max_value=None, accumulate=1, ema_decay=None, **hyper
+    ):
         self.params = [p.copy() for p in params]
         self.m, self.v = ([np.zeros_like(p) for p in params] for _ in range(2))
         self.ema = [p.copy() for p in params]
         self.steps = [0] * len(params)
         self.pending = [[] for _ in params]
-        self.max_norm, self.max_value = max_norm, max_value
+        self.max_norm, self.max_norm_each, self.max_value = max_norm, max_norm_each, max_value
         self.accumulate, self.ema_decay, self.hyper = accumulate, ema_decay, hyper
         self.norm = None
 
@@ -42,19 +44,18 @@ class Oracle:
                 if len(self.pending[i]) >= self.accumulate:
                     ready[i] = tuple(zip(*self.pending[i], strict=True))
                     self.pending[i] = []
-        clip = 1.0
-        if self.max_norm is not None and ready:
-            means = [reference.gradient(*waited, self.dtype_of(i)) for i, waited in ready.items()]
-            if self.accumulate > 1:
-                self.norm = reference.grad_norm(means)
-            else:
-                self.norm = reference.grad_norm([waited[0][0] for waited in ready.values()], grad_scale)
-            clip = min(1.0, self.max_norm / (self.norm + 1e-6))
-        for i, (given, scales) in ready.items():
-            if self.accumulate > 1 or self.max_value is not None:
-                grad, scale = reference.gradient(given, scales, self.dtype_of(i), self.max_value), clip
-            else:
-                grad, scale = given[0], clip * scales[0]
+        taken = {i: given[0] for i, (given, _) in ready.items()}
+        if self.accumulate > 1 or self.max_value is not None:
+            taken = {i: reference.gradient(*waited, self.dtype_of(i), self.max_value) for i, waited in ready.items()}
+            grad_scale = 1.0
+        if ready and (self.max_norm or self.max_norm_each):
+            self.norm = reference.grad_norm(list(taken.values()), grad_scale)
+        for i, grad in taken.items():
+            scale = grad_scale
+            if self.max_norm is not None:
+                scale = reference.clip_scale(list(taken.values()), self.max_norm, grad_scale)
+            if self.max_norm_each is not None:
+                scale = reference.clip_scale([grad], self.max_norm_each, grad_scale)
             self.steps[i] += 1
             after = self.update(i, grad, scale)
             if self.ema_decay is not None:
@@ -78,7 +79,7 @@ class Oracle:
             assert_same_bits(entry["exp_avg_sq"], self.v[i], what)
             if self.ema_decay is not None:
                 assert_same_bits(opt.ema[i], self.ema[i], what)
-        if self.max_norm is not None:
+        if self.max_norm or self.max_norm_each:
             assert opt.grad_norm == self.norm
 
 
@@ -91,7 +92,7 @@ AXES = {
     "dtype": DTYPES,
     "make": [tame, wild],
     "threads": [1, 2, 3, 8],
-    "clip": [{}, {"max_norm": 2.0}, {"max_value": 0.25}],
+    "clip": [{}, {"max_norm": 2.0}, {"max_norm_each": 2.0}, {"max_value": 0.25}],
     "accumulate": [1, 2, 5],
     "ema_decay": [None, 0.0, 0.9, 1.0],
     "rest": [{}, {"weight_decay": 0.1, "maximize": True}, {"weight_decay": 0.1, "decoupled_weight_decay": True}],
@@ -167,6 +168,20 @@ def test_max_value_clips_what_grad_scale_has_scaled():
     param = np.zeros(2)
     fastadam.SGD(param, lr=1.0, max_value=2.0, maximize=True).step(np.array([3.0, 0.5]), grad_scale=2.0)
     assert param.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("each", ["max_norm", "max_value"])
+def test_clipping_each_array_by_its_norm_excludes_other_clipping(each):
+    for one, other in (each, "max_norm_each"), ("max_norm_each", each):
+        with pytest.raises(ValueError, match=r"(\w+) and (\w+) cannot both be set; make one of them None") as error:
+            fastadam.Adam(np.ones(2), **{one: 1.0, other: 2.0})
+        assert {each, "max_norm_each"} <= set(str(error.value).split())
+        opt = fastadam.Adam(np.ones(2), **{one: 1.0})
+        with pytest.raises(ValueError, match=f"{each} and max_norm_each|max_norm_each and {each}"):
+            setattr(opt, other, 2.0)
+        assert (getattr(opt, one), getattr(opt, other)) == (1.0, None)
+        setattr(opt, one, None)
+        setattr(opt, other, 2.0)
 
 
 def test_max_norm_and_max_value_exclude_each_other():

@@ -27,7 +27,7 @@ from fastadam.reference.formats import (
     split_32,
     stored_update,
 )
-from fastadam.reference.gradients import ema_update, grad_norm, gradient, sum_rows
+from fastadam.reference.gradients import clip_scale, ema_update, grad_norm, gradient, sum_rows
 from fastadam.reference.rules import (
     adagrad_update,
     adam_update,
@@ -43,6 +43,7 @@ __all__ = [
     "adagrad_update",
     "adam_update",
     "adamax_update",
+    "clip_scale",
     "decode_8bit_m",
     "decode_8bit_v",
     "decode_bfloat16",

@@ -109,6 +109,31 @@ def grad_norm(grads: Sequence[np.ndarray], grad_scale: float = 1.0) -> float:
     return abs(float(grad_scale)) * math.sqrt(total[0])
 
 
+def clip_scale(grads: Sequence[np.ndarray], max_norm: float, grad_scale: float = 1.0) -> float:
+    """What clipping by a norm multiplies gradients by, grad_scale included: the ``grad_scale`` of the rule's twin.
+
+    .. math:: grad\\_scale \\cdot \\min(1, \\frac{max\\_norm}{norm + 10^{-6}})
+
+    Parameters
+    ----------
+    grads : sequence of ndarray
+        As for `grad_norm`. With ``max_norm`` all gradients; with ``max_norm_each`` one array's alone, for each of them.
+    max_norm : float
+        Either of these options.
+    grad_scale : float, default 1
+        As given to ``step``. With ``accumulate`` it is in `gradient` already: 1 here.
+
+    Examples
+    --------
+    >>> import numpy as np, fastadam
+    >>> grads = [np.array([3.0, 4.0]), np.array([0.5])]
+    >>> [round(fastadam.reference.clip_scale([grad], 1.0), 6) for grad in grads]
+    [0.2, 1.0]
+    """
+    factor = max_norm / (grad_norm(grads, grad_scale) + 1e-6)
+    return float(grad_scale) if factor >= 1 else float(grad_scale) * factor
+
+
 def sum_squares(rows, total):
     """For each row add the sum of squares of each block of 4096 elements to the total, in their order."""
     x = rows.astype(np.float64)
