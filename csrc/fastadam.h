@@ -424,8 +424,8 @@ typedef struct {
     int array;
 } fa_range;
 
-/* Sort; the first range that overlaps the next one, or NULL. */
-const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count);
+/* Sort, with room for as many; the first range that overlaps the next one, or NULL. */
+const fa_range *fa_ranges_sort(fa_range *ranges, fa_range *room, int64_t count);
 /* The first of sorted, disjoint ranges that shares a byte with [begin, end), or NULL. */
 const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end);
 

@@ -1,16 +1,40 @@
 /* Ranges of memory that is written: does anything overlap them? */
-#include <stdlib.h>
+#include <string.h>
 #include "fastadam.h"
 
-static int by_begin(const void *a, const void *b)
+/* Where the ascending run ends that begins there. */
+static int64_t end_of_run(const fa_range *ranges, int64_t at, int64_t count)
 {
-    uintptr_t x = ((const fa_range *)a)->begin, y = ((const fa_range *)b)->begin;
-    return (x > y) - (x < y);
+    do
+        at++;
+    while (at < count && ranges[at - 1].begin <= ranges[at].begin);
+    return at;
 }
 
-const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count)
+static void merge(fa_range *to, const fa_range *a, const fa_range *end_of_a, const fa_range *b, const fa_range *end_of_b)
 {
-    qsort(ranges, (size_t)count, sizeof *ranges, by_begin);
+    while (a < end_of_a && b < end_of_b)
+        *to++ = b->begin < a->begin ? *b++ : *a++;
+    memcpy(to, a, (size_t)((const char *)end_of_a - (const char *)a));
+    memcpy(to + (end_of_a - a), b, (size_t)((const char *)end_of_b - (const char *)b));
+}
+
+/* By merging ascending runs: arrays were mostly made one after the other, and are then few of them. */
+const fa_range *fa_ranges_sort(fa_range *ranges, fa_range *room, int64_t count)
+{
+    fa_range *from = ranges, *to = room;
+    while (count > 1 && end_of_run(from, 0, count) < count) {
+        for (int64_t begin = 0, middle, end; begin < count; begin = end) {
+            middle = end_of_run(from, begin, count);
+            end = middle < count ? end_of_run(from, middle, count) : count;
+            merge(to + begin, from + begin, from + middle, from + middle, from + end);
+        }
+        fa_range *merged = to;
+        to = from;
+        from = merged;
+    }
+    if (from != ranges)
+        memcpy(ranges, from, (size_t)count * sizeof *ranges);
     for (int64_t i = 1; i < count; i++)
         if (ranges[i].begin < ranges[i - 1].end)
             return &ranges[i - 1];

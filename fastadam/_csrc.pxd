@@ -187,7 +187,7 @@ cdef extern from "fastadam.h" nogil:
         int64_t slot
         int array
 
-    const fa_range *fa_ranges_sort(fa_range *ranges, int64_t count)
+    const fa_range *fa_ranges_sort(fa_range *ranges, fa_range *room, int64_t count)
     const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end)
 
     const void *fa_api_start(const char *version)

@@ -157,7 +157,7 @@ cdef class Parameters(StateArrays):
         grow(<void **>&self.call.wraps, total * sizeof(fa_wrap))
         grow(<void **>&self.call.coefficients, total * sizeof(fa_coefficients))
         grow(<void **>&self.call.squares, total * sizeof(fa_task))
-        grow(<void **>&self.ranges, total * (ARRAYS - 1) * sizeof(fa_range))
+        grow(<void **>&self.ranges, 2 * total * (ARRAYS - 1) * sizeof(fa_range))     # half of it to sort them
         memset(&self.tasks[count], 0, len(params) * sizeof(fa_task))
         for i in range(count, total):
             self.slots[i].group = &group.c
@@ -389,7 +389,7 @@ cdef class Parameters(StateArrays):
                     self.ranges[k].end = self.ranges[k].begin + size
                     k += 1
         self.range_count = k
-        overlap = fa_ranges_sort(self.ranges, k)
+        overlap = fa_ranges_sort(self.ranges, self.ranges + k, k)
         if overlap != NULL:
             self.forget_places()
             raise overlap_error(self.name_of(overlap[0].slot, overlap[0].array),
