@@ -14,13 +14,28 @@ from fastadam import _load
 
 _wait_policy = _load.load()
 
-from fastadam._core import PerformanceWarning, Rows, adam_update, get_num_threads, set_num_threads
+from fastadam._core import (
+    PerformanceWarning,
+    Rows,
+    adagrad_update,
+    adam_update,
+    adamax_update,
+    get_num_threads,
+    nadam_update,
+    radam_update,
+    rmsprop_update,
+    rowadagrad_update,
+    set_num_threads,
+    sgd_update,
+)
 from fastadam.optimizer import Optimizer
 from fastadam.rules import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, RowAdagrad
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "PerformanceWarning", "RAdam", "RMSprop"]
-__all__ += ["RowAdagrad", "Rows", "Trace", "__version__", "adam_update", "config", "get_include", "get_num_threads"]
-__all__ += ["inspect", "load", "reference", "save", "schedules", "set_num_threads", "share_threads_with_blas"]
+__all__ += ["RowAdagrad", "Rows", "Trace", "__version__", "adagrad_update", "adam_update", "adamax_update", "config"]
+__all__ += ["get_include", "get_num_threads", "inspect", "load", "nadam_update", "radam_update", "reference"]
+__all__ += ["rmsprop_update", "rowadagrad_update", "save", "schedules", "set_num_threads", "sgd_update"]
+__all__ += ["share_threads_with_blas"]
 __all__ += ["show_config", "trace"]
 
 

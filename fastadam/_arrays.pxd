@@ -79,13 +79,6 @@ cdef inline bint is_ready(Array *grad, Array *param) noexcept nogil:
             and (flags_of(grad) & ALIGNED) != 0 and same_layout(grad, param))
 
 
-cdef inline bint overlaps(Array *a, Array *b) noexcept nogil:
-    """For arrays without gaps."""
-    cdef char *a0 = data_of(a)
-    cdef char *b0 = data_of(b)
-    return a0 < b0 + nbytes_of(b) and b0 < a0 + nbytes_of(a) and nbytes_of(a) > 0 and nbytes_of(b) > 0
-
-
 cdef inline void bounds_of(Array *array, uintptr_t *low, uintptr_t *high) noexcept nogil:
     """Where its elements begin and end, in any order and with any gaps. (NumPy's byte_bounds needs memory.)"""
     cdef int i

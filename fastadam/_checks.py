@@ -51,7 +51,7 @@ def array_of(x: Any, written: bool) -> str:
     if callable(x):
         return "; call it"
     if hasattr(kind, "grads") and hasattr(kind, "rows"):  # fastadam.Rows
-        return "; give it to step of an optimizer"
+        return "; give it to step of an optimizer, or rows=x.rows, grad=x.grads to a function"
     if hasattr(kind, "detach") and hasattr(kind, "numpy"):  # torch's: the same memory
         return "; use .detach().numpy()"
     how = ".toarray()" if hasattr(kind, "toarray") else "np.array(x)" if written else "np.asarray(x)"
@@ -91,6 +91,16 @@ def as_array(array: Any, name: str, written: bool) -> np.ndarray:
     if not issubclass(type(array), np.ndarray) or is_masked(array):
         raise TypeError(f"{name} must be a numpy.ndarray, got {describe(array)}{array_of(array, written)}")
     return np.asarray(array)
+
+
+def check_is_no_container(x: Any, name: str, in_list: bool) -> None:
+    """Raise if it is one, where a function takes an array."""
+    if isinstance(x, list | tuple):
+        how = "give all arrays in one list" if in_list else ""
+    else:
+        how = "use list(x.values())" if hasattr(type(x), "keys") else "use list(x)" if hasattr(x, "__next__") else ""
+    if how:
+        raise TypeError(f"{name} must be a numpy.ndarray, got a {type(x).__name__}; {how}")
 
 
 def maps_of(arrays: Iterable[np.ndarray]) -> "list[mmap.mmap]":
@@ -153,12 +163,19 @@ def check_in_place(array: np.ndarray, name: str) -> None:
         )
 
 
-def check_like(state: Any, name: str, param: Any, param_name: str) -> None:
-    """Raise unless a state array matches its parameter."""
+def check_like(state: Any, name: str, param: Any, param_name: str, by_row: bool = False) -> None:
+    """Raise unless a state array matches its parameter. Has it one number for each row?"""
     check_writable(state, name)
     array, like = np.asarray(state), as_array(param, param_name, True)
     if array.dtype != like.dtype:
         raise TypeError(f"{name} must have the dtype of {param_name}, {like.dtype}, got {array.dtype}")
+    if by_row:
+        check_table(param, param_name, f"{name} has a number for each row")
+        if array.shape != like.shape[:1]:
+            raise ValueError(
+                f"{name} must have a number for each row of {param_name}, the shape {like.shape[:1]}, got {array.shape}"
+            )
+        return
     if array.shape != like.shape:
         raise ValueError(f"{name} must have the shape of {param_name}, {like.shape}, got {array.shape}")
     if not lies_in(array, order_of(like)):
@@ -201,10 +218,9 @@ def check_table(param: Any, name: str, why: str) -> None:
         )
 
 
-def as_rows(rows: Any, grads: Any, param: Any, name: str, param_name: str) -> tuple[np.ndarray, np.ndarray]:
+def as_rows(rows: Any, grads: Any, param: Any, what: str, name: str, param_name: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows, and the gradient of each, as arrays that can be used, perhaps after a conversion."""
-    check_table(param, param_name, "its gradient came as Rows")
-    what = f"rows of the {name}"
+    check_table(param, param_name, "its gradient is of rows")
     if is_masked(rows):
         raise TypeError(
             f"{what} must be a numpy.ndarray, got a masked array; use rows.compressed() and grads[~rows.mask]"
@@ -231,8 +247,8 @@ def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray
     array, shape = real_gradient(grad, param, name), np.shape(param)
     if array.shape != shape:
         some = shape and array.ndim == len(shape) and array.shape[1:] == shape[1:]
-        how = "; give some of its rows as fastadam.Rows(rows, grads), to an optimizer" if some else ""
-        raise ValueError(f"{name} must have the shape of {param_name}, {shape}, got {array.shape}{how}")
+        how = "; give some of its rows as fastadam.Rows(rows, grads) to an optimizer, or rows= to a function"
+        raise ValueError(f"{name} must have the shape of {param_name}, {shape}, got {array.shape}{how if some else ''}")
     return array
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from threading import RLock
-from typing import Any, SupportsFloat, SupportsIndex, final
+from typing import Any, SupportsFloat, SupportsIndex, TypeAlias, final
 
 import numpy as np
 from typing_extensions import disjoint_base
@@ -11,7 +11,11 @@ from fastadam._layout import Order
 from fastadam.containers import Structure
 from fastadam.statedict import LoadPlan
 
-UPDATE_NAMES: tuple[str, ...]
+# What the functions take: one array, or a list or tuple of them; one step, or one for each.
+_Arrays: TypeAlias = np.ndarray | Sequence[np.ndarray]
+_Gradients: TypeAlias = np.ndarray | np.floating | Sequence[np.ndarray | np.floating]
+_Steps: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
+
 HYPER_PARAMETERS: frozenset[str]
 SHARED_TEAM: bool
 BLAS_NUMBERS: int
@@ -34,11 +38,11 @@ def share_with_blas(setter: int, share: bool) -> None: ...
 def threads_to_share(count: int) -> int: ...
 def steps_on() -> str: ...
 def adam_update(
-    param: np.ndarray,
-    grad: np.ndarray | np.floating,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    step: SupportsIndex,
+    param: _Arrays,
+    grad: _Gradients,
+    exp_avg: _Arrays,
+    exp_avg_sq: _Arrays,
+    step: _Steps,
     *,
     lr: SupportsFloat = 1e-3,
     betas: Sequence[SupportsFloat] = (0.9, 0.999),
@@ -46,12 +50,132 @@ def adam_update(
     weight_decay: SupportsFloat = 0.0,
     decoupled_weight_decay: bool = False,
     amsgrad: bool = False,
-    max_exp_avg_sq: np.ndarray | None = None,
+    max_exp_avg_sq: _Arrays | None = None,
     maximize: bool = False,
     bias_correction: bool = True,
     eps_root: SupportsFloat = 0.0,
     eps_hat: bool = False,
     grad_scale: SupportsFloat = 1.0,
+    rows: np.ndarray | Sequence[np.ndarray | None] | None = None,
+    threads: SupportsIndex | None = None,
+) -> None: ...
+def nadam_update(
+    param: _Arrays,
+    grad: _Gradients,
+    exp_avg: _Arrays,
+    exp_avg_sq: _Arrays,
+    step: _Steps,
+    mu_product: SupportsFloat | Sequence[SupportsFloat],
+    *,
+    lr: SupportsFloat = 2e-3,
+    betas: Sequence[SupportsFloat] = (0.9, 0.999),
+    eps: SupportsFloat = 1e-8,
+    weight_decay: SupportsFloat = 0.0,
+    momentum_decay: SupportsFloat = 4e-3,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    grad_scale: SupportsFloat = 1.0,
+    rows: np.ndarray | Sequence[np.ndarray | None] | None = None,
+    threads: SupportsIndex | None = None,
+) -> Any: ...
+def radam_update(
+    param: _Arrays,
+    grad: _Gradients,
+    exp_avg: _Arrays,
+    exp_avg_sq: _Arrays,
+    step: _Steps,
+    *,
+    lr: SupportsFloat = 1e-3,
+    betas: Sequence[SupportsFloat] = (0.9, 0.999),
+    eps: SupportsFloat = 1e-8,
+    weight_decay: SupportsFloat = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    grad_scale: SupportsFloat = 1.0,
+    rows: np.ndarray | Sequence[np.ndarray | None] | None = None,
+    threads: SupportsIndex | None = None,
+) -> None: ...
+def adamax_update(
+    param: _Arrays,
+    grad: _Gradients,
+    exp_avg: _Arrays,
+    exp_inf: _Arrays,
+    step: _Steps,
+    *,
+    lr: SupportsFloat = 2e-3,
+    betas: Sequence[SupportsFloat] = (0.9, 0.999),
+    eps: SupportsFloat = 1e-8,
+    weight_decay: SupportsFloat = 0.0,
+    maximize: bool = False,
+    grad_scale: SupportsFloat = 1.0,
+    rows: np.ndarray | Sequence[np.ndarray | None] | None = None,
+    threads: SupportsIndex | None = None,
+) -> None: ...
+def sgd_update(
+    param: _Arrays,
+    grad: _Gradients,
+    step: _Steps,
+    *,
+    momentum_buffer: _Arrays | None = None,
+    lr: SupportsFloat = 1e-3,
+    momentum: SupportsFloat = 0.0,
+    dampening: SupportsFloat = 0.0,
+    weight_decay: SupportsFloat = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    grad_scale: SupportsFloat = 1.0,
+    rows: np.ndarray | Sequence[np.ndarray | None] | None = None,
+    threads: SupportsIndex | None = None,
+) -> None: ...
+def rmsprop_update(
+    param: _Arrays,
+    grad: _Gradients,
+    square_avg: _Arrays,
+    step: _Steps,
+    *,
+    momentum_buffer: _Arrays | None = None,
+    grad_avg: _Arrays | None = None,
+    lr: SupportsFloat = 1e-2,
+    alpha: SupportsFloat = 0.99,
+    eps: SupportsFloat = 1e-8,
+    weight_decay: SupportsFloat = 0.0,
+    momentum: SupportsFloat = 0.0,
+    centered: bool = False,
+    maximize: bool = False,
+    grad_scale: SupportsFloat = 1.0,
+    rows: np.ndarray | Sequence[np.ndarray | None] | None = None,
+    threads: SupportsIndex | None = None,
+) -> None: ...
+def adagrad_update(
+    param: _Arrays,
+    grad: _Gradients,
+    sum: _Arrays,
+    step: _Steps,
+    *,
+    lr: SupportsFloat = 1e-2,
+    lr_decay: SupportsFloat = 0.0,
+    weight_decay: SupportsFloat = 0.0,
+    initial_accumulator_value: SupportsFloat = 0.0,
+    eps: SupportsFloat = 1e-10,
+    maximize: bool = False,
+    grad_scale: SupportsFloat = 1.0,
+    rows: np.ndarray | Sequence[np.ndarray | None] | None = None,
+    threads: SupportsIndex | None = None,
+) -> None: ...
+def rowadagrad_update(
+    param: _Arrays,
+    grad: _Gradients,
+    sum: _Arrays,
+    step: _Steps,
+    *,
+    lr: SupportsFloat = 1e-2,
+    lr_decay: SupportsFloat = 0.0,
+    weight_decay: SupportsFloat = 0.0,
+    initial_accumulator_value: SupportsFloat = 0.0,
+    eps: SupportsFloat = 1e-10,
+    maximize: bool = False,
+    grad_scale: SupportsFloat = 1.0,
+    rows: np.ndarray | Sequence[np.ndarray | None] | None = None,
     threads: SupportsIndex | None = None,
 ) -> None: ...
 def set_num_threads(n: SupportsIndex | None) -> None: ...
@@ -85,6 +209,13 @@ class Group:
     records: np.ndarray
     def check(self, values: dict[str, Any], is_ours: bool) -> None: ...
     def last_values(self) -> dict[str, Any]: ...
+
+@final
+class Rule:
+    def __new__(cls, family: str, hypers: str, needs: dict[str, str] | None = None) -> Rule: ...
+
+@final
+class Update: ...
 
 @disjoint_base
 class StateArrays:

@@ -11,7 +11,7 @@ cdef extern from "fastadam.h" nogil:
     enum: FA_STATE, FA_STATES
 
     ctypedef struct fa_options:     # what Cython names; fa_hypers has all
-        double lr, beta1, beta2, eps, weight_decay, eps_root, dampening, initial_accumulator_value
+        double lr, beta1, beta2, eps, weight_decay, eps_root, momentum, dampening, initial_accumulator_value
         int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered
         int state_dtype, master_bits
 
@@ -26,7 +26,7 @@ cdef extern from "fastadam.h" nogil:
     const fa_hyper *fa_hypers
 
     ctypedef struct fa_coefficients:
-        pass
+        double product
 
     ctypedef struct fa_wrap:
         pass

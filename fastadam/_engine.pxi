@@ -312,19 +312,10 @@ cdef class Engine(Parameters):
             if slot.rows == NULL:
                 continue
             rows = <Array *>(<Rows>grads[i]).rows
-            if slot.n and fa_rows_bits(shape_of(rows)[0], slot.height) > FA_MOST_BITS:
-                most = FA_MOST_BITS - fa_rows_bits(1, slot.height)
-                raise ValueError(f"the gradient of {self.name_of(self.first + i)} has {shape_of(rows)[0]} rows, and a "
-                                 f"table of {slot.height} takes at most 2**{most} in a step")
-            slot.rows.width = slot.width
-            slot.rows.add = fa_kernel_of(self.call.isa, FA_GRADIENT + FA_SUMMED + FA_IN_PLACE, slot.real)
             with nogil:
-                place = fa_rows_sort(slot.rows, data_of(rows), itemsize_of(rows) == 8, shape_of(rows)[0], slot.height,
-                                     work, &row)
-            if place >= 0:
-                there = f"its rows are 0 to {slot.height - 1}" if slot.height else "it has no rows"
-                there += ", and negative ones do not count from the end" if row < 0 else ""
-                raise IndexError(f"rows[{place}] of the gradient of {self.name_of(self.first + i)} is {row}; {there}")
+                place = sort_table(slot, self.call.isa, rows, work, &row)
+            if place != -1:
+                refuse_rows(slot, rows, place, row, "rows", f" of the gradient of {self.name_of(self.first + i)}")
             work += fa_rows_room(shape_of(rows)[0])
         return 0
 
@@ -351,7 +342,7 @@ cdef class Engine(Parameters):
         return 0
 
     cdef Rows converted_rows(self, Py_ssize_t i, object param, Rows given, str name):
-        rows, grads = as_rows(given.rows, given.grads, param, name, self.name_of(i))
+        rows, grads = as_rows(given.rows, given.grads, param, f"rows of the {name}", name, self.name_of(i))
         note_bfloat16(grads)
         self.raise_overlap(i, Rows(rows, grads))
         if not (is_plain(<Array *>rows) and is_list_of_rows(<Array *>rows)):

@@ -16,20 +16,24 @@ cdef object UNKNOWN = object()
 cdef double NOT_ZERO = 0.5      # stands for what a schedule will return
 
 
+cdef enum:
+    NO_SCHEDULE = -1        # in a count's place: a callable is not a number
+
 cdef object at(object value, int64_t count):
     """A schedule's value after `count` steps; anything else as it is."""
-    return value if type(value) is float or not callable(value) else value(count)
+    return value if type(value) is float or count == NO_SCHEDULE or not callable(value) else value(count)
 
 
 cdef int read_value(object value, str name, int kind, int64_t count, char *target) except -1:
     cdef double *number = <double *>target
+    cdef tuple pair
     if kind == FA_MAGNITUDE:
         number[0] = as_magnitude(at(value, count), name)
     elif kind == FA_FLAG or kind == FA_FIXED_FLAG:
         (<int *>target)[0] = as_flag(value, name)
     elif kind == FA_BETAS:
-        beta1, beta2 = as_pair(at(value, count))
-        number[0], number[1] = as_beta(at(beta1, count), "betas[0]"), as_beta(at(beta2, count), "betas[1]")
+        pair = as_pair(at(value, count))
+        number[0], number[1] = as_beta(at(pair[0], count), "betas[0]"), as_beta(at(pair[1], count), "betas[1]")
     elif kind == FA_BETA:
         number[0] = as_beta(at(value, count), name)
     elif kind == FA_STATE_DTYPE:

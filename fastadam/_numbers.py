@@ -93,6 +93,20 @@ def as_nonfinite(value: Any) -> int:
     return MODES.index(value)
 
 
+def check_nesterov(momentum: Any, dampening: Any) -> None:
+    """What SGD must have beside nesterov=True."""
+    if momentum == 0 or dampening != 0:
+        raise ValueError(f"nesterov=True needs momentum > 0 and dampening 0, got {momentum!r} and {dampening!r}")
+
+
+def as_product(value: Any, name: str) -> float:
+    """NAdam's product of momenta, which torch keeps as a float tensor."""
+    product = as_number(value, name)
+    if not 0 <= product <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
+    return product
+
+
 def as_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """What an optimizer does before and after its rule, in numbers: the fields of csrc's fa_settings."""
     plain: dict[str, Any] = {

@@ -1,5 +1,8 @@
 # Rows, the gradient of a table where few of its rows appear.
 
+cdef enum:
+    TOO_MANY = -2           # a row and a place among those given need more bits than there are
+
 cdef int INT32 = numpy.dtype("int32").num, INT64 = numpy.dtype("int64").num, LONGLONG = numpy.dtype("longlong").num
 
 
@@ -96,3 +99,22 @@ cdef inline bint is_rows_of(const Layout *layout, const np.npy_intp *shapes, Arr
         if shape_of(grads)[axis] != shapes[layout.shape + axis]:
             return False
     return True
+
+
+cdef int64_t sort_table(fa_slot *slot, fa_isa isa, Array *rows, uint64_t *work, int64_t *row) noexcept nogil:
+    """Check and sort the rows of a table: -1, or what `refuse_rows` wants to know."""
+    if slot.n and fa_rows_bits(shape_of(rows)[0], slot.height) > FA_MOST_BITS:
+        return TOO_MANY
+    slot.rows.width = slot.width
+    slot.rows.add = fa_kernel_of(isa, FA_GRADIENT + FA_SUMMED + FA_IN_PLACE, slot.real)
+    return fa_rows_sort(slot.rows, data_of(rows), itemsize_of(rows) == 8, shape_of(rows)[0], slot.height, work, row)
+
+
+cdef int refuse_rows(fa_slot *slot, Array *rows, int64_t place, int64_t row, str name, str of_whom) except -1:
+    if place == TOO_MANY:
+        most = FA_MOST_BITS - fa_rows_bits(1, slot.height)
+        raise ValueError(f"{name}{of_whom}: there are {shape_of(rows)[0]}, and a table of {slot.height} takes at most "
+                         f"2**{most} in a step")
+    there = f"its rows are 0 to {slot.height - 1}" if slot.height else "it has no rows"
+    there += ", and negative ones do not count from the end" if row < 0 else ""
+    raise IndexError(f"{name}[{place}]{of_whom} is {row}; {there}")

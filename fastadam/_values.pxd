@@ -2,6 +2,9 @@
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
 
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
+
 
 cdef inline double as_number(object value, str name) except? -1.0:
     if type(value) is float:
@@ -48,13 +51,15 @@ cdef inline int as_threads(object threads) except -1:
     return _numbers.as_threads(threads, "threads")
 
 
-cdef inline int64_t as_step(object step) except -1:
+cdef inline int64_t as_step(object step, str name="step") except -1:
+    cdef int overflow = 0
     if type(step) is not int:
         from fastadam import _numbers
-        step = _numbers.as_integer(step, "step", "an integer")
-    if not 1 <= step < 2**63:
-        raise ValueError(f"step counts from 1 and is less than 2**63, got {step}")
-    return step
+        step = _numbers.as_integer(step, name, "an integer")
+    cdef int64_t t = PyLong_AsLongLongAndOverflow(step, &overflow)
+    if overflow or t < 1:
+        raise ValueError(f"{name} counts from 1 and is less than 2**63, got {step}")
+    return t
 
 
 cdef inline object as_pair(object betas):

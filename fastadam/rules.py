@@ -2,6 +2,7 @@
 
 from typing import Any, Unpack
 
+from fastadam._numbers import check_nesterov
 from fastadam.containers import Container
 from fastadam.optimizer import Optimizer
 from fastadam.options import Betas, CommonOptions, Number, hyper_parameters
@@ -453,11 +454,8 @@ class SGD(Optimizer):
     @staticmethod
     def _check_group(group: dict[str, Any]) -> None:
         Optimizer._check_group(group)
-        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-            raise ValueError(
-                f"nesterov=True needs momentum > 0 and dampening 0, got {group['momentum']!r} and "
-                f"{group['dampening']!r}"
-            )
+        if group["nesterov"]:
+            check_nesterov(group["momentum"], group["dampening"])
 
 
 class RMSprop(Optimizer):

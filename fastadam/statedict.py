@@ -297,7 +297,7 @@ def match_state(
         if count >= 2**31:
             raise ValueError(f"{where}['grad_count'] must be less than 2**31, got {count}")
         record["step"], record["pending"] = step, count
-        record["product"] = as_product(saved.get("mu_product", 1.0), f"{where}['mu_product']")
+        record["product"] = _numbers.as_product(saved.get("mu_product", 1.0), f"{where}['mu_product']")
         if seed is not None:
             record["seed"] = as_seed(seed, f"{where}['seed']")
         is_own = any(np.shares_memory(array, entry[name]) for name, array in arrays[-1].items())
@@ -463,11 +463,3 @@ def as_seed(value: Any, where: str) -> int:
     if not 0 <= seed < 2**64:
         raise ValueError(f"{where} must be >= 0 and less than 2**64, got {seed}")
     return seed
-
-
-def as_product(value: Any, where: str) -> float:
-    """NAdam's product of momenta, which torch keeps as a float tensor."""
-    product = _numbers.as_number(value, where)
-    if not 0 <= product <= 1:
-        raise ValueError(f"{where} must be from 0 to 1, got {value!r}")
-    return product

@@ -137,12 +137,6 @@ def test_signatures_show_every_option_with_its_type(cls):
     assert "partial(" not in text and "state_file, overrides" in text and "state_dtype, master_bits, seed" in text
 
 
-def test_signature_of_adam_update_is_that_of_its_twin():
-    ours, twin = (inspect.signature(f).parameters for f in (fastadam.adam_update, fastadam.reference.adam_update))
-    facts = lambda parameters: [(p.name, p.kind, p.default) for p in parameters.values()]  # noqa: E731
-    assert facts(ours) == facts(twin)
-
-
 def test_steps_is_the_largest_counter():
     opt = fastadam.SGD([np.ones(1), np.ones(1)])
     assert opt.steps == 0

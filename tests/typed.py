@@ -10,3 +10,5 @@ opt.max_nrom = 1.0  # type: ignore[attr-defined]
 print(opt.learning_rate)  # type: ignore[attr-defined]
 print(fastadam.RMSProp)  # type: ignore[attr-defined]
 fastadam.SGD(np.ones(2), max_nrom=1.0)  # type: ignore[call-arg]
+fastadam.adam_update([np.ones(2)], [np.ones(2)], [np.ones(2)], (np.ones(2),), [1], rows=[None], threads=1)
+fastadam.sgd_update(np.ones(2), np.ones(2), 1, nestrov=True)  # type: ignore[call-arg]
