@@ -126,3 +126,31 @@ def test_two_groups(benchmark, given):
     for _ in range(opt.steps):
         checked.step(grads)
     assert all(np.array_equal(weights[key], twin[key]) for key in twin)
+
+
+@pytest.mark.parametrize("call", ["step", "function", "function, one by one"])
+@pytest.mark.parametrize("rule", ["Adam", "SGD"])
+def test_functions(benchmark, rule, call):
+    """1000 x 1 K by an optimizer, by one call of its function, and by one for each array."""
+    rng = np.random.default_rng(0)
+    params, grads = ([rng.standard_normal(1024, np.float32) for _ in range(1000)] for _ in range(2))
+    twins, threads, step = [param.copy() for param in params], fastadam.config()["threads"], 0
+    state = [[np.zeros_like(param) for param in params] for _ in range(2 if rule == "Adam" else 0)]
+    opt, update = getattr(fastadam, rule)(params, threads=threads), getattr(fastadam, f"{rule.lower()}_update")
+    checked = getattr(fastadam, rule)(twins, threads=threads)
+
+    def run():
+        nonlocal step
+        step += 1
+        if call == "step":
+            opt.step(grads)
+        elif call == "function":
+            update(params, grads, *state, step, threads=threads)
+        else:
+            for param, grad, *its in zip(params, grads, *state, strict=True):
+                update(param, grad, *its, step, threads=threads)
+
+    benchmark(run)
+    for _ in range(step):
+        checked.step(grads)
+    assert all(map(np.array_equal, params, twins))
