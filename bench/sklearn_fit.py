@@ -1,19 +1,16 @@
 """scikit-learn's MLPClassifier, its Adam swapped.
 
-`examples/sklearn_mlp.py` shows how. Whole fits on the digits, float32, take turns in one process. The speed-up is over
-scikit-learn's own Adam. The share is the time of a fit whose optimizer does nothing, over the time of this one. In the
-end the losses with fastadam must be scikit-learn's.
+Whole fits of `fastadam.sklearn` on the digits, float32, take turns in one process. The speed-up is over scikit-learn's
+own Adam. The share is the time of a fit whose optimizer does nothing, over the time of this one. In the end the losses
+with fastadam must be scikit-learn's.
 """
 
 import contextlib
 import functools
 import importlib.util
-import runpy
 import statistics
 import time
 import warnings
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -23,26 +20,32 @@ from .results import promise, ratio
 from .workers import take_turns
 
 CASES = [((256, 256), 32, 8), ((256, 256), 200, 20), ((1024, 1024), 32, 2), ((1024, 1024), 200, 5)]
-EXAMPLE = Path(__file__).parent.parent / "examples" / "sklearn_mlp.py"
 SETTLING = 0.2  # seconds: OpenBLAS's threads look for work for a tenth of a second after the fit before
 OWN, NOTHING, DEFAULT, SHARED = "scikit-learn's Adam", "no optimizer", "fastadam default", "fastadam shared team"
 
 
 def contenders():
     """{name: (class of MLPClassifier, the context of its fit)}"""
-    example, plain = runpy.run_path(str(EXAMPLE)), contextlib.nullcontext
-    fast, adam = example["FastMLPClassifier"], functools.partial(fastadam.Adam, eps_hat=True)
+    from sklearn.neural_network import MLPClassifier
 
-    def swapped(make_optimizer):
-        return type("Swapped", (fast,), {"make_optimizer": staticmethod(make_optimizer)}), plain
+    from fastadam.sklearn import AdamOptimizer, FastMLPClassifier
+
+    class OnAllThreads(AdamOptimizer):
+        threads = fastadam.config()["threads"]
+
+    class Nothing(AdamOptimizer):
+        def update_params(self, params, grads):
+            self.t += 1
+
+    def swapped(optimizer):
+        return type("Swapped", (FastMLPClassifier,), {"optimizer_class": optimizer}), contextlib.nullcontext
 
     return {
-        OWN: (example["MLPClassifier"], plain),
-        DEFAULT: (fast, plain),
-        "fastadam 1 thread": swapped(functools.partial(adam, threads=1)),
-        "fastadam all threads": swapped(functools.partial(adam, threads=fastadam.config()["threads"])),
-        SHARED: (fast, fastadam.share_threads_with_blas),
-        NOTHING: swapped(lambda params, **options: SimpleNamespace(step=lambda grads: None)),
+        OWN: (MLPClassifier, contextlib.nullcontext),
+        DEFAULT: swapped(AdamOptimizer),
+        "fastadam all threads": swapped(OnAllThreads),
+        SHARED: (FastMLPClassifier, fastadam.share_threads_with_blas),
+        NOTHING: swapped(Nothing),
     }
 
 

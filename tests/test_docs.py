@@ -15,7 +15,9 @@ import fastadam
 from fastadam import persist, reference
 
 ROOT = Path(__file__).parent.parent
-MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__) if m.name != "__main__")]
+ADAPTERS = ("sklearn",)  # they need the library; the tests of each run its examples
+MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__))]
+MODULES = [name for name in MODULES if name.removeprefix("fastadam.") not in ("__main__", *ADAPTERS)]
 for package in persist, reference:
     MODULES += [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
 

@@ -68,6 +68,13 @@ def test_no_folder_needs_one_that_needs_it():
     assert graph.keys() >= PACKAGES
 
 
+@pytest.mark.parametrize("name", ["fastadam.sklearn"])
+def test_adapters_are_leaves(name):
+    """They take what `fastadam` offers to everybody, and nobody needs them."""
+    graph = python_imports()
+    assert graph[name] == set() and not any(name in found for found in graph.values())
+
+
 def c_graph():
     texts = {path.name: path.read_text() for path in (ROOT / "csrc").glob("*.[chi]*")}
     texts = {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in texts.items()}
