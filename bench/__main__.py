@@ -1,10 +1,10 @@
-"""python -m bench COMMAND [--help]: peers (versus), training loops (loop, sklearn_fit), formats, quality, rows, ..."""
+"""python -m bench COMMAND [--help]: peers (versus), training loops (loop, sklearn_fit, spacy_fit), formats, ..."""
 
 import importlib
 import sys
 
-COMMANDS = ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows", "formats", "quality", "large", "embedded")
-COMMANDS += ("instructions", "report")
+COMMANDS = ("versus", "loop", "sklearn_fit", "spacy_fit", "busy", "scaling", "rows", "formats", "quality", "large")
+COMMANDS += ("embedded", "instructions", "report")
 
 
 def main():

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 DOCS, README = ROOT / "docs", ROOT / "README.md"
 IN_README = {"torch fused": "torch fused", "numba prange": "numba, parallel", "NumPy tutorial": "NumPy"}
 PAGES = {
-    "benchmarks.md": ("Benchmarks", ("versus", "loop", "sklearn_fit", "busy", "scaling", "rows")),
+    "benchmarks.md": ("Benchmarks", ("versus", "loop", "busy", "scaling", "rows")),
+    "benchmarks-adapters.md": ("Benchmarks inside other libraries", ("sklearn_fit", "spacy_fit")),
     "benchmarks-memory.md": ("Benchmarks of less memory", ("formats", "quality", "large")),
 }
 COMMANDS = [command for _, commands in PAGES.values() for command in commands]
@@ -156,6 +157,8 @@ PIVOTS = {
              "Milliseconds an iteration and, in brackets, times that of no optimizer, by h and batch:"),
     "sklearn_fit": ("fits", ("optimizer",), "hidden, batch", both("speed-up", "share"),
                     "Speed-up and, in brackets, share, by hidden layers and batch:"),
+    "spacy_fit": ("fits", ("optimizer",), "batch", both("speed-up", "share"),
+                  "Speed-up and, in brackets, share, by sentences in a batch:"),
     "scaling": ("steps", ("parameters", "arrays"), "threads", scaling_cell,
                 "For each number of threads: time, bytes a second, share of the limit, efficiency."),
 }  # fmt: skip

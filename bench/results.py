@@ -20,7 +20,19 @@ import fastadam
 from .low_peers import FOLDER as PEERS
 
 FOLDER = Path(__file__).with_name("results")
-PACKAGES = ("numpy", "numba", "scikit-learn", "thinc", "autograd", "jax", "optax", "torch", "deepspeed", "ml_dtypes")
+PACKAGES = (
+    "numpy",
+    "numba",
+    "scikit-learn",
+    "thinc",
+    "spacy",
+    "autograd",
+    "jax",
+    "optax",
+    "torch",
+    "deepspeed",
+    "ml_dtypes",
+)
 PACKAGES += ("bitsandbytes", "bitsandbytes-cpu-fork", "torchao")
 
 

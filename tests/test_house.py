@@ -68,7 +68,7 @@ def test_no_folder_needs_one_that_needs_it():
     assert graph.keys() >= PACKAGES
 
 
-@pytest.mark.parametrize("name", ["fastadam.sklearn"])
+@pytest.mark.parametrize("name", ["fastadam.sklearn", "fastadam.thinc"])
 def test_adapters_are_leaves(name):
     """They take what `fastadam` offers to everybody, and nobody needs them."""
     graph = python_imports()
