@@ -105,7 +105,8 @@ class Slot:
 
     def show(self, state: Mapping[str, Any], counters: Mapping[str, Tensor]) -> None:
         """Note the state that fastadam has as torch has it. What torch has not keeps its name and form."""
-        for name, value in state.items():
+        for name in sorted(state, key=lambda name: base(name) == "grad_avg"):  # which torch has last
+            value = state[name]
             if not isinstance(value, np.ndarray):
                 self.shown[name] = counters.get(name, value)
             elif base(name) + "::scale" in state or base(name) == "master":
@@ -221,6 +222,7 @@ class Adapter(torch.optim.Optimizer):
         saved = [slot.saved(entries[i], fresh["state"][i]) for i, slot in enumerate(slots)]
         if any(saved):
             inner.load_state_dict({**fresh, "state": {i: state for i, state in enumerate(saved) if state}})
+            fresh = inner.state_dict(raw=True)  # numbers in it have changed
         steps, products = torch.zeros(len(saved)), torch.ones(len(saved), dtype=torch.float64)
         for i, slot in enumerate(slots):
             steps[i], products[i] = saved[i].get("step", 0.0), saved[i].get("mu_product", 1.0)
