@@ -4,11 +4,13 @@ import importlib
 import sys
 
 COMMANDS = ("versus", "loop", "sklearn_fit", "spacy_fit", "busy", "scaling", "rows", "formats", "quality", "large")
-COMMANDS += ("embedded", "instructions", "report")
+COMMANDS += ("embedded", "torch_adapter", "instructions", "report")
+SHORT = {"torch": "torch_adapter"}
 
 
 def main():
     command, *arguments = sys.argv[1:] or ["--help"]
+    command = SHORT.get(command, command)
     if command not in COMMANDS:
         raise SystemExit(f"{__doc__}\ncommands: {', '.join(COMMANDS)}")
     module = importlib.import_module(f"bench.{command}")

@@ -29,14 +29,15 @@ OPTIONS |= {"state_dtype": "float32", "seed": 0}
 STATE_DEPENDS_ON = ("amsgrad", "centered", "momentum")
 HYPER_PARAMETERS = {*STATE_DEPENDS_ON, "lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize"}
 HYPER_PARAMETERS |= {"dampening", "nesterov", "momentum_decay", "alpha", "lr_decay", "initial_accumulator_value"}
+GRAIN = 32768  # elements for each thread at least, as in torch
 STATE_TYPES = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
 
 
 def number(value: Any) -> Any:
     """A hyper-parameter without tensors."""
-    if isinstance(value, Tensor):
-        return value.item()
-    return tuple(map(number, value)) if isinstance(value, tuple | list) else value
+    if type(value) is tuple:
+        return value if {*map(type, value)} == {float} else tuple(map(number, value))
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def base(name: str) -> str:
@@ -199,22 +200,25 @@ class Adapter(torch.optim.Optimizer):
         return [*chain.from_iterable(map(dict.values, self.state.values()))]
 
     def _hyper_parameters(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {name: number(group[name]) for name in self.defaults if name in HYPER_PARAMETERS}
+        values = ((name, group[name]) for name in self._names)
+        return {name: value if type(value) is float else number(value) for name, value in values}
 
     def _layout(self) -> list[Any]:
         """What the fastadam optimizer is made for."""
-        kinds = [bool(group.get(name)) for group in self.param_groups for name in STATE_DEPENDS_ON]
+        kinds = [bool(group[name]) for group in self.param_groups for name in STATE_DEPENDS_ON if name in group]
         return [*kinds, *map(Tensor.data_ptr, self._index), *map(Tensor.stride, self._index)]
 
     def _build(self) -> None:
         """Make a fastadam optimizer of what there is."""
-        self._inner, groups, slots = None, [], list[Slot]()
+        self._inner, groups, cuts, slots = None, [], [], list[Slot]()
+        self._names = [name for name in self.defaults if name in HYPER_PARAMETERS]
         for group in self.param_groups:
             for flag in "capturable", "differentiable":
                 if group.get(flag):
                     raise ValueError(f"fastadam has no {flag}=True; set it to False, or use torch's own class")
             own = [Slot(p) for p in dict.fromkeys(group["params"])]
             groups.append({**self._hyper_parameters(group), "params": [slot.array for slot in own]})
+            cuts.append(slice(len(slots), len(slots) + len(own)))
             slots += own
         inner = self._rule(groups, **{name: value for name, value in self._options.items() if value is not None})
         fresh = inner.state_dict(raw=True)
@@ -233,13 +237,15 @@ class Adapter(torch.optim.Optimizer):
                 for name in [name for name in entries[i] if base(name) in {*map(base, slot.shown)}]:
                     del entries[i][name]
                 entries[i].update(slot.shown)
-        self._steps, self._products, self._slots = steps.numpy(), products.numpy(), slots
+        self._slots, self._cuts, self._size = slots, cuts, sum(slot.array.size for slot in slots)
+        self._steps, self._products, self._counted = steps.numpy(), products.numpy(), steps.numpy().tobytes()
+        self._level = steps[0].item() if (steps == steps[:1]).all() else None  # the count of all, if it is one
         self._hidden = {i for i, slot in enumerate(slots) if slot.shown and not saved[i]}
         self._params, self._index = self._all_params(), {slot.tensor: i for i, slot in enumerate(slots)}
         times = Counter(self._params)  # one that is given twice is stepped twice, as in torch
         self._passes = [{self._index[p] for p in times if times[p] > k} for k in range(max(times.values()))]
-        self._counted = self._steps.tobytes(), self._products.tobytes()
-        self._made_for, self._values, self._inner = self._layout(), self._state_values(), inner
+        self._made_for, self._values, self._read = self._layout(), self._state_values(), [[] for _ in groups]
+        self._inner = inner
 
     def _prepare(self) -> None:
         """Has anybody changed state or parameters since the last step? And what are the hyper-parameters now?"""
@@ -247,12 +253,17 @@ class Adapter(torch.optim.Optimizer):
             self._inner is not None
             and same(self._all_params(), self._params)
             and same(self._state_values(), self._values)
-            and (self._steps.tobytes(), self._products.tobytes()) == self._counted
+            and self._steps.tobytes() == self._counted
             and self._layout() == self._made_for
         ):
             self._build()
-        for group, ours in zip(self.param_groups, self._inner.param_groups, strict=True):
-            ours.update(self._hyper_parameters(group))
+        for k, group in enumerate(self.param_groups):
+            if not same([*group.values()], self._read[k]):
+                self._inner.param_groups[k].update(self._hyper_parameters(group))
+                self._read[k] = [value for value in group.values() if not isinstance(value, Tensor)]  # it may change
+        threads = self.threads or max(1, min(torch.get_num_threads(), self._size // GRAIN))
+        if self._inner.threads != threads:
+            self._inner.threads = threads
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step all parameters that have a gradient. `closure` computes loss and gradients before; returns the loss."""
@@ -269,19 +280,23 @@ class Adapter(torch.optim.Optimizer):
         grads, inner = [slot.gradient() for slot in self._slots], self._inner
         for which in self._passes:
             now = grads if len(which) == len(grads) else [g if i in which else None for i, g in enumerate(grads)]
-            rest, skipped = iter(now), inner.skipped_steps
-            nested = [[next(rest) for _ in ours["params"]] for ours in inner.param_groups]
-            inner.step(nested, grad_scale=1.0 if scale is None else 1.0 / scale.item())
+            skipped = inner.skipped_steps
+            inner.step([now[cut] for cut in self._cuts], grad_scale=1.0 if scale is None else 1.0 / scale.item())
             if inner.skipped_steps == skipped:
                 self._show([i for i, grad in enumerate(now) if grad is not None])
         return loss
 
     def _show(self, stepped: list[int]) -> None:
         """Let torch see that these parameters have taken a step."""
-        self._steps[slice(None) if len(stepped) == len(self._slots) else stepped] += 1
+        if self._level is not None and len(stepped) == len(self._slots):
+            self._level += 1.0
+            self._steps.fill(self._level)
+        else:
+            self._level = None
+            self._steps[stepped] += 1.0
+        self._counted = self._steps.tobytes()
         for i in stepped if self._rule is fastadam.NAdam else ():
             self._products[i] = self._inner.state[i]["mu_product"]
-        self._counted = self._steps.tobytes(), self._products.tobytes()
         if self._hidden:
             for i in self._hidden.intersection(stepped):
                 self.state[self._slots[i].tensor].update(self._slots[i].shown)
