@@ -1,8 +1,8 @@
 """fastadam.torch in PyTorch's training loops, beside torch's AdamW.
 
 Models train side by side in one process, some iterations of each in turns: forward, backward, step and zero_grad,
-all in float32 with torch's threads. Ratios are to the time with torch's fused AdamW: below 1 is faster. Afterwards the weights
-must be torch's.
+all in float32 with torch's threads. Ratios are to the time with torch's fused AdamW: below 1 is faster. After five
+iterations the weights must be torch's.
 """
 
 import copy

@@ -239,13 +239,12 @@ class Adapter(torch.optim.Optimizer):
                 entries[i].update(slot.shown)
         self._slots, self._cuts, self._size = slots, cuts, sum(slot.array.size for slot in slots)
         self._steps, self._products, self._counted = steps.numpy(), products.numpy(), steps.numpy().tobytes()
-        self._level = steps[0].item() if (steps == steps[:1]).all() else None  # the count of all, if it is one
         self._hidden = {i for i, slot in enumerate(slots) if slot.shown and not saved[i]}
         self._params, self._index = self._all_params(), {slot.tensor: i for i, slot in enumerate(slots)}
         times = Counter(self._params)  # one that is given twice is stepped twice, as in torch
         self._passes = [{self._index[p] for p in times if times[p] > k} for k in range(max(times.values()))]
-        self._made_for, self._values, self._read = self._layout(), self._state_values(), [[] for _ in groups]
-        self._inner = inner
+        self._made_for, self._values, self._inner = self._layout(), self._state_values(), inner
+        self._read: list[list[Any]] = [[] for _ in groups]  # values of the options
 
     def _prepare(self) -> None:
         """Has anybody changed state or parameters since the last step? And what are the hyper-parameters now?"""
@@ -265,6 +264,7 @@ class Adapter(torch.optim.Optimizer):
         if self._inner.threads != threads:
             self._inner.threads = threads
 
+    @torch.compiler.disable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step all parameters that have a gradient. `closure` computes loss and gradients before; returns the loss."""
         loss = None
@@ -288,11 +288,9 @@ class Adapter(torch.optim.Optimizer):
 
     def _show(self, stepped: list[int]) -> None:
         """Let torch see that these parameters have taken a step."""
-        if self._level is not None and len(stepped) == len(self._slots):
-            self._level += 1.0
-            self._steps.fill(self._level)
+        if len(stepped) == len(self._slots):
+            self._steps += 1.0
         else:
-            self._level = None
             self._steps[stepped] += 1.0
         self._counted = self._steps.tobytes()
         for i in stepped if self._rule is fastadam.NAdam else ():

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 ADAPTERS = ("sklearn", "thinc")  # they need the library; the tests of each run its examples
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__))]
 MODULES = [name for name in MODULES if name.removeprefix("fastadam.") not in ("__main__", *ADAPTERS)]
+MODULES[MODULES.index("fastadam.torch")] = pytest.param("fastadam.torch", marks=pytest.mark.torch)
 for package in persist, reference:
     MODULES += [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
 
@@ -38,6 +39,11 @@ WITH_EXAMPLES = ["fastadam"] + [
         "tracing",
     )
 ]
+WITH_DOCTESTS = [
+    pytest.param(page, marks=[pytest.mark.torch] * (page.stem == "torch"))
+    for page in (ROOT / "docs").glob("*.md")
+    if ">>> " in page.read_text()
+]
 
 
 @pytest.mark.filterwarnings("ignore:share_threads_with_blas")  # where no BLAS can share its threads
@@ -49,7 +55,7 @@ def test_examples_in_docstrings(name):
 
 
 @pytest.mark.filterwarnings("ignore:share_threads_with_blas")
-@pytest.mark.parametrize("page", [page for page in (ROOT / "docs").glob("*.md") if ">>> " in page.read_text()])
+@pytest.mark.parametrize("page", WITH_DOCTESTS)
 def test_examples_in_the_pages(page):
     result = doctest.testfile(str(page), module_relative=False)
     assert result.failed == 0 and result.attempted > 0
