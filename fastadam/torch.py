@@ -137,6 +137,8 @@ class Slot:
 
 def setting(name: str) -> Any:
     def write(optimizer: Any, value: Any) -> None:
+        if optimizer._inner is None:
+            optimizer._build()
         setattr(optimizer._inner, name, value)
         optimizer._options[name] = value
 
@@ -149,7 +151,9 @@ class Adapter(torch.optim.Optimizer):
     _rule: Any  # fastadam's class
     _inner: Any = None  # an optimizer of that class, made for what there was at the last step
     max_norm, max_norm_each, nonfinite, threads = map(setting, ("max_norm", "max_norm_each", "nonfinite", "threads"))
-    grad_norm = property(lambda self: self._inner.grad_norm, doc="Of the last step, before clipping by `max_norm`.")
+    grad_norm = property(
+        lambda self: getattr(self._inner, "grad_norm", None), doc="Of the last step, before clipping by `max_norm`."
+    )
 
     def __init_subclass__(cls, rule: Any = None) -> None:
         super().__init_subclass__()
@@ -179,19 +183,24 @@ class Adapter(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but it copies the state, in the types that it has; and if it does not fit, nothing changes."""
         before, loaded = (self.state, self.param_groups), dict[str, Any]()
-        hook = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+
+        def restore(_: Any) -> None:  # what torch has cast to the type of the parameter
+            keys = chain.from_iterable(group["params"] for group in loaded["param_groups"])
+            for key, p in zip(keys, self._all_params(), strict=True):
+                self.state.get(p, {}).update(loaded["state"].get(key, {}))
+
+        hooks = [self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))]
+        hooks.append(self.register_load_state_dict_post_hook(restore, prepend=True))
         try:
             super().load_state_dict(state_dict)
-            keys = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-            for key, p in zip(keys, self._all_params(), strict=True):  # torch casts state to the parameter's type
-                self.state.get(p, {}).update(loaded["state"].get(key, {}))
             self._build()
         except BaseException:
             self.state, self.param_groups = before
             self._inner = None
             raise
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     def _all_params(self) -> list[Tensor]:
         return [*chain.from_iterable(group["params"] for group in self.param_groups)]
@@ -308,8 +317,8 @@ class Adapter(torch.optim.Optimizer):
         `step` then finds none. Not with `max_norm`, and not where gradients of several calls of `backward` are added.
         Returns a function that ends it.
         """
-        if self.max_norm is not None:
-            raise ValueError("max_norm needs the gradients of all parameters at once; use max_norm_each, or step()")
+        if self.max_norm is not None or len(self._passes) > 1:
+            raise ValueError("steps in backward need max_norm=None (use max_norm_each), and each parameter given once")
         done = {*self._index}
 
         def step_one(p: Tensor) -> None:

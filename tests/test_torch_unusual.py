@@ -1,0 +1,337 @@
+"""fastadam.torch: unusual parameters and gradients, what is refused, and what torch's classes have not.
+
+Run by pytest -m torch (needs torch==2.13.0)."""
+
+import copy
+import io
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch_models import (
+    OPTIONS,
+    assert_close,
+    assert_same_state,
+    backward,
+    bits,
+    network,
+    pair,
+    plain,
+    train,
+    two_groups,
+)
+
+import fastadam
+
+pytestmark = pytest.mark.torch
+PAGE = Path(__file__).parent.parent / "docs/torch.md"
+
+
+@pytest.fixture(scope="module")
+def torch():
+    import torch
+
+    return torch
+
+
+@pytest.fixture(scope="module")
+def ours(torch):
+    import fastadam.torch
+
+    return fastadam.torch
+
+
+# -- unusual parameters and gradients
+
+
+def test_parameters_with_permuted_axes_keep_their_layout(torch, ours):
+    def convolutions():
+        torch.manual_seed(0)
+        first, second = torch.nn.Conv2d(3, 6, 3), torch.nn.Conv2d(6, 1, 1)
+        model = torch.nn.Sequential(first, torch.nn.ReLU(), second).to(memory_format=torch.channels_last)
+        model.extra = torch.nn.Parameter(torch.randn(4, 3, 2).permute(2, 0, 1))
+        return model
+
+    models = convolutions(), convolutions()
+    opts = ours.AdamW(models[0].parameters()), plain(torch, "AdamW")(models[1].parameters())
+    for _ in range(2):
+        for model, opt in zip(models, opts, strict=True):
+            for i in range(3):
+                opt.zero_grad()
+                x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(i))
+                (model(x).square().mean() + (model.extra**3).sum()).backward()
+                if i == 1:
+                    model[0].weight.grad = model[0].weight.grad.contiguous()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore" if i == 1 else "error", fastadam.PerformanceWarning)
+                    opt.step()
+        assert_close(torch, *models)
+        assert_same_state(torch, *opts)
+        for opt in opts:
+            opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+
+
+def test_a_parameter_given_twice_is_stepped_twice_as_in_torch(torch, ours):
+    results = []
+    for cls in ours.Adam, plain(torch, "Adam"):
+        model = network(torch)
+        with pytest.warns(UserWarning, match="duplicate parameters"):
+            opt = cls([*model.parameters(), model[0].weight])
+        train(torch, model, opt, 4)
+        assert opt.state[model[0].weight]["step"] == 8 and opt.state[model[0].bias]["step"] == 4
+        results.append(model)
+    assert_close(torch, *results)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        opt = ours.Adam([model[0].bias, model[0].bias], max_norm=1.0)
+    with pytest.raises(ValueError, match="given twice, and max_norm would count it twice"):
+        opt.step()
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+def test_bfloat16_parameters_keep_their_low_bits_in_state_dicts(torch, ours, state_dtype):
+    import ml_dtypes
+
+    def both(seed=0):
+        model = network(torch, torch.bfloat16, seed)
+        return model, ours.AdamW(model.parameters(), lr=1e-3, state_dtype=state_dtype, seed=3)
+
+    model, opt = both()
+    arrays = [p.detach().view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16) for p in model.parameters()]
+    own = fastadam.AdamW(arrays, lr=1e-3, state_dtype=state_dtype, seed=3)
+    for i in range(20):
+        backward(torch, model, opt, i)
+        own.step([p.grad.view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16) for p in model.parameters()])
+        opt.step()
+        if i % 5 == 0:
+            file = io.BytesIO()
+            torch.save([model.state_dict(), opt.state_dict()], file)
+            file.seek(0)
+            saved = torch.load(file, weights_only=True)
+            model, opt = both(seed=1)
+            model.load_state_dict(saved[0])
+            opt.load_state_dict(saved[1])
+    for p, array in zip(model.parameters(), arrays, strict=True):
+        assert np.array_equal(p.detach().view(torch.int16).numpy(), array.view(np.int16))
+    first = opt.state[model[0].weight]
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    assert state_dtype == "8bit" or first["exp_avg"].dtype == kinds[state_dtype]
+    assert first["master::low"].dtype == torch.int16 and first["master::low"].any()
+    if state_dtype != "8bit":  # which torch's class cannot take; it rounds the others to bfloat16
+        theirs = plain(torch, "AdamW")(model.parameters())
+        theirs.load_state_dict(opt.state_dict())
+        train(torch, model, theirs, 2)
+        opt.load_state_dict(theirs.state_dict())
+        train(torch, model, opt, 2)
+        assert opt.state[model[0].weight]["step"] == 24
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+def test_state_in_fewer_bits_goes_on_to_the_same_bits(torch, ours, state_dtype):
+    models = network(torch), network(torch)
+    opts = [ours.Adam(model.parameters(), state_dtype=state_dtype, seed=5) for model in models]
+    for i in range(6):
+        for model, opt in zip(models, opts, strict=True):
+            train(torch, model, opt, 1, i)
+        loaded = copy.deepcopy(opts[1].state_dict())
+        opts[1] = ours.Adam(models[1].parameters(), state_dtype=state_dtype)
+        opts[1].load_state_dict(loaded)
+    assert bits(models[0]) == bits(models[1])
+    opts[0].load_state_dict(plain(torch, "Adam")(models[0].parameters()).state_dict())
+    assert len(opts[0].state) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "Adam"])
+def test_sparse_gradients_step_the_rows_that_appear(torch, ours, name):
+    def table():
+        torch.manual_seed(0)
+        return torch.nn.Embedding(20, 4, sparse=True)
+
+    model, theirs = table(), table()
+    opt = getattr(ours, name)(model.parameters(), lr=0.1)
+    other = torch.optim.SparseAdam if name == "Adam" else plain(torch, name)
+    other = other(theirs.parameters(), lr=0.1)
+    array = model.weight.detach().numpy().copy()
+    own = getattr(fastadam, name)(array, lr=0.1)
+    for i in range(4):
+        ids = torch.randint(0, 20, (9,), generator=torch.Generator().manual_seed(i))
+        factors = torch.randn(9, 4, generator=torch.Generator().manual_seed(i + 9))
+        for m, o in (model, opt), (theirs, other):
+            o.zero_grad()
+            (m(ids) * factors).sum().backward()
+            assert m.weight.grad.is_sparse and not m.weight.grad.is_coalesced()
+            o.step()
+        own.step(fastadam.Rows(ids.numpy(), factors.numpy()))
+    assert model.weight.detach().numpy().tobytes() == array.tobytes()
+    torch.testing.assert_close(model.weight, theirs.weight)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_gradients_that_are_part_of_a_graph_and_0_d_or_empty_parameters(torch, ours):
+    results = []
+    for cls in ours.Adam, plain(torch, "Adam"):
+        params = [torch.tensor(2.0, requires_grad=True), torch.ones(0, 3, requires_grad=True)]
+        params.append(torch.ones(1, 3).t().requires_grad_())
+        opt = cls(params, lr=0.1)
+        for _ in range(3):
+            opt.zero_grad()
+            sum((p**2).sum() for p in params).backward(create_graph=True)
+            opt.step()
+        opt.zero_grad()
+        results.append(torch.nn.ParameterList(params))
+    assert_close(torch, *results)
+
+
+# What is refused: how to make it, and what the error says. docs/torch.md has a row for each.
+REFUSED = {
+    "on another device": (lambda torch: torch.ones(2, device="meta"), {}, "is on meta; use torch's own class there"),
+    "complex": (lambda torch: torch.ones(2, dtype=torch.complex64), {}, "is complex; keep torch.view_as_real"),
+    "float16": (lambda torch: torch.ones(2, dtype=torch.float16), {}, "is torch.float16; make it float32 and train"),
+    "gaps": (lambda torch: torch.ones(4, 4)[:, ::2], {}, "has gaps in memory, .*strides"),
+    "expand": (lambda torch: torch.ones(1).expand(4), {}, "has gaps in memory, or elements that share it"),
+    "capturable": (lambda torch: torch.ones(2), {"capturable": True}, "fastadam has no capturable=True; set it"),
+    "differentiable": (lambda torch: torch.ones(2), {"differentiable": True}, "no differentiable=True; set it"),
+    "negative `lr`": (lambda torch: torch.ones(2), {"lr": -0.1}, "Invalid learning rate"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_fastadam_cannot_step_is_refused_with_a_way_out(torch, ours, what):
+    make, options, message = REFUSED[what]
+    with pytest.raises(ValueError, match=message):
+        ours.AdamW([make(torch)], **options)
+    if not options:
+        opt = ours.AdamW([torch.ones(2)])
+        with pytest.raises(ValueError, match=message):
+            opt.add_param_group({"params": [make(torch)]})
+        assert len(opt.param_groups) == 1
+        if what != "on another device":  # which torch does not let a tensor become
+            p = torch.ones(2, requires_grad=True)
+            opt = ours.AdamW([p])
+            p.data = make(torch)
+            with pytest.raises(ValueError, match=message):
+                opt.step()
+    assert what in PAGE.read_text()
+
+
+def test_sparse_gradients_of_other_layouts_are_refused_and_nothing_changes(torch, ours):
+    p, q = torch.ones(4, 3, requires_grad=True), torch.ones(2, requires_grad=True)
+    opt = ours.SGD([q, p])
+    q.grad, p.grad = torch.ones(2), torch.eye(4, 3).to_sparse()
+    with pytest.raises(ValueError, match=r"layout torch.sparse_coo; only rows .*use p.grad = p.grad.to_dense\(\)"):
+        opt.step()
+    assert torch.equal(q, torch.ones(2))
+    p.grad = p.grad.to_dense()
+    opt.step()
+    assert not torch.equal(p, torch.ones(4, 3))
+
+
+# -- what torch's classes have not
+
+
+def test_clipping_is_that_of_clip_grad_norm(torch, ours):
+    models, opts = pair(torch, ours, "AdamW")
+    opts[0].max_norm = 0.05
+    for i in range(5):
+        for model, opt in zip(models, opts, strict=True):
+            backward(torch, model, opt, i)
+            if opt is opts[1]:
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            opt.step()
+        assert opts[0].grad_norm == pytest.approx(norm.item(), rel=1e-5) and norm > 0.05
+    assert_close(torch, *models)
+    with pytest.raises(ValueError, match="max_norm must be > 0"):
+        opts[0].max_norm = -1.0
+    with pytest.raises(ValueError, match="max_norm must be > 0"):
+        ours.SGD([torch.ones(2)], max_norm=-1.0)
+    assert opts[0].max_norm == 0.05
+
+
+def test_nonfinite_gradients_raise_or_are_left_out(torch, ours):
+    p = torch.ones(2, requires_grad=True)
+    opt = ours.Adam([p], nonfinite="skip")
+    p.grad = torch.tensor([1.0, torch.nan])
+    opt.step()
+    assert len(opt.state) == 0 and torch.equal(p, torch.ones(2))
+    opt.nonfinite = "raise"
+    with pytest.raises(FloatingPointError, match="gradient of parameter 0 has NaN"):
+        opt.step()
+    p.grad = torch.ones(2)
+    opt.step()
+    assert opt.state[p]["step"] == 1
+
+
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "SGD"])
+def test_gradients_freed_in_backward_give_the_same_bits(torch, ours, name):
+    models = network(torch), network(torch)
+    opts = [getattr(ours, name)(two_groups(model), **OPTIONS.get(name, {})) for model in models]
+    end = opts[0].free_gradients_in_backward()
+    for i in range(4):
+        for model, opt in zip(models, opts, strict=True):
+            backward(torch, model, opt, i)
+            assert all((p.grad is None) == (opt is opts[0]) for p in model.parameters())
+            opt.step()
+            opt.param_groups[0]["lr"] *= 0.5
+        if i == 1:
+            for opt in opts:
+                opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert bits(models[0]) == bits(models[1])
+    first = dict(sorted(opts[0].state_dict()["state"].items()))
+    assert str(first) == str(opts[1].state_dict()["state"])
+    end()
+    backward(torch, models[0], opts[0], 0)
+    assert all(p.grad is not None for p in models[0].parameters())
+    opts[0].max_norm = 1.0
+    with pytest.raises(ValueError, match="steps in backward need max_norm=None"):
+        opts[0].free_gradients_in_backward()
+
+
+def test_threads_each_with_an_optimizer(torch, ours):
+    models = [network(torch) for _ in range(4)]
+
+    def work(model):
+        train(torch, model, ours.AdamW(model.parameters(), threads=1), 10)
+
+    workers = [threading.Thread(target=work, args=(model,)) for model in models]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len({str(bits(model)) for model in models}) == 1
+
+
+def test_a_parameter_given_twice_is_not_stepped_in_backward(torch, ours):
+    p = torch.ones(2, requires_grad=True)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        opt = ours.SGD([p, p])
+    with pytest.raises(ValueError, match="each parameter given once"):
+        opt.free_gradients_in_backward()
+
+
+def test_hooks_around_loading_see_and_change_the_state(torch, ours):
+    model = network(torch)
+    opt = ours.Adam(model.parameters())
+    train(torch, model, opt, 2)
+    saved = copy.deepcopy(opt.state_dict())
+    opt.register_load_state_dict_pre_hook(
+        lambda _, loaded: {**loaded, "param_groups": [{**loaded["param_groups"][0], "lr": 0.5}]}
+    )
+    opt.register_load_state_dict_post_hook(lambda new: new.state[model[0].weight]["exp_avg"].fill_(7.0))
+    opt.load_state_dict(saved)
+    assert opt.param_groups[0]["lr"] == 0.5 and (opt.state[model[0].weight]["exp_avg"] == 7.0).all()
+
+
+def test_threads_follow_torch_unless_ordered(torch, ours):
+    p = torch.ones(100_000, requires_grad=True)
+    p.grad = torch.ones(100_000)
+    opt, before = ours.SGD([p]), torch.get_num_threads()
+    try:
+        for given, ordered, used in (1, None, 1), (2, None, 2), (8, None, 3), (1, 2, 2):
+            torch.set_num_threads(given)
+            opt.threads = ordered
+            opt.step()
+            assert opt._inner.threads == used and opt.threads == ordered
+    finally:
+        torch.set_num_threads(before)
