@@ -307,6 +307,19 @@ def test_state_follows_parameters_that_move(torch, ours, name, change):
         assert all(value.dtype == p.dtype for key, value in state.items() if key not in ("step", "mu_product"))
 
 
+def test_axes_that_are_swapped_in_place_are_noticed(torch, ours):
+    results = []
+    for cls in ours.Adam, plain(torch, "Adam"):
+        p = torch.arange(9.0).reshape(3, 3).requires_grad_()
+        opt = cls([p], lr=0.1)
+        for i in range(4):
+            p.grad = torch.empty_like(p, requires_grad=False).copy_(torch.linspace(-1, i, 9).reshape(3, 3))
+            opt.step()
+            p.data = p.data.t()
+        results.append(p)
+    torch.testing.assert_close(*results)
+
+
 def test_what_is_written_into_state_counts(torch, ours):
     models, opts = pair(torch, ours, "AdamW", amsgrad=True)
     for change in range(5):
