@@ -35,8 +35,8 @@ STATE_TYPES = {torch.float32: torch.float32, torch.float64: torch.float64, torch
 
 def number(value: Any) -> Any:
     """A hyper-parameter without tensors."""
-    if type(value) is tuple:
-        return value if {*map(type, value)} == {float} else tuple(map(number, value))
+    if isinstance(value, tuple | list):
+        return value if type(value) is tuple and {*map(type, value)} == {float} else tuple(map(number, value))
     return value.item() if isinstance(value, Tensor) else value
 
 
@@ -149,6 +149,7 @@ class Adapter(torch.optim.Optimizer):
     """torch's class of this name. It takes torch's arguments, and OPTIONS by name. docs/torch.md says more."""
 
     _rule: Any  # fastadam's class
+    _freed: set[Tensor]  # parameters whose gradients were freed since
     _inner: Any = None  # an optimizer of that class, made for what there was at the last step
     max_norm, max_norm_each, nonfinite, threads = map(setting, ("max_norm", "max_norm_each", "nonfinite", "threads"))
     grad_norm = property(
@@ -219,6 +220,7 @@ class Adapter(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Make a fastadam optimizer of what there is."""
+        self._freed = set()
         self._inner, groups, cuts, slots = None, [], [], list[Slot]()
         self._names = [name for name in self.defaults if name in HYPER_PARAMETERS]
         for group in self.param_groups:
@@ -267,8 +269,10 @@ class Adapter(torch.optim.Optimizer):
             self._build()
         for k, group in enumerate(self.param_groups):
             if not same([*group.values()], self._read[k]):
-                self._inner.param_groups[k].update(self._hyper_parameters(group))
-                self._read[k] = [value for value in group.values() if not isinstance(value, Tensor)]  # it may change
+                values = self._hyper_parameters(group)
+                self._inner.param_groups[k].update(values)
+                may_change = any(value is not group[name] for name, value in values.items())  # a tensor, or a list
+                self._read[k] = [] if may_change else [*group.values()]
         threads = self.threads or max(1, min(torch.get_num_threads(), self._size // GRAIN))
         if self._inner.threads != threads:
             self._inner.threads = threads
@@ -284,6 +288,7 @@ class Adapter(torch.optim.Optimizer):
         if found_inf is not None and found_inf.item():
             return loss
         self._prepare()
+        self._freed.clear()
         if len(self._passes) > 1 and self.max_norm is not None:
             raise ValueError("a parameter is given twice, and max_norm would count it twice; give each parameter once")
         grads, inner = [slot.gradient() for slot in self._slots], self._inner
@@ -314,18 +319,18 @@ class Adapter(torch.optim.Optimizer):
     def free_gradients_in_backward(self) -> Callable[[], None]:
         """Step each parameter inside `backward`, as soon as its gradient is there, and free the gradient.
 
-        `step` then finds none. Not with `max_norm`, and not where gradients of several calls of `backward` are added.
-        Returns a function that ends it.
+        `step` then finds none; go on calling it. Not with `max_norm`, and not where gradients of several calls of
+        `backward` are added. Returns a function that ends it.
         """
         if self.max_norm is not None or len(self._passes) > 1:
             raise ValueError("steps in backward need max_norm=None (use max_norm_each), and each parameter given once")
-        done = {*self._index}
+        self._freed = {*self._index}  # in this backward
 
         def step_one(p: Tensor) -> None:
-            if p in done or self._inner is None:  # a new backward
+            if not self._freed or p in self._freed:  # a new one
                 self._prepare()
-                done.clear()
-            done.add(p)
+                self._freed.clear()
+            self._freed.add(p)
             i, skipped = self._index[p], self._inner.skipped_steps
             self._inner.step_one(i, self._slots[i].gradient())
             if self._inner.skipped_steps == skipped:

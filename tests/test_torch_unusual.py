@@ -335,3 +335,30 @@ def test_threads_follow_torch_unless_ordered(torch, ours):
             assert opt._inner.threads == used and opt.threads == ordered
     finally:
         torch.set_num_threads(before)
+
+
+def test_hyper_parameters_that_change_in_place_are_seen(torch, ours):
+    models, opts = pair(torch, ours, "Adam")
+    for opt in opts:
+        opt.param_groups[0].update(lr=torch.tensor(0.01), betas=(torch.tensor(0.9), torch.tensor(0.99)))
+    for model, opt in zip(models, opts, strict=True):
+        for i in range(4):
+            train(torch, model, opt, 2, i)
+            opt.param_groups[0]["lr"].mul_(0.5)
+            opt.param_groups[0]["betas"][0].mul_(0.5)
+        opt.param_groups[0]["betas"] = [0.5, 0.9]
+        train(torch, model, opt, 1)
+        opt.param_groups[0]["betas"][0] = 0.7
+        train(torch, model, opt, 1)
+    assert_close(torch, *models)
+
+
+def test_backward_of_other_parameters_sees_new_options(torch, ours):
+    p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    opt = ours.SGD([p, q], lr=0.5)
+    opt.free_gradients_in_backward()
+    p.sum().backward()
+    opt.step()
+    opt.param_groups[0]["lr"] = 0.25
+    q.sum().backward()
+    assert torch.equal(p, torch.full((2,), 0.5)) and torch.equal(q, torch.full((2,), 0.75))
