@@ -23,9 +23,8 @@ DOCS, README = ROOT / "docs", ROOT / "README.md"
 IN_README = {"torch fused": "torch fused", "numba prange": "numba, parallel", "NumPy tutorial": "NumPy"}
 PAGES = {
     "benchmarks.md": ("Benchmarks", ("versus", "loop", "busy", "scaling", "rows")),
-    "benchmarks-adapters.md": ("Benchmarks inside other libraries", ("sklearn_fit", "spacy_fit")),
+    "benchmarks-adapters.md": ("Benchmarks inside other libraries", ("torch_adapter", "sklearn_fit", "spacy_fit")),
     "benchmarks-memory.md": ("Benchmarks of less memory", ("formats", "quality", "large")),
-    "benchmarks-torch.md": ("Benchmarks in PyTorch", ("torch_adapter",)),
 }
 COMMANDS = [command for _, commands in PAGES.values() for command in commands]
 HEAD = """# {}
