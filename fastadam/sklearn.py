@@ -49,7 +49,7 @@ class AdamOptimizer(StockOptimizer):
     Raises
     ------
     TypeError, ValueError
-        A step was given something that `fastadam.adam_update` refuses.
+        A step was given something that `fastadam.adam_update` refuses; nothing has changed then.
 
     Examples
     --------
@@ -68,7 +68,7 @@ class AdamOptimizer(StockOptimizer):
 
     t: int
     threads: int | None = None
-    """What `adam_update` gets for each array."""
+    """What `adam_update` gets."""
 
     def update_params(self, params: Any, grads: Any) -> None:
         """Update the arrays `params` in place."""
@@ -77,8 +77,7 @@ class AdamOptimizer(StockOptimizer):
             return
         t, betas = self.t + 1, (self.beta_1, self.beta_2)
         options = {"lr": self.learning_rate_init, "betas": betas, "eps": self.epsilon, "threads": self.threads}
-        for param, grad, m, v in zip(params, grads, self.ms, self.vs, strict=True):
-            fastadam.adam_update(param, grad, m, v, t, eps_hat=True, **options)
+        fastadam.adam_update(list(params), list(grads), self.ms, self.vs, t, eps_hat=True, **options)
         self.t = t
         self.learning_rate = self.learning_rate_init * math.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
 

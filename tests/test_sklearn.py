@@ -321,7 +321,7 @@ def test_scikit_learns_own_tests_pass(tmp_path, module, passed, steps):
     assert int(re.search(r"steps: (\d+)", run.stdout)[1]) >= steps
 
 
-@pytest.mark.filterwarnings("ignore:grad is copied")  # float32 X, float64 y
+@pytest.mark.filterwarnings("ignore:grad.* is copied")  # float32 X, float64 y
 @pytest.mark.parametrize("name", ["FastMLPClassifier", "FastMLPRegressor"])
 def test_scikit_learns_checks_of_estimators_pass(ours, name):
     from sklearn.exceptions import SkipTestWarning
