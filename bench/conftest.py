@@ -8,7 +8,8 @@ from bench.workloads import WORKLOADS
 QUICK = ["1 x 1 K", "1 x 100 K", "1 x 1 M", "1000 x 1 K", "MLP 64-512-512-10"]
 QUICK += [f"1 x 1 M {rule}" for rule in ("AdamW", "AMSGrad", "clipped")]
 NEEDS = {"numba": "numba", "scikit": "sklearn", "thinc": "thinc", "autograd": "autograd", "optax": "optax",
-         "torch": "torch", "DeepSpeed": "deepspeed"}  # fmt: skip
+         "torch": "torch", "DeepSpeed": "deepspeed", "fastadam.sklearn": "sklearn", "fastadam.thinc": "thinc",
+         "fastadam.torch": "torch"}  # fmt: skip
 
 
 def missing(name):

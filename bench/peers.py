@@ -5,6 +5,7 @@ ImportError means that it is not installed, NotImplementedError that it has no s
 """
 
 import shutil
+from importlib import import_module
 
 import numpy as np
 
@@ -200,10 +201,10 @@ class NumbaSerial(NumbaParallel, name="numba serial"):
 class ScikitLearn(Contender, name="scikit-learn"):
     """scikit-learn's AdamOptimizer, as MLPClassifier uses it."""
 
-    def setup(self, threads):
-        from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
+    home = "sklearn.neural_network._stochastic_optimizers"
 
-        self.optimizer = AdamOptimizer(self.arrays, LR, BETA1, BETA2, EPS)
+    def setup(self, threads):
+        self.optimizer = import_module(self.home).AdamOptimizer(self.arrays, LR, BETA1, BETA2, EPS)
 
     def step(self, grads):
         self.optimizer.update_params(self.arrays, grads)
@@ -213,11 +214,11 @@ class Thinc(Contender, name="thinc"):
     """thinc's Adam, without its default clipping and averages; it zeroes gradients, so it gets copies (in its time)."""
 
     dtypes = ("float32",)
+    home = "thinc.api"
 
     def setup(self, threads):
-        from thinc.api import Adam
-
-        self.optimizer = Adam(LR, beta1=BETA1, beta2=BETA2, eps=EPS, L2=0.0, grad_clip=0.0, use_averages=False)
+        options = {"beta1": BETA1, "beta2": BETA2, "eps": EPS, "L2": 0.0, "grad_clip": 0.0, "use_averages": False}
+        self.optimizer = import_module(self.home).Adam(LR, **options)
 
     def step(self, grads):
         for i, grad in enumerate(grads):
@@ -345,6 +346,33 @@ class DeepSpeed(TorchFused, name="DeepSpeed CPUAdam"):
 
         decay = {"weight_decay": DECAY if self.rule == "AdamW" else 0.0, "adamw_mode": self.rule == "AdamW"}
         return DeepSpeedCPUAdam(tensors, LR, betas=(BETA1, BETA2), eps=EPS, **decay)
+
+
+# ---- our adapters, which are no peers
+
+
+class InScikitLearn(ScikitLearn, name="fastadam.sklearn"):
+    """The same class, stepped by fastadam."""
+
+    home = "fastadam.sklearn"
+
+
+class InThinc(Thinc, name="fastadam.thinc"):
+    """The same class, stepped by fastadam."""
+
+    home = "fastadam.thinc"
+
+
+class InTorch(TorchFused, name="fastadam.torch"):
+    """The same classes, stepped by fastadam, which clips on the way."""
+
+    def make(self, tensors):
+        from fastadam.torch import Adam, AdamW
+
+        rule, decay = (AdamW, DECAY) if self.rule == "AdamW" else (Adam, 0.0)
+        self.clip = lambda *_: None
+        limit = MAX_NORM if self.rule == "clipped" else None
+        return rule(tensors, LR, (BETA1, BETA2), EPS, decay, self.rule == "AMSGrad", max_norm=limit)
 
 
 PEERS = [name for name in CONTENDERS if not name.startswith("fastadam")]
