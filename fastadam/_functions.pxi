@@ -19,8 +19,8 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     Parameters
     ----------
     param : ndarray of float32 or float64, or a list or tuple of them
-        p, updated in place. Native byte order, aligned, writeable, dense with its axes in any order. Rows that are picked,
-        ``table[rows]``, are a copy: it would be updated, and the table not; give `rows`.
+        p, updated in place. Native byte order, aligned, writeable, dense with its axes in any order. Rows that are
+        picked, ``table[rows]``, are a copy: it would be updated, and the table not; give `rows`.
     grad : ndarray of a real floating type, or as many
         g, of the same shape, only read. float16 and bfloat16 are converted on the way if `param` is float32. Any other
         dtype or memory order than `param`'s costs a copy and a `PerformanceWarning`. For a 0-d `param` also a NumPy
