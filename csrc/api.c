@@ -139,6 +139,8 @@ static int choose(const fastadam_options *o, chosen *c)
     for (int i = 0; i < FLAGS; i++)
         if (flag[i] < 0 || flag[i] > l->most[i])
             return FASTADAM_BAD_VALUE;
+    if (c->options.nesterov && !(c->options.momentum > 0.0 && c->options.dampening == 0.0))
+        return FASTADAM_BAD_VALUE;
     c->family = l->family;
     c->rule = fa_rule_of(c->family, &c->options);
     c->states = fa_kernel_of(FA_BASELINE, c->rule, FA_FLOAT32)->states;
@@ -293,9 +295,9 @@ static int add_all(const fastadam_array *arrays, int64_t count, int threads, fa_
         blocks += blocks_in(arrays[i].n);
         lines += (int64_t)((uint64_t)arrays[i].n * size_of(&arrays[i]) / 64);
     }
+    fa_gate_enter();
     if (threads == 0)
         threads = fa_guess(lines, fa_thread_bound());
-    fa_gate_enter();
     int team = fa_run(tasks, count, blocks < threads ? 1 : threads, threads, NULL);
     fa_gate_leave();
     *total = 0.0;
@@ -347,7 +349,7 @@ static const char *explain(int error)
         return "the options are NULL, or were not filled by options(), or by one of another version of fastadam_api.h";
     case FASTADAM_BAD_VALUE:
         return "a hyper-parameter is out of range: numbers are finite and >= 0, betas and alpha in [0, 1), flags 0 or 1, "
-               "and what the class does not have is 0";
+               "what the class does not have is 0, and nesterov needs momentum > 0 and dampening 0";
     case FASTADAM_BAD_COUNT:
         return "count must be >= 0, and arrays not NULL";
     case FASTADAM_BAD_SCALE:

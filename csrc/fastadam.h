@@ -477,7 +477,7 @@ static inline int fa_share_room(int count) { (void)count; return 1; }
 
 /* ---- for other people's extensions (api.c) -------------------------------------------------------------------- */
 
-/* The table of fastadam/include/fastadam_api.h. Call it once, after fa_start; the version must stay. */
+/* The table of fastadam/include/fastadam_api.h. Call it once; the version must stay. */
 const void *fa_api_start(const char *version);
 /* One step of Adam for callers that have no structs; decoupled, threads and the result are as in the table. */
 int fa_adam_f32(int64_t n, float *param, const float *grad, float *m, float *v, int64_t step, double lr, double beta1,

@@ -246,8 +246,8 @@ def as_gradient(grad: Any, param: Any, name: str, param_name: str) -> np.ndarray
     """The gradient as an array that can be used, perhaps after a conversion."""
     array, shape = real_gradient(grad, param, name), np.shape(param)
     if array.shape != shape:
-        some = shape and array.ndim == len(shape) and array.shape[1:] == shape[1:]
-        how = "; give some of its rows as fastadam.Rows(rows, grads) to an optimizer, or rows= to a function"
+        some = len(shape) > 1 and array.shape[1:] == shape[1:] and len(array) < len(param)
+        how = "; if it is that of some rows, give fastadam.Rows(rows, grads), or rows= to a function"
         raise ValueError(f"{name} must have the shape of {param_name}, {shape}, got {array.shape}{how if some else ''}")
     return array
 

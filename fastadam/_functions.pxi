@@ -141,6 +141,8 @@ def nadam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSIN
     ----------
     Dozat, "Incorporating Nesterov Momentum into Adam", ICLR workshop 2016. The rule is that of `NAdam`.
     """
+    if mu_product is None:      # which other rules give
+        _numbers.as_product(mu_product, "mu_product")
     return NADAM.update(nadam_update, param, grad, exp_avg, exp_avg_sq, None, step, mu_product, [<Borrowed>lr,
                         <Borrowed>betas, <Borrowed>eps, <Borrowed>weight_decay, <Borrowed>momentum_decay,
                         <Borrowed>decoupled_weight_decay, <Borrowed>maximize], grad_scale, rows, threads, unknown)

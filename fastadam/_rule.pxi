@@ -4,6 +4,7 @@ cdef enum:
     ROWS = 5                # behind param, grad, M, V and W, which are given as a task has them
     MOST_HYPERS = 12
     MOST_KEPT = 16384       # arrays that there is room for between calls
+    MOST_WORDS = 131072     # and of the room to sort rows in
 
 ctypedef PyObject *Borrowed
 
@@ -89,7 +90,7 @@ cdef class Rule:
             return call.run(self, param, grad, m, v, w, step, product, &options, scale, rows, order)
         finally:
             call.kept = None
-            spare = call if call.most <= MOST_KEPT else None
+            spare = call if call.most <= MOST_KEPT and call.words <= MOST_WORDS else None
 
     cdef bint update_one(self, Borrowed *given, fa_rule rule, fa_coefficients *coefficients, int order) noexcept:
         """The most usual case, with few instructions: False if it is another one, or something is wrong."""

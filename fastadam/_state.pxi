@@ -147,7 +147,7 @@ cdef class StateArrays:
         try:
             return self.index[key]
         except (KeyError, TypeError):   # or no key at all
-            raise KeyError(f"no parameter {key!r}; there are {self.keys}") from None
+            raise KeyError(f"no parameter {key!r}{did_you_mean(key, self.keys)}; there are {self.keys}") from None
 
     @property
     def family(self):

@@ -18,6 +18,7 @@ cdef class Update:
     cdef fa_range *ranges       # of memory that is written, sorted
     cdef Py_ssize_t range_count
     cdef uint64_t *work         # where rows are sorted
+    cdef int64_t words          # in it
     cdef bint good, readable    # are the arrays that are written as they must be; and those that are read?
 
     def __dealloc__(self):
@@ -99,7 +100,9 @@ cdef class Update:
             self.take(column, given)
         elif needed or given is not None:
             name = self.rule.names[column]
-            raise ValueError(f"{self.rule.needs[name]} needs {name}, and {name} needs {self.rule.needs[name]}")
+            if needed:
+                raise ValueError(f"{self.rule.needs[name]} needs {name}, which was not given")
+            raise ValueError(f"{name} was given, and is used only with {self.rule.needs[name]}; leave it out")
         return 0
 
     cdef list items(self, object given, str name):
@@ -344,6 +347,7 @@ cdef class Update:
             if self.has_rows(i):
                 words += fa_rows_room(shape_of(<Array *>self.given[ROWS][i])[0])
         grow(<void **>&self.work, words * sizeof(uint64_t))
+        self.words = words
         work = self.work
         for i in range(self.call.count):
             if self.has_rows(i):

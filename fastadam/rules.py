@@ -151,6 +151,8 @@ class AdamW(Adam):
         eps_hat: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
+        if "decoupled_weight_decay" in common:
+            raise TypeError("AdamW's decay is always decoupled; for another use Adam(weight_decay=...)")
         super().__init__(
             params,
             lr,

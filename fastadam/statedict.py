@@ -160,7 +160,8 @@ def engine_of(saved: dict[str, Any], param_groups: list[dict[str, Any]]) -> _cor
                 f"parameter {key!r} comes as a read-only memory map; with joblib give max_nbytes=None or "
                 "mmap_mode='c' to Parallel, mmap_mode='c' to load"
             )
-    engine = _core.Engine(saved["family"], saved["names"], saved["settings"], saved["wrap_mask"])
+    settings = {"max_norm_each": None, **saved["settings"]}  # pickles of a version before have none
+    engine = _core.Engine(saved["family"], saved["names"], settings, saved["wrap_mask"])
     engine.skipped = saved["skipped"]
     remaining = iter(saved["keys"])
     with engine:

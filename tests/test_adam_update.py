@@ -114,9 +114,16 @@ def test_adam_update_refuses_an_iterator_of_betas_as_the_optimizers_do():
 
 def test_amsgrad_and_its_state_come_together():
     arguments = adam_update_arguments()
-    assert_update_refused(arguments, ValueError, "amsgrad=True needs max_exp_avg_sq", amsgrad=False)
+    assert_update_refused(
+        arguments,
+        ValueError,
+        "^max_exp_avg_sq was given, and is used only with amsgrad=True; leave it out",
+        amsgrad=False,
+    )
     del arguments["max_exp_avg_sq"]
-    assert_update_refused(arguments, ValueError, "amsgrad=True needs max_exp_avg_sq", amsgrad=True)
+    assert_update_refused(
+        arguments, ValueError, "^amsgrad=True needs max_exp_avg_sq, which was not given", amsgrad=True
+    )
 
 
 def test_adam_update_looks_again_after_a_warning_filter(monkeypatch):

@@ -297,8 +297,10 @@ def test_what_is_taken_at_all_is_refused_out_of_range():
         ("RMSprop", "alpha", 1.0),
         ("SGD", "dampening", -1.0),
         ("NAdam", "momentum_decay", math.inf),
+        ("SGD", "nesterov", 1),
     ):
         assert table.states(options_of(name, **{field: bad})) == error("BAD_VALUE")
+    assert table.states(options_of("SGD", nesterov=1, momentum=0.9, dampening=0.1)) == error("BAD_VALUE")
 
 
 def test_a_bad_call_leaves_everything_unchanged():
@@ -501,10 +503,12 @@ def test_the_pages_c_program_compiles_under_the_limited_api_and_has_the_bits(tmp
     compile_c(tmp_path / "fit.c", tmp_path / "fit.abi3.so", "-O1", "-shared", "-fPIC")
     fit = imported(tmp_path, "fit", monkeypatch).fit
     check_fit(fit)
-    w, target = np.zeros(3, np.float32), np.ones(4, np.float32)
-    with pytest.raises(ValueError, match="^fit: n must be >= 0"):
-        fit(w, target, 1)
-    assert not w.any()
+    w = np.zeros(3, np.float32)
+    for target in np.ones(4, np.float32), np.ones(3):
+        with pytest.raises(ValueError, match="^fit: w and target must be float32, of one length"):
+            fit(w, target, 1)
+        assert not w.any()
+    fit(np.zeros(0, np.float32), np.ones(0, np.float32), 1)
 
 
 @needs_compiler

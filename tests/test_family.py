@@ -442,3 +442,8 @@ def test_subnormal_state_is_flushed(name):
     for value in opt.state[0].values():
         if isinstance(value, np.ndarray):
             assert not np.any((value != 0) & (np.abs(value) < np.finfo(np.float32).tiny))
+
+
+def test_the_decay_of_adamw_is_always_decoupled():
+    with pytest.raises(TypeError, match=r"^AdamW's decay is always decoupled; for another use Adam"):
+        fastadam.AdamW(np.ones(2), decoupled_weight_decay=False)

@@ -273,6 +273,7 @@ MIXTURES = [
     ({"step": 2**63}, ValueError, "^step counts from 1 and is less than"),
     ({"mu_product": [0.5, 1.5]}, ValueError, r"^mu_product\[1\] must be from 0 to 1, got 1.5"),
     ({"mu_product": "1"}, TypeError, "^mu_product must be a number, got '1'"),
+    ({"mu_product": None}, TypeError, "^mu_product must be a number, got None"),
     ({"param": [[ones()], ones()]}, TypeError, r"^param\[0\] must be .*got a list; give all arrays in one list"),
     ({"exp_avg": [ones(), (ones(),)]}, TypeError, r"^exp_avg\[1\] must be .*got a tuple; give all arrays in one list"),
     ({"grad": [[ones()], ones()]}, TypeError, r"^grad\[0\] must be .*got a list; give all arrays in one list"),
@@ -333,18 +334,13 @@ def test_gradients_may_repeat_and_lie_between_what_is_written():
 
 
 NEEDS = [
-    (
-        "sgd_update",
-        {"momentum": 0.9},
-        {},
-        "^momentum > 0 needs momentum_buffer, and momentum_buffer needs momentum > 0",
-    ),
-    ("sgd_update", {}, {"momentum_buffer"}, "^momentum > 0 needs momentum_buffer"),
+    ("sgd_update", {"momentum": 0.9}, {}, "^momentum > 0 needs momentum_buffer, which was not given"),
+    ("sgd_update", {}, {"momentum_buffer"}, "^momentum_buffer was given, and is used only with momentum > 0; leave it"),
     ("rmsprop_update", {"momentum": 0.9}, {}, "^momentum > 0 needs momentum_buffer"),
     ("rmsprop_update", {"centered": True}, {"momentum_buffer"}, "^centered=True needs grad_avg"),
-    ("rmsprop_update", {}, {"grad_avg"}, "^centered=True needs grad_avg, and grad_avg needs centered=True"),
+    ("rmsprop_update", {}, {"grad_avg"}, "^grad_avg was given, and is used only with centered=True"),
     ("adam_update", {"amsgrad": True}, {}, "^amsgrad=True needs max_exp_avg_sq"),
-    ("adam_update", {}, {"max_exp_avg_sq"}, "^amsgrad=True needs max_exp_avg_sq"),
+    ("adam_update", {}, {"max_exp_avg_sq"}, "^max_exp_avg_sq was given, and is used only with amsgrad=True"),
     ("sgd_update", {"nesterov": True}, {}, "^nesterov=True needs momentum > 0 and dampening 0, got 0.0 and 0.0"),
 ]
 

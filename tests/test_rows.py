@@ -403,7 +403,10 @@ def test_bad_rows_are_refused_and_nothing_changes(rows, grads, error, words):
 def test_who_forgets_rows_is_told_of_them():
     opt, some = fastadam.Adam(np.ones((5, 3))), Rows(np.array([0]), ONES[:1])
     assert list(inspect.signature(Rows).parameters) == ["rows", "grads"]
-    with unchanged(opt), pytest.raises(ValueError, match=r"got \(2, 3\); give some of its rows as fastadam.Rows\(rows"):
+    with (
+        unchanged(opt),
+        pytest.raises(ValueError, match=r"got \(2, 3\); if it is that of some rows, give fastadam.Rows\(rows"),
+    ):
         opt.step(ONES)
     with pytest.raises(TypeError, match="got a Rows; give it to step of an optimizer"):
         fastadam.adam_update(np.ones((5, 3)), some, np.ones((5, 3)), np.ones((5, 3)), 1)

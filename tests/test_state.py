@@ -200,6 +200,19 @@ def test_schedules_are_left_out_of_state_dicts_and_kept_on_loading():
     assert opt.lr is schedule
 
 
+def test_pickles_of_a_version_without_the_newest_options_go_on():
+    params = [np.ones(3), np.ones(2)]
+    opt = fastadam.Adam(params, amsgrad=True)
+    opt.step([np.ones(3), np.ones(2)])
+    saved = opt.__getstate__()
+    del saved["_engine"]["settings"]["max_norm_each"], saved["_engine"]["orders"]
+    other = object.__new__(fastadam.Adam)
+    other.__setstate__(pickle.loads(pickle.dumps(saved)))
+    for each in opt, other:
+        each.step([np.full(3, 2.0), np.ones(2)])
+    assert np.array_equal(other.param_groups[0]["params"][0], params[0]) and other.max_norm_each is None
+
+
 def test_loading_takes_torchs_way_of_writing_things(trained):
     params, opt = trained
     saved = copy.deepcopy(opt.state_dict())

@@ -4,8 +4,8 @@
  * docs/c-interface.md has a complete program for each. Every function may be called from any thread, with or without
  * the GIL, and leaves the floating-point environment as it was. A fork waits until it has returned.
  *
- * This table, its functions and fastadam_options only ever grow at their ends. Any other change is another ABI, in a
- * capsule of another name. */
+ * This table and fastadam_options only ever grow at their ends, and the table whenever the options do, so that
+ * fastadam_import() notices both. Any other change is another ABI, in a capsule of another name. */
 #ifndef FASTADAM_API_H
 #define FASTADAM_API_H
 
@@ -83,7 +83,8 @@ typedef struct {
 
     /* One step of each array, all of them in one parallel pass; the bits are those of the class in Python. Gradients are
      * multiplied by grad_scale. threads is an order for exactly so many, 1 to 1024 (at most one for each cache line); 0
-     * takes a thread for each 8 MiB of parameters, within the bounds that Python's steps have.
+     * takes a thread for each 8 MiB of parameters (128 KiB while fastadam.share_threads_with_blas() is on), within the
+     * bounds that Python's steps have.
      *
      * Returns how many threads it took, or an error. An array may be in one call at a time. More than 32 arrays need
      * memory, of which there may be none. */
