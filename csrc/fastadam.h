@@ -426,8 +426,9 @@ typedef struct {
 
 /* Sort, with room for as many; the first range that overlaps the next one, or NULL. */
 const fa_range *fa_ranges_sort(fa_range *ranges, fa_range *room, int64_t count);
-/* The first of sorted, disjoint ranges that shares a byte with [begin, end), or NULL. */
-const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end);
+/* The first of sorted, disjoint ranges that shares a byte with [begin, end), or NULL. `near`, 0 to count, is where to look
+ * first, and then where it was: arrays that were made one after the other lie between the same two ranges. */
+const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end, int64_t *near);
 
 /* ---- forks (fork.c) ------------------------------------------------------------------------------------- */
 

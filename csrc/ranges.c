@@ -41,9 +41,11 @@ const fa_range *fa_ranges_sort(fa_range *ranges, fa_range *room, int64_t count)
     return NULL;
 }
 
-const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end)
+const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end, int64_t *near)
 {
     int64_t low = 0, high = count;
+    if ((*near == 0 || ranges[*near - 1].end <= begin) && (*near == count || ranges[*near].end > begin))
+        low = high = *near;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
         if (ranges[middle].end <= begin)
@@ -51,5 +53,6 @@ const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t 
         else
             high = middle;
     }
+    *near = low;
     return low < count && ranges[low].begin < end && begin < end ? &ranges[low] : NULL;
 }

@@ -188,7 +188,7 @@ cdef extern from "fastadam.h" nogil:
         int array
 
     const fa_range *fa_ranges_sort(fa_range *ranges, fa_range *room, int64_t count)
-    const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end)
+    const fa_range *fa_ranges_find(const fa_range *ranges, int64_t count, uintptr_t begin, uintptr_t end, int64_t *near)
 
     const void *fa_api_start(const char *version)
     int fa_adam_f32(int64_t n, float *param, const float *grad, float *m, float *v, int64_t step, double lr,

@@ -279,7 +279,8 @@ cdef class Engine(Parameters):
 
     cdef bint is_written(self, Array *array) noexcept nogil:
         cdef uintptr_t begin = <uintptr_t>data_of(array)
-        return fa_ranges_find(self.ranges, self.range_count, begin, begin + nbytes_of(array)) != NULL
+        cdef int64_t near = 0
+        return fa_ranges_find(self.ranges, self.range_count, begin, begin + nbytes_of(array), &near) != NULL
 
     cdef int raise_overlap(self, Py_ssize_t i, object grad) except -1:
         """Raise if a gradient shares memory with what is written."""

@@ -404,9 +404,10 @@ cdef class Parameters(StateArrays):
         """The name of the array of ours that this one shares memory with, or None."""
         cdef const fa_range *r
         cdef uintptr_t low, high
+        cdef int64_t near = 0
         array = numpy.asarray(array)
         bounds_of(<Array *>array, &low, &high)
-        r = fa_ranges_find(self.ranges, self.range_count, low, high)
+        r = fa_ranges_find(self.ranges, self.range_count, low, high, &near)
         while r != NULL and r < self.ranges + self.range_count and r.begin < high:
             places = [FA_PARAM, *states_in((<Group>self.groups[self.layouts[r.slot].group]).mask)]
             if numpy.shares_memory(numpy.asarray(self.arrays[r.slot][places.index(r.array)]), array):

@@ -313,13 +313,14 @@ cdef class Update:
         """Raise if a gradient, or a list of rows, overlaps what is written. All of them lie in one piece."""
         cdef Py_ssize_t i
         cdef uintptr_t begin
+        cdef int64_t near = 0
         cdef const fa_range *r
         cdef Array *array
         for i in range(self.call.count):
             if a == FA_GRAD or self.has_rows(i):
                 array = <Array *>self.given[a][i]
                 begin = <uintptr_t>data_of(array)
-                r = fa_ranges_find(self.ranges, self.range_count, begin, begin + nbytes_of(array))
+                r = fa_ranges_find(self.ranges, self.range_count, begin, begin + nbytes_of(array), &near)
                 if r != NULL:
                     raise overlap_error(self.name_of(a, i), self.name_of(r.array, r.slot))
         return 0
@@ -328,9 +329,10 @@ cdef class Update:
         """The same of one with gaps, which may lie around what is written."""
         cdef const fa_range *r
         cdef uintptr_t low, high
+        cdef int64_t near = 0
         array = numpy.asarray(array)
         bounds_of(<Array *>array, &low, &high)
-        r = fa_ranges_find(self.ranges, self.range_count, low, high)
+        r = fa_ranges_find(self.ranges, self.range_count, low, high, &near)
         while r != NULL and r < self.ranges + self.range_count and r.begin < high:
             if numpy.shares_memory(<object>self.given[r.array][r.slot], array):
                 raise overlap_error(name, self.name_of(r.array, r.slot))

@@ -81,7 +81,7 @@ class Call(Structure):
 
 for name, result, arguments in (
     ("fa_ranges_sort", POINTER(Range), [POINTER(Range), POINTER(Range), c_int64]),
-    ("fa_ranges_find", POINTER(Range), [POINTER(Range), c_int64, c_size_t, c_size_t]),
+    ("fa_ranges_find", POINTER(Range), [POINTER(Range), c_int64, c_size_t, c_size_t, POINTER(c_int64)]),
     ("fa_blocks_of_call", c_int64, [POINTER(Call)]),
     ("fa_sum_squares", None, [POINTER(Call), c_int]),
     ("fa_add_squares", c_double, [POINTER(Call)]),
@@ -117,10 +117,12 @@ def test_the_first_range_that_is_touched_is_found():
     for begin in range(5, 45):
         for end in range(begin, 45):
             touched = [r.slot for r in ranges if r.begin < end and begin < r.end]
-            found = csrc.fa_ranges_find(ranges, 3, begin, end)
             expected = touched[0] if touched and begin < end else None
-            assert (found[0].slot if found else None) == expected
-    assert not csrc.fa_ranges_find(ranges, 0, 0, 100)
+            for near in map(c_int64, range(4)):  # wherever it looks first
+                found = csrc.fa_ranges_find(ranges, 3, begin, end, near)
+                assert (found[0].slot if found else None) == expected
+                assert near.value == sum(r.end <= begin for r in ranges)
+    assert not csrc.fa_ranges_find(ranges, 0, 0, 100, c_int64(0))
 
 
 def as_call(grads, steps):
