@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 ADAPTERS = ("sklearn", "thinc")  # they need the library; the tests of each run its examples
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__))]
 MODULES = [name for name in MODULES if name.removeprefix("fastadam.") not in ("__main__", *ADAPTERS)]
-MODULES[MODULES.index("fastadam.torch")] = pytest.param("fastadam.torch", marks=pytest.mark.torch)
+for name in "fastadam.torch", "fastadam._tensors":
+    MODULES[MODULES.index(name)] = pytest.param(name, marks=pytest.mark.torch)
 for package in persist, reference:
     MODULES += [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
 

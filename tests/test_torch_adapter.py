@@ -359,6 +359,46 @@ def test_options_that_need_state_may_be_switched_on(torch, ours):
     assert all(torch.equal(entry["max_exp_avg_sq"], entry["exp_avg_sq"]) for entry in opt.state.values())
 
 
+def test_state_may_have_entries_that_are_no_parameters(torch, ours):
+    """Subclasses keep numbers of their own there."""
+    models, opts = pair(torch, ours, "Adam")
+    for model, opt in zip(models, opts, strict=True):
+        opt.state["own"] = 3
+        train(torch, model, opt, 2)
+        opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+        train(torch, model, opt, 2)
+        assert opt.state["own"] == 3
+    assert_close(torch, *models)
+
+
+def test_a_parameter_may_become_a_part_of_itself(torch, ours):
+    results = []
+    for cls in ours.SGD, plain(torch, "SGD"):
+        p = torch.ones(6, requires_grad=True)
+        opt = cls([p], lr=1.0)
+        p.grad = torch.ones(6)
+        opt.step()
+        p.grad, p.data = None, p.data[:4]
+        p.grad = torch.ones(4)
+        if cls is ours.SGD:
+            with pytest.raises(ValueError, match=r"gradient of parameter 0 must have the shape"):
+                opt.step()  # seen only now
+        opt.step()
+        results.append(p)
+    torch.testing.assert_close(*results)
+
+
+def test_frozen_parameters_wait_and_go_on(torch, ours):
+    models, opts = pair(torch, ours, "AdamW")
+    for model, opt in zip(models, opts, strict=True):
+        for i in range(3):
+            for k, p in enumerate(model.parameters()):
+                p.requires_grad_(k % 3 != i)
+            train(torch, model, opt, 3, 3 * i)
+    assert_close(torch, *models)
+    assert_same_state(torch, *opts)
+
+
 def test_a_state_dict_that_does_not_fit_changes_nothing(torch, ours):
     model = network(torch)
     opt = ours.Adam(model.parameters())

@@ -127,6 +127,42 @@ def test_bfloat16_parameters_keep_their_low_bits_in_state_dicts(torch, ours, sta
         assert opt.state[model[0].weight]["step"] == 24
 
 
+def conv(torch, dtype, memory_format):
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(16, 8, 3).to(dtype).to(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("layouts", [("channels_last", "contiguous_format"), ("contiguous_format", "channels_last")])
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "8bit")]
+)
+def test_low_bits_and_codes_are_loaded_where_axes_lie_in_another_order(torch, ours, dtype, state_dtype, layouts):
+    models = [conv(torch, getattr(torch, dtype), getattr(torch, layout)) for layout in layouts]
+    opts = [ours.Adam(model.parameters(), state_dtype=state_dtype) for model in models]
+    for p in models[0].parameters():
+        p.grad = torch.empty_like(p).copy_(torch.linspace(-1, 1, p.numel()).view(p.shape))
+    opts[0].step()
+    models[1].load_state_dict(models[0].state_dict())
+    opts[1].load_state_dict(copy.deepcopy(opts[0].state_dict()))
+    inner = [opt._inner for opt in opts]
+    for i, names in enumerate(inner[0].state.values()):
+        assert all(np.array_equal(inner[0].state[i][n], inner[1].state[i][n]) for n in names if "::" not in n)
+        assert np.array_equal(inner[0].master(i), inner[1].master(i))
+    for opt in opts:
+        for p in opt.param_groups[0]["params"]:
+            p.grad = torch.empty_like(p).fill_(0.5)
+        opt.step()
+
+
+def test_nothing_of_bfloat16_is_left_in_the_state_of_a_model_in_float32(torch, ours):
+    model = network(torch, torch.bfloat16)
+    opt = ours.Adam(model.parameters())
+    train(torch, model, opt, 2)
+    model.float()
+    train(torch, model, opt, 1)
+    assert all([*entry] == ["step", "exp_avg", "exp_avg_sq"] for entry in opt.state.values())
+
+
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
 def test_state_in_fewer_bits_goes_on_to_the_same_bits(torch, ours, state_dtype):
     models = network(torch), network(torch)
@@ -191,6 +227,7 @@ REFUSED = {
     "float16": (lambda torch: torch.ones(2, dtype=torch.float16), {}, "is torch.float16; make it float32 and train"),
     "gaps": (lambda torch: torch.ones(4, 4)[:, ::2], {}, "has gaps in memory, .*strides"),
     "expand": (lambda torch: torch.ones(1).expand(4), {}, "has gaps in memory, or elements that share it"),
+    "negated": (lambda torch: torch.ones(4, dtype=torch.complex64).conj().imag, {}, "negates .*resolve_neg"),
     "capturable": (lambda torch: torch.ones(2), {"capturable": True}, "fastadam has no capturable=True; set it"),
     "differentiable": (lambda torch: torch.ones(2), {"differentiable": True}, "no differentiable=True; set it"),
     "negative `lr`": (lambda torch: torch.ones(2), {"lr": -0.1}, "Invalid learning rate"),
@@ -249,6 +286,32 @@ def test_clipping_is_that_of_clip_grad_norm(torch, ours):
     assert opts[0].max_norm == 0.05
 
 
+def test_max_norm_each_clips_as_one_clip_grad_norm_for_each(torch, ours):
+    models, opts = pair(torch, ours, "AdamW", groups=two_groups)
+    opts[0].max_norm_each = 0.5
+    for i in range(5):
+        for model, opt in zip(models, opts, strict=True):
+            backward(torch, model, opt, i)
+            if opt is opts[1]:
+                norms = [torch.nn.utils.clip_grad_norm_([p], 0.5) for p in model.parameters()]
+            opt.step()
+        assert min(norms) < 0.5 < max(norms)
+    assert_close(torch, *models)
+    for options in {"max_norm_each": 0.0}, {"max_norm_each": 1.0, "max_norm": 1.0}:
+        with pytest.raises(ValueError, match="max_norm"):
+            ours.SGD([torch.ones(2)], **options)
+    with pytest.raises(ValueError, match="cannot both be set"):
+        opts[0].max_norm = 1.0
+    assert opts[0].max_norm is None and copy.deepcopy(opts[0]).max_norm_each == 0.5
+
+
+def test_options_of_the_optimizer_are_refused_in_groups(torch, ours):
+    opt = ours.SGD([torch.ones(2)])
+    with pytest.raises(ValueError, match="max_norm is no option of groups; give it to SGD"):
+        opt.add_param_group({"params": [torch.ones(2)], "max_norm": 1.0})
+    assert len(opt.param_groups) == 1
+
+
 def test_nonfinite_gradients_raise_or_are_left_out(torch, ours):
     p = torch.ones(2, requires_grad=True)
     opt = ours.Adam([p], nonfinite="skip")
@@ -286,6 +349,34 @@ def test_gradients_freed_in_backward_give_the_same_bits(torch, ours, name):
     opts[0].max_norm = 1.0
     with pytest.raises(ValueError, match="steps in backward need max_norm=None"):
         opts[0].free_gradients_in_backward()
+
+
+def test_max_norm_each_goes_with_steps_in_backward(torch, ours):
+    models = network(torch), network(torch)
+    opts = [ours.AdamW(model.parameters(), max_norm_each=0.05) for model in models]
+    opts[0].free_gradients_in_backward()
+    for model, opt in zip(models, opts, strict=True):
+        train(torch, model, opt, 4)
+    assert bits(models[0]) == bits(models[1])
+
+
+def test_steps_in_backward_leave_frozen_and_removed_parameters_alone(torch, ours):
+    model = network(torch)
+    model[0].weight.requires_grad_(False)
+    before = model[0].weight.clone()
+    opt = ours.AdamW(model.parameters())
+    model, opt, before = copy.deepcopy((model, opt, before))  # a copy has no fastadam optimizer yet
+    end = opt.free_gradients_in_backward()
+    backward(torch, model, opt, 0)
+    assert torch.equal(model[0].weight, before) and all(p.grad is None for p in model.parameters())
+    opt.step()
+    model[0].weight.requires_grad_()
+    removed = opt.param_groups[0]["params"].pop()
+    backward(torch, model, opt, 1)
+    assert [p for p in model.parameters() if p.grad is not None] == [model[0].weight, removed]
+    opt.step()
+    end()
+    assert not torch.equal(model[0].weight, before)
 
 
 def test_threads_each_with_an_optimizer(torch, ours):
