@@ -321,6 +321,16 @@ def test_scikit_learns_own_tests_pass(tmp_path, module, passed, steps):
     assert int(re.search(r"steps: (\d+)", run.stdout)[1]) >= steps
 
 
+def test_what_is_refused_changes_nothing(ours):
+    """Whichever array is at fault."""
+    weights = [np.ones((2, 2)), np.zeros(2)]
+    adam = ours.AdamOptimizer(weights, learning_rate_init=0.1)
+    for grads in [np.ones((2, 2))], [np.ones((2, 2)), np.ones(3)], [np.ones((2, 2)), None]:
+        with pytest.raises((TypeError, ValueError)):
+            adam.update_params(weights, grads)
+    assert (weights[0] == 1.0).all() and not adam.ms[0].any() and adam.t == 0
+
+
 @pytest.mark.filterwarnings("ignore:grad.* is copied")  # float32 X, float64 y
 @pytest.mark.parametrize("name", ["FastMLPClassifier", "FastMLPRegressor"])
 def test_scikit_learns_checks_of_estimators_pass(ours, name):
