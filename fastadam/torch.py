@@ -14,6 +14,7 @@ from inspect import signature
 from itertools import chain, islice
 from operator import is_
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -235,19 +236,26 @@ class Adapter(torch.optim.Optimizer):
             raise ValueError("steps in backward need max_norm=None (use max_norm_each), and each parameter given once")
         self._freed = {*self._index}  # in this backward
 
-        def step_one(p: Tensor) -> None:
-            i = self._index.get(p, -1)  # -1: it was taken out of its group
-            if not self._freed or p in self._freed or p.data_ptr() != self._slots[i].pointer:  # a new one
-                self._prepare()
-                self._freed.clear()
-                i = self._index.get(p, -1)
-            if i >= 0:
-                self._freed.add(p)
-                self._step_one(i, self._slots[i].gradient())
-                p.grad = None
+        alive = ref(self)  # torch never frees what a hook of this kind holds
 
-        handles = [p.register_post_accumulate_grad_hook(step_one) for p in self._index if p.requires_grad]
+        def hook(p: Tensor) -> None:
+            optimizer = alive()
+            if optimizer is not None:
+                optimizer._step_and_free(p)
+
+        handles = [p.register_post_accumulate_grad_hook(hook) for p in self._index if p.requires_grad]
         return lambda: [handle.remove() for handle in handles].clear()
+
+    def _step_and_free(self, p: Tensor) -> None:
+        i = self._index.get(p, -1)  # -1: it was taken out of its group
+        if not self._freed or p in self._freed or p.data_ptr() != self._slots[i].pointer:  # a new backward
+            self._prepare()
+            self._freed.clear()
+            i = self._index.get(p, -1)
+        if i >= 0:
+            self._freed.add(p)
+            self._step_one(i, self._slots[i].gradient())
+            p.grad = None
 
 
 class Adam(Adapter, torch.optim.Adam, rule=fastadam.Adam): ...

@@ -3,9 +3,11 @@
 Run by pytest -m torch (needs torch==2.13.0)."""
 
 import copy
+import gc
 import io
 import threading
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +351,22 @@ def test_gradients_freed_in_backward_give_the_same_bits(torch, ours, name):
     opts[0].max_norm = 1.0
     with pytest.raises(ValueError, match="steps in backward need max_norm=None"):
         opts[0].free_gradients_in_backward()
+
+
+def test_an_optimizer_that_steps_in_backward_is_freed_with_its_model(torch, ours):
+    model = network(torch)
+    opt = ours.SGD(model.parameters())
+    opt.free_gradients_in_backward()
+    train(torch, model, opt, 1)
+    alive = weakref.ref(opt), weakref.ref(model)
+    del opt
+    assert alive[0]() is None
+    backward_alone = model(torch.ones(1, 5)).sum()
+    backward_alone.backward()
+    assert model[0].weight.grad is not None
+    del model, backward_alone
+    gc.collect()
+    assert alive[1]() is None
 
 
 def test_max_norm_each_goes_with_steps_in_backward(torch, ours):
