@@ -132,7 +132,12 @@ class Adapter(torch.optim.Optimizer):
                     raise ValueError(f"fastadam has no {flag}=True; set it to False, or use torch's own class")
             own = [self._slots[self._index[p]].array for p in dict.fromkeys(group["params"])]
             groups.append({**self._hyper_parameters(group), "params": own})
-        inner = self._rule(groups, **{name: value for name, value in self._options.items() if value is not None})
+        try:
+            inner = self._rule(groups, **{name: value for name, value in self._options.items() if value is not None})
+        except ValueError as error:
+            if "overlap" in str(error):
+                error.add_note("In torch: p.data = p.data.clone(); or one parameter for both, given once.")
+            raise
         fresh = inner.state_dict(raw=True)
         entries = [self.state.get(p) or {} for p in self._index]
         saved = [slot.saved(entries[i], fresh["state"][i]) for i, slot in enumerate(self._slots)]

@@ -255,6 +255,21 @@ def test_what_fastadam_cannot_step_is_refused_with_a_way_out(torch, ours, what):
     assert what in PAGE.read_text()
 
 
+def test_parameters_that_share_memory_are_refused_until_they_do_not(torch, ours):
+    p, q = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
+    opt = ours.SGD([p, q], lr=1.0)
+    p.grad, q.grad = torch.ones(4), torch.ones(4)
+    q.data = p.data
+    for make in opt.step, lambda: ours.SGD([p, q]):
+        with pytest.raises(ValueError, match="overlap in memory") as caught:
+            make()
+        assert "p.data = p.data.clone()" in caught.value.__notes__[0] and torch.equal(p, torch.ones(4))
+    q.data = q.data.clone()
+    opt.step()
+    assert torch.equal(p, torch.zeros(4)) and torch.equal(q, torch.zeros(4))
+    assert "that share memory" in PAGE.read_text()
+
+
 def test_sparse_gradients_of_other_layouts_are_refused_and_nothing_changes(torch, ours):
     p, q = torch.ones(4, 3, requires_grad=True), torch.ones(2, requires_grad=True)
     opt = ours.SGD([q, p])
