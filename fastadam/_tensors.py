@@ -11,6 +11,7 @@ from torch import Tensor
 from fastadam import Rows
 
 STATE_TYPES = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
+COUNTERS = ("step", "mu_product")
 ORDERS = {"axes", "fortran_order"}  # how codes lie, if not in C order
 
 
@@ -88,7 +89,7 @@ class Slot:
         """What torch has as fastadam loads it. What is missing is fresh; what is somebody else's is left out."""
         ours, saved = {*map(base, fresh)} - ORDERS, dict[str, Any]()
         for name, value in entry.items():
-            if name in ("step", "mu_product"):
+            if name in COUNTERS:
                 value = float(value)
             elif name in ours and isinstance(value, Tensor):
                 value = value.to(STATE_TYPES[self.tensor.dtype])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import fastadam
-from fastadam._tensors import Slot, base, number
+from fastadam._tensors import COUNTERS, Slot, base, number
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
 
@@ -117,7 +117,7 @@ class Adapter(torch.optim.Optimizer):
     def _layout(self) -> list[Any]:
         """What the fastadam optimizer is made for."""
         kinds = [bool(group[name]) for group in self.param_groups for name in STATE_DEPENDS_ON if name in group]
-        return [*kinds, *map(Tensor.data_ptr, self._index), *map(Tensor.stride, self._index)]
+        return [*kinds, *map(Tensor.stride, self._index), *map(Tensor.data_ptr, self._watched)]
 
     def _build(self) -> None:
         """Make a fastadam optimizer of what there is."""
@@ -157,6 +157,13 @@ class Adapter(torch.optim.Optimizer):
                 entries[i].clear()
                 entries[i].update(slot.shown | others)
         self._hidden = {i for i, slot in enumerate(self._slots) if slot.shown and not saved[i]}
+        self._watched = [
+            *self._index,
+            steps,
+            products,
+        ]  # tensors whose memory must stay; counters are parts of the last
+        for slot in self._slots:
+            self._watched += [x for name, x in slot.shown.items() if isinstance(x, Tensor) and name not in COUNTERS]
         self._made_for, self._values, self._counted = self._layout(), self._state_values(), self._steps.tobytes()
         self._size, self._sizes = sum(slot.array.size for slot in self._slots), [len(g["params"]) for g in groups]
         self._inner, self._skipped = inner, 0

@@ -359,6 +359,23 @@ def test_options_that_need_state_may_be_switched_on(torch, ours):
     assert all(torch.equal(entry["max_exp_avg_sq"], entry["exp_avg_sq"]) for entry in opt.state.values())
 
 
+def test_state_whose_memory_moves_counts(torch, ours):
+    models, opts = pair(torch, ours, "Adam")
+    for model, opt in zip(models, opts, strict=True):
+        train(torch, model, opt, 2)
+        entry = opt.state[next(model.parameters())]
+        entry["exp_avg"].data = torch.zeros(9, 5)
+        train(torch, model, opt, 2)
+        for values in opt.state.values():
+            for value in values.values():
+                value.share_memory_()
+        train(torch, model, opt, 2)
+        entry["step"].share_memory_()
+        train(torch, model, opt, 2)
+    assert_close(torch, *models)
+    assert_same_state(torch, *opts)
+
+
 def test_state_may_have_entries_that_are_no_parameters(torch, ours):
     """Subclasses keep numbers of their own there."""
     models, opts = pair(torch, ours, "Adam")
