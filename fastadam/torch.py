@@ -51,6 +51,8 @@ class Adapter(torch.optim.Optimizer):
     """torch's class of this name. It takes torch's arguments, and OPTIONS by name. docs/torch.md says more."""
 
     _rule: Any  # fastadam's class
+    state: Any
+    param_groups: Any
     _inner: Any = None  # an optimizer of that class, made for what there was at the last step
     _freed: set[Tensor]  # parameters whose gradients were freed since
     max_norm, max_norm_each, nonfinite, threads = map(setting, ("max_norm", "max_norm_each", "nonfinite", "threads"))
