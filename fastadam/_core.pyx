@@ -228,6 +228,7 @@ include "_rule.pxi"
 include "_update.pxi"
 include "_functions.pxi"
 include "_capi.pxi"
+include "_parts.pxi"
 
 
 assert ARRAYS == FA_ARRAYS and STATES == FA_STATES

@@ -4,11 +4,11 @@ from libc.stdint cimport int64_t, uint16_t, uint64_t, uintptr_t
 cdef extern from "fastadam.h" nogil:
     ctypedef int fa_rule
 
-    enum: FA_GRADIENT
+    enum: FA_GRADIENT, FA_SUMMED, FA_IN_PLACE
 
     ctypedef enum fa_real: FA_FLOAT32, FA_FLOAT64, FA_REALS
     enum: FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_VALUES, FA_LOW, FA_M_SCALE, FA_ARRAYS
-    enum: FA_STATE, FA_STATES
+    enum: FA_STATE, FA_STATES, FA_SQUARES
 
     ctypedef struct fa_options:     # what Cython names; fa_hypers has all
         double lr, beta1, beta2, eps, weight_decay, eps_root, momentum, dampening, initial_accumulator_value
@@ -29,7 +29,7 @@ cdef extern from "fastadam.h" nogil:
         double product
 
     ctypedef struct fa_wrap:
-        pass
+        double s, mean
 
     ctypedef struct fa_family:
         const char *name
@@ -81,12 +81,13 @@ cdef extern from "fastadam.h" nogil:
         const fa_rows *rows
         const void *coefficients
         const fa_codec *decode
+        int64_t origin
 
     ctypedef struct fa_rows:
         int64_t width, count
         const fa_kernel *add
 
-    enum: FA_MOST_BITS, FA_SUMMED, FA_IN_PLACE
+    enum: FA_MOST_BITS
 
     int64_t fa_rows_room(int64_t given)
     int fa_rows_bits(int64_t given, int64_t height)

@@ -69,38 +69,22 @@ cdef class Engine(Parameters):
         finally:
             self.end_change()
 
-    cdef int run_step(self, Py_ssize_t first, Py_ssize_t count, list grads, list groups, grad_scale) except -1:
+    cdef int prepare(self, Py_ssize_t first, Py_ssize_t count, list grads, list groups, grad_scale) except -1:
+        """Check all, and build the tasks. Does any parameter step? Without groups: with the numbers read last."""
         cdef fa_call *c = &self.call
         cdef fa_settings *s = &c.settings
-        cdef double norm = 0.0, scale
-        cdef fa_anomaly anomaly = FA_FINITE
-        cdef int64_t culprit = 0, blocks
-        cdef bint measured, steps
-        cdef int team, bound = bound_of_threads()
-        cdef Py_ssize_t i
-        cdef bint alone = count != self.count
-        cdef fa_fp_state saved
+        cdef bint steps
         s[0] = self.chosen      # a schedule may change those
         c.scale, c.isa = as_grad_scale(grad_scale), chosen_isa
-        if alone and s.max_norm < INFINITY:
+        if count != self.count and s.max_norm < INFINITY:
             raise ValueError("max_norm needs the gradients of all parameters at once: use step; or set it to None (and "
                              "max_norm_each, which clips each array by its own norm)")
         self.first, c.slots, c.tasks, c.count = first, self.slots + first, self.tasks + first, count
         c.rows = self.rows + first
         steps = self.mark_active(grads)
         self.check_rows()
-        groups = list(groups)               # schedules, and finalizers, may change theirs
-        if len(groups) != len(self.groups):
-            raise ValueError("param_groups grew or shrank; use add_param_group")
-        if not steps and s.accumulate > 1:
-            self.check_groups(groups)       # schedules are called for steps alone
-        elif alone:                         # an array goes by its own counter
-            i = self.layouts[first].group
-            (<Group>self.groups[i]).read(groups[i], self.slots[first].record.step)
-        else:
-            for i in range(len(self.groups)):
-                (<Group>self.groups[i]).read(groups[i], (<Group>self.groups[i]).c.count)
-        measured = s.nonfinite != 0 or (min(s.max_norm, s.max_norm_each) < INFINITY and steps)
+        if groups is not None:
+            self.read_groups(groups, steps or s.accumulate == 1)
         if s.threads > 1 and not fa_has_room(s.threads):
             self.ask_for_threads(s.threads)
         self.prepare_file()
@@ -109,16 +93,42 @@ cdef class Engine(Parameters):
         if self.has_rows:
             self.sort_rows(grads)
         fa_build_tasks(c)
+        if c.blockwise or s.average:
+            fa_build_wraps(c)
+        return steps
+
+    cdef int read_groups(self, list groups, bint steps) except -1:
+        cdef Py_ssize_t i
+        groups = list(groups)               # schedules, and finalizers, may change theirs
+        if len(groups) != len(self.groups):
+            raise ValueError("param_groups grew or shrank; use add_param_group")
+        if not steps:
+            self.check_groups(groups)       # schedules are called for steps alone
+        elif self.call.count != self.count:     # an array goes by its own counter
+            i = self.layouts[self.first].group
+            (<Group>self.groups[i]).read(groups[i], self.slots[self.first].record.step)
+        else:
+            for i in range(len(self.groups)):
+                (<Group>self.groups[i]).read(groups[i], (<Group>self.groups[i]).c.count)
+        return 0
+
+    cdef int run_step(self, Py_ssize_t first, Py_ssize_t count, list grads, list groups, grad_scale) except -1:
+        cdef fa_call *c = &self.call
+        cdef fa_settings *s = &c.settings
+        cdef double norm = 0.0, scale
+        cdef fa_anomaly anomaly = FA_FINITE
+        cdef int64_t culprit = 0, blocks
+        cdef bint measured, steps, alone = count != self.count
+        cdef int team, bound = bound_of_threads()
+        cdef fa_fp_state saved
+        steps = self.prepare(first, count, grads, groups, grad_scale)
+        measured = s.nonfinite != 0 or (min(s.max_norm, s.max_norm_each) < INFINITY and steps)
+        scale = 1.0 if c.blockwise else c.scale
         c.scales = NULL
         if measured:
             blocks = fa_blocks_of_call(c)
             grow(<void **>&c.sums, (blocks + count) * sizeof(double))
-            if s.max_norm_each < INFINITY:
-                c.scales = c.sums + blocks
-        if c.blockwise or s.average:
-            fa_build_wraps(c)
-        scale = 1.0 if c.blockwise else c.scale
-        if measured:
+            c.scales = c.sums + blocks if s.max_norm_each < INFINITY else NULL
             team = s.threads if s.threads else max(1, min(self.threads_used, bound, fa_max_threads()))
             with nogil:
                 fa_fp_default(&saved)
@@ -132,8 +142,7 @@ cdef class Engine(Parameters):
                     anomaly = fa_find_anomaly(c, norm, scale, &culprit)
                 fa_fp_restore(&saved)
             if anomaly != FA_FINITE and s.nonfinite == RAISE:
-                if c.scales != NULL:
-                    scale = c.scales[culprit]
+                scale = c.scales[culprit] if c.scales != NULL else scale
                 self.raise_anomaly(anomaly, culprit, c.scale if c.blockwise else scale)
         with nogil:
             if steps:

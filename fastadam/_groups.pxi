@@ -116,12 +116,15 @@ cdef class Group:
 
     def last_values(self):
         """The numbers among the hyper-parameters of its last step."""
+        return self.numbers_in(&self.c.taken) if self.c.stepped else {}
+
+    cdef dict numbers_in(self, const fa_options *options):
         cdef const double *number
         values = {}
-        for name in self.names if self.c.stepped else ():
+        for name in self.names:
             kind, offset = KINDS[name]
             if kind in (FA_MAGNITUDE, FA_BETA, FA_BETAS, FA_INITIAL):
-                number = <const double *>(<const char *>&self.c.taken + <Py_ssize_t>offset)
+                number = <const double *>(<const char *>options + <Py_ssize_t>offset)
                 values[name] = number[0]
                 if kind == FA_BETAS:
                     values[name] = number[0], number[1]
