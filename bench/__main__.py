@@ -4,7 +4,7 @@ import importlib
 import sys
 
 COMMANDS = ("versus", "loop", "sklearn_fit", "spacy_fit", "busy", "scaling", "rows", "formats", "quality", "large")
-COMMANDS += ("embedded", "torch_adapter", "instructions", "report")
+COMMANDS += ("embedded", "torch_adapter", "mpi", "instructions", "report")
 SHORT = {"torch": "torch_adapter"}
 
 

@@ -17,6 +17,7 @@ nitpick_ignore = [  # arguments and attributes: they are in the lists of their o
         *("nbytes", "end", "copy.deepcopy", "rows"),
     )
 ]
+autodoc_mock_imports = ["mpi4py"]  # only fastadam.mpi needs it
 autodoc_typehints = "none"  # the numpydoc sections have the types
 autodoc_member_order = "bysource"
 autosummary_generate = False

@@ -198,7 +198,7 @@ cdef inline bint is_decodable(Array *grad, Array *param) noexcept nogil:
             and (flags_of(grad) & ALIGNED) != 0 and same_layout(grad, param))
 
 
-cdef object converted(object grad, object param, str name, bint warn, int stacklevel):
+cpdef object converted(object grad, object param, str name, bint warn, int stacklevel):
     """The gradient rounded to the parameter's type, in the parameter's memory order."""
     cdef fenv_t env
     cdef fa_fp_state saved

@@ -400,7 +400,7 @@ cdef class Parameters(StateArrays):
     cdef Py_ssize_t bytes_of(self, Py_ssize_t i) noexcept nogil:
         return self.slots[i].n * (2 if self.slots[i].coded == 2 else 8 if self.slots[i].real else 4)
 
-    cdef object written_by(self, object array):
+    cpdef object written_by(self, object array):
         """The name of the array of ours that this one shares memory with, or None."""
         cdef const fa_range *r
         cdef uintptr_t low, high

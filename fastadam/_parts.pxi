@@ -3,7 +3,8 @@
 
 
 def place_parts(Engine engine, Py_ssize_t first, list numbers, list origins):
-    """The random bits of these parameters are those of whole arrays: their numbers, and where in them each begins."""
+    """The random bits of the parameters from `first` on are those of whole arrays: their numbers, and where in them
+    each begins."""
     cdef Py_ssize_t i
     for i in range(len(numbers)):
         engine.slots[first + i].record.seed = <uint64_t>engine.settings["seed"] + <uint64_t>numbers[i]
@@ -59,29 +60,6 @@ def find_anomaly(Engine engine, double max_norm, double norm, double scale, list
 
 def clipped(double scale, double max_norm, double norm):
     return fa_clipped(scale, max_norm, norm)
-
-
-def total_of(sums):
-    """Of float64 numbers, added in their order."""
-    cdef double total = 0.0
-    cdef const double *each = <const double *>data_of(<Array *>sums)
-    cdef Py_ssize_t i, count = size_of(<Array *>sums)
-    cdef fa_fp_state saved
-    fa_fp_default(&saved)
-    for i in range(count):
-        total += each[i]
-    fa_fp_restore(&saved)
-    return total
-
-
-def parts_written(Engine engine, array):
-    """The name of the array of ours that this one shares memory with, or None."""
-    return engine.written_by(array)
-
-
-def converted_gradient(grad, param, str name, bint warn, int stacklevel):
-    """The gradient rounded to the parameter's type, in the parameter's memory order."""
-    return converted(grad, param, name, warn, stacklevel)
 
 
 def make_gradients(out, list grads, list sums, double scale, double mean, int threads):

@@ -15,7 +15,7 @@ import fastadam
 from fastadam import persist, reference
 
 ROOT = Path(__file__).parent.parent
-ADAPTERS = ("sklearn", "thinc")  # they need the library; the tests of each run its examples
+ADAPTERS = ("sklearn", "thinc", "mpi")  # they need the library; the tests of each run its examples
 MODULES = ["fastadam", *(f"fastadam.{m.name}" for m in pkgutil.iter_modules(fastadam.__path__))]
 MODULES = [name for name in MODULES if name.removeprefix("fastadam.") not in ("__main__", *ADAPTERS)]
 for name in "fastadam.torch", "fastadam._tensors":

@@ -25,7 +25,15 @@ from fastadam._names import by_name
 from fastadam.containers import Container
 from fastadam.persist import npz, safetensors
 from fastadam.persist.atomic import as_path, write_aside
-from fastadam.persist.model import Optimizer, add_optimizer, add_params, leaves_of, params_to_load, state_dict_of
+from fastadam.persist.model import (
+    Optimizer,
+    add_optimizer,
+    add_params,
+    class_of,
+    leaves_of,
+    params_to_load,
+    state_dict_of,
+)
 from fastadam.persist.pieces import BFLOAT16, Place, describe, name_of, verify
 from fastadam.persist.strict_json import as_metadata, parse
 from fastadam.statedict import as_counter
@@ -336,7 +344,7 @@ def plan_load(
             pairs = params_to_load(leaves, section(text, "params", file), arrays)
             used |= {f"params/{key}" for key, _ in leaves}
         if optimizer is not None:
-            saved, ours = section(text, "optimizer", file), type(optimizer).__name__
+            saved, ours = section(text, "optimizer", file), class_of(optimizer)
             if saved["class"] != ours:
                 raise ValueError(f"{file!r} has the state of {saved['class']}, not of {ours}")
             keys = [str(key) for key in optimizer.state]

@@ -17,14 +17,21 @@ from fastadam.persist.pieces import BFLOAT16, DTYPES
 class Optimizer(Protocol):
     """What is used of an optimizer here."""
 
-    param_groups: list[dict[str, Any]]
-    _engine: _core.Engine
-
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+    @property
+    def _engine(self) -> _core.Engine: ...
     @property
     def state(self) -> Mapping[Any, Mapping[str, Any]]: ...
     def state_dict(self, *, raw: bool = False) -> dict[str, Any]: ...
     def _plan_load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> Any: ...
     def _load(self, state_dict: Mapping[str, Any], others: Sequence[Any] = ()) -> None: ...
+
+
+def class_of(optimizer: Optimizer) -> str:
+    """The name of its rule's class, by which files know it."""
+    name: str = getattr(optimizer, "_class", type(optimizer).__name__)
+    return name
 
 
 def add_params(arrays: dict[str, np.ndarray], leaves: list[tuple[Any, Any]]) -> list[str]:
@@ -69,7 +76,7 @@ def add_optimizer(arrays: dict[str, np.ndarray], optimizer: Optimizer) -> dict[s
         for group in state_dict["param_groups"]
     ]
     names_of_keys = [str(key) for key in keys]
-    return {"class": type(optimizer).__name__, "keys": names_of_keys, "groups": groups, "state": entries}
+    return {"class": class_of(optimizer), "keys": names_of_keys, "groups": groups, "state": entries}
 
 
 def state_dict_of(saved: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -111,11 +118,16 @@ def params_to_load(
             raise ValueError(f"{where} has the shape {array.shape}, in the checkpoint {new.shape}")
         check_in_place(array, where)
         pairs.append((array, new.view(array.dtype)))  # C has two names for one integer type
-    bounds = sorted((*byte_bounds(array), key) for key, array in leaves if array.size)
+    check_apart(leaves)
+    return pairs
+
+
+def check_apart(leaves: list[tuple[Any, np.ndarray]]) -> None:
+    """Raise if parameters share memory."""
+    bounds = sorted((*byte_bounds(array), repr(key)) for key, array in leaves if array.size)
     for (_, end, key), (begin, _, other) in pairwise(bounds):
         if begin < end:
-            raise overlap_error(f"parameter {key!r}", f"parameter {other!r}")
-    return pairs
+            raise overlap_error(f"parameter {key}", f"parameter {other}")
 
 
 def add(arrays: dict[str, np.ndarray], name: str, array: Any) -> None:

@@ -20,20 +20,27 @@ EIGHT_AND_FOUR = [np.dtype(name) for name in ["<u8", "<i8", "<f8", "<f4", "<u4",
 DTYPES = [*EIGHT_AND_FOUR, BFLOAT16, *(np.dtype(name) for name in ["<f2", "<u2", "<i2", "i1", "u1", "?"])]
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], text: str) -> None:
+def head_of(arrays: Mapping[str, np.ndarray], text: str) -> tuple[bytes, dict[str, int]]:
+    """All that comes before the elements, and where in the file those of each array begin, in that order."""
     header: dict[str, Any] = {"__metadata__": {TEXT: text}}
     ordered = sorted(arrays.items(), key=lambda item: (DTYPES.index(item[1].dtype), item[0].encode()))
-    end = 0
+    starts, end = {}, 0
     for name, array in ordered:
-        start, end = end, end + array.nbytes
+        starts[name], end = end, end + array.nbytes
         dtype = NAMES[DTYPES.index(array.dtype)]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [starts[name], end]}
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
+    head = len(raw).to_bytes(8, "little") + raw
+    return head, {name: len(head) + start for name, start in starts.items()}
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], text: str) -> None:
+    head, starts = head_of(arrays, text)
     with open(path, "wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for _, array in ordered:
-            for piece in pieces(array):
+        file.write(head)
+        for name in starts:
+            for piece in pieces(arrays[name]):
                 file.write(piece.data)
 
 

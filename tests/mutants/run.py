@@ -17,10 +17,12 @@ import sysconfig
 import tempfile
 import time
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+ON_RANKS = "tests/test_mpi.py"  # of pip install '.[mpi]'
 HANGS = 900  # seconds: none of the tests takes nearly so long
 
 
@@ -71,9 +73,22 @@ class Copy:
 
     def run(self, tests):
         """pytest's exit status; None if it hangs."""
-        command = [self.python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        on_ranks = [test for test in tests if test.startswith(ON_RANKS)]
+        others = [test for test in tests if test not in on_ranks]
+        status = self.run_pytest(others) if others else 0
+        return self.run_pytest([*on_ranks, "-m", "mpi and not slow"]) if status == 0 and on_ranks else status
+
+    def run_pytest(self, arguments):
+        library = Path(sys.prefix, "lib", "libmpi.so.12").resolve()  # of the package mpich, which mpi4py would not find
+        env = {**os.environ, **({"MPI4PY_LIBMPI": str(library)} if library.exists() else {})}
+        command = [self.python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
         with subprocess.Popen(
-            command, cwd=self.tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=self.tree,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         ) as process:
             try:
                 return process.wait(HANGS)
@@ -118,6 +133,10 @@ def main():
         if not options.sample:
             parser.error("which? --full, --sample=N or names")
         mutants = mutants[:: options.sample]
+    if find_spec("mpi4py") is None:
+        left_out = [mutant for mutant in mutants if any(test.startswith(ON_RANKS) for test in tests_of(mutant))]
+        mutants = [mutant for mutant in mutants if mutant not in left_out]
+        print(f"NOT RUN, for want of mpi4py: {', '.join(mutant.stem for mutant in left_out) or 'none'}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
         tests = sorted({test for mutant in mutants for test in tests_of(mutant)})

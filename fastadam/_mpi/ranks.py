@@ -1,0 +1,99 @@
+"""Processes that go on together, or not at all: what they agree on before any of them changes anything.
+
+A communicator is mpi4py's, or has its Allgather.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import numpy as np
+
+Result = TypeVar("Result")
+LONGEST = 2000  # bytes of an error that the other ranks show
+
+
+class RankError(RuntimeError):
+    """Another rank failed, or differs. Nothing has changed on any."""
+
+
+class Ranks:
+    """The ranks of a communicator."""
+
+    def __init__(self, comm: Any) -> None:
+        self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
+
+    def gather(self, numbers: list[int]) -> np.ndarray:
+        """Of each rank a row of numbers."""
+        mine = np.array(numbers, np.int64)
+        rows = np.empty((self.size, len(mine)), np.int64)
+        self.comm.Allgather(mine, rows)
+        return rows
+
+    def texts(self, text: str) -> list[str]:
+        """Of each rank a text."""
+        mine = text.encode(errors="replace")[:LONGEST]
+        longest = int(self.gather([len(mine)]).max())
+        rows = np.empty((self.size, longest), np.uint8)
+        self.comm.Allgather(np.frombuffer(mine.ljust(longest, b"\0"), np.uint8), rows)
+        return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
+
+    def together(self, work: Callable[[], Result], same: Callable[[Result], Mapping[str, Any]] | None = None) -> Result:
+        """What `work` returns. If it raises on one rank, it raises on all; so it does if what must be `same` is not.
+
+        `same` gives values by what they are, whose repr is compared."""
+        error: BaseException | None = None
+        values: Mapping[str, Any] = {}
+        result: Any = None
+        try:
+            result = work()
+            values = same(result) if same else {}
+        except BaseException as raised:  # Ctrl-C, too, is for all
+            error = raised
+        seen = int.from_bytes(blake2b(repr(values).encode(), digest_size=8).digest(), "little", signed=True)
+        rows = self.gather([error is not None, seen])
+        if rows[:, 0].any():
+            texts = self.texts(f"{type(error).__name__}: {error}" if error is not None else "")
+            if error is not None:
+                raise error
+            failed = int(rows[:, 0].argmax())
+            raise RankError(f"nothing has changed on any rank, because rank {failed} raised {texts[failed]}")
+        if (rows[:, 1] != rows[0, 1]).any():
+            self.raise_difference(values)
+        return result
+
+    def raise_difference(self, values: Mapping[str, Any]) -> None:
+        for what, value in values.items():
+            texts = self.texts(f"{what}: {value!r}")
+            other = next((rank for rank, text in enumerate(texts) if text != texts[0]), None)
+            if other is not None:
+                raise RankError(
+                    f"the ranks differ, so nothing has changed on any: rank 0 has {texts[0]}; rank {other} has "
+                    f"{texts[other]}; give all of them the same"
+                )
+        raise RankError("the ranks differ, so nothing has changed on any; give all of them the same")
+
+
+class CtrlCWaits(ExitStack):
+    """In its `with` block Ctrl-C waits for the end: the other ranks are waiting for this one."""
+
+    def __enter__(self) -> "CtrlCWaits":
+        self.came, self.before = False, None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.getsignal(signal.SIGINT)
+            if self.before is not None:  # else it was not set from Python
+                signal.signal(signal.SIGINT, self.note)
+        return self
+
+    def note(self, *_: Any) -> None:
+        self.came = True
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            if self.came:
+                signal.raise_signal(signal.SIGINT)
