@@ -1,7 +1,7 @@
 """The character model of char_model.py, on two processes: mpiexec -n 2 python -m mpi4py examples/mpi_train.py
 
 Each batch has two halves. Two ranks take one each; one rank takes both, one after the other, and steps on their mean.
-The parameters are the same bits. It takes a quarter of a minute. --picture needs matplotlib.
+The parameters are the same bits. It takes some seconds. --picture needs matplotlib.
 """
 
 import argparse

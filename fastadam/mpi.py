@@ -290,22 +290,27 @@ class Sharded:
     def swap_ema(self) -> Iterator[None]:
         """A context manager in which the parameters hold their averages, as `fastadam.Optimizer.swap_ema`.
 
-        All ranks enter and leave it together. If something raises inside, load a checkpoint before the next step.
+        All ranks enter and leave it together. One in which something raises waits at the end for the others.
         """
-        with ExitStack() as held:
+        held = ExitStack()
 
-            def begin() -> None:
-                self._steps.check()
-                held.enter_context(self._local.swap_ema())
+        def begin() -> None:
+            self._steps.check()
+            held.enter_context(self._local.swap_ema())
 
-            with CtrlCWaits():
-                self._ranks.together(begin)
-                self._steps.refusal = "leave the block of swap_ema first; if something raised in it, load a checkpoint"
-                self._steps.share_all()
-            yield
-        with CtrlCWaits():  # not after an error: the others may be anywhere
+        with CtrlCWaits():
+            self._ranks.together(begin)
+            self._steps.refusal = "leave the block of swap_ema first"
             self._steps.share_all()
-            self._steps.refusal = ""
+        try:
+            yield
+        finally:
+            with CtrlCWaits():
+                self._ranks.meet("the end of a block of swap_ema")
+                self._steps.refusal = HALF_CHANGED.format("a block of swap_ema")
+                self._ranks.together(held.close)
+                self._steps.share_all()
+                self._steps.refusal = ""
 
     # -- state, and files
 

@@ -19,6 +19,8 @@ LONGEST = 2000  # bytes of an error that the other ranks show
 class RankError(RuntimeError):
     """Another rank failed, or differs. Nothing has changed on any."""
 
+    __module__ = "fastadam.mpi"  # where it is public
+
 
 class Ranks:
     """The ranks of a communicator."""
@@ -65,6 +67,15 @@ class Ranks:
             self.raise_difference(values)
         return result
 
+    def meet(self, where: str) -> None:
+        """Wait here for all. What the others call before is refused, on them alone."""
+        while True:
+            try:
+                self.together(lambda: None, lambda _: {"the call": where})
+                return
+            except RankError:
+                pass
+
     def raise_difference(self, values: Mapping[str, Any]) -> None:
         for what, value in values.items():
             texts = self.texts(f"{what}: {value!r}")
@@ -72,7 +83,7 @@ class Ranks:
             if other is not None:
                 raise RankError(
                     f"the ranks differ, so nothing has changed on any: rank 0 has {texts[0]}; rank {other} has "
-                    f"{texts[other]}; give all of them the same"
+                    f"{texts[other]}; give all of them the same, and let all make the same calls in the same order"
                 )
         raise RankError("the ranks differ, so nothing has changed on any; give all of them the same")
 
