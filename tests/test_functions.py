@@ -5,6 +5,7 @@ tests/test_adam_update.py has what adam_update refuses of one array."""
 import inspect
 import itertools
 import pydoc
+import re
 import threading
 import warnings
 
@@ -205,7 +206,8 @@ def test_the_signature_is_that_of_the_twin(name):
     assert facts(ours) == facts(twin)
     assert [(p.name, p.default) for p in list(ours.values())[-2:]] == [("rows", None), ("threads", None)]
     text = pydoc.plain(pydoc.render_doc(function_of(name)))
-    assert f"{name.lower()}_update(param, grad, " in text and "**" not in text.splitlines()[2]
+    signature = re.search(rf"{name.lower()}_update\((.*?)\)\n", text, re.DOTALL)[1]  # CPython 3.13 gives each a line
+    assert signature.split()[:2] == ["param,", "grad,"] and "**" not in signature
 
 
 @pytest.mark.parametrize("name", NAMES)
