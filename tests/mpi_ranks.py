@@ -473,6 +473,8 @@ def constructors():
     assert_same_arrays(opt.params, model())
     assert type(opt.params["a"]) is np.ndarray
     opt.lr = np.float64(opt.lr) if LAST else opt.lr  # equal
+    with raises(AttributeError, "use state_dict"):
+        _ = opt.state
     with raises(AttributeError, "did you mean lr"):
         _ = opt.learning_rate
     with raises(AttributeError, "param_groups"):
