@@ -1,4 +1,6 @@
-"""--sample=N runs every N-th slow or browser test: what CI does on each change; `.ci/run --full` runs all."""
+"""--sample=N runs every N-th slow or browser test: what CI does on each change; `.ci/run --full` runs all.
+
+Tests of several ranks, slow ones too, are run by -m mpi alone: they need an MPI library."""
 
 import pytest
 
@@ -22,8 +24,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    slow = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("viz")]
-    left_out = [item for i, item in enumerate(slow) if i % config.getoption("--sample")]
+    left_out = [item for item in items if item.get_closest_marker("mpi") and "mpi" not in config.option.markexpr]
+    others = [item for item in items if item not in left_out]
+    slow = [item for item in others if item.get_closest_marker("slow") or item.get_closest_marker("viz")]
+    left_out += [item for i, item in enumerate(slow) if i % config.getoption("--sample")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
