@@ -58,6 +58,10 @@ def main(size, rounds, max_norm):
     bound()
     pairs = [(seconds(lambda: opt.step(grads)), seconds(bound)) for _ in range(rounds)]
     steps, bounds = zip(*pairs, strict=True)
+    alone.step(own_grads)  # as many steps as the other; clipped by the norm of a part, it differs by eps
+    got = opt.params["W"][:part]
+    assert np.allclose(got, own["W"], rtol=1e-3, atol=0) if max_norm else np.array_equal(got, own["W"])
+    assert not max_norm or (opt.params["W"] == got[0]).all()
     tops = np.empty(COMM.size, np.int64)
     COMM.Allgather(np.array([above]), tops)
     if COMM.rank == 0:
