@@ -22,7 +22,7 @@ import numpy as np
 from fastadam import _core, _numbers
 from fastadam._mpi.parts import Given, Parts
 from fastadam._mpi.ranks import CtrlCWaits, RankError, Ranks
-from fastadam._mpi.state import Whole
+from fastadam._mpi.state import Whole, steps_of
 from fastadam._mpi.step import HALF_CHANGED, Steps
 from fastadam._names import did_you_mean
 from fastadam.optimizer import Optimizer
@@ -116,6 +116,8 @@ class Sharded:
         mean: bool = True,
         **options: Any,
     ) -> None:
+        if comm is not None and not hasattr(comm, "Allgather"):
+            raise TypeError(f"comm must be None or a communicator of mpi4py, such as MPI.COMM_WORLD, got {comm!r}")
         ranks = self._ranks = Ranks(MPI.COMM_WORLD if comm is None else comm)
 
         def read() -> tuple[Optimizer, Parts, dict[str, Any]]:
@@ -136,16 +138,13 @@ class Sharded:
             self._parts = Parts(int(megabytes * 2**20), ranks.rank, ranks.size)
             parts = self._parts.joined_by(whole, given)
             settings = {name: value for name, value in whole._engine.settings.items() if name != "threads"}
-            return (
-                whole,
-                parts,
-                parts.same | {"the arguments": (optimizer.__name__, megabytes, reduce, bool(mean), settings)},
-            )
+            own = {"bucket_mb": megabytes, "reduce": reduce, "mean": bool(mean)}
+            return whole, parts, {"the class": optimizer.__name__, **parts.same, **settings, **own}
 
-        self._whole, parts, _ = ranks.together(read, lambda found: found[2])
+        self._whole, parts, _ = ranks.together("Sharded", read, lambda found: found[2])
         self._share(parts)
         own = {name: value for name, value in options.items() if name not in (*OF_ALL, "overrides")}
-        self._local = ranks.together(lambda: optimizer(parts.groups, **own))
+        self._local = ranks.together("Sharded", lambda: optimizer(parts.groups, **own))
         self._steps = Steps(ranks, parts, self._whole, self._local, reduce=reduce, mean=mean)
         self._take_parts(parts)
 
@@ -191,10 +190,11 @@ class Sharded:
             return whole, self._parts.joined_by(whole, given), given.groups[0]
 
         with CtrlCWaits():
-            whole, parts, new = self._ranks.together(read, lambda found: found[1].same)
+            whole, parts, new = self._ranks.together("add_param_group", read, lambda found: found[1].same)
             self._share(parts)
             self._steps.refusal = "adding a group ended in the middle: make a new optimizer, and load a checkpoint"
-            self._ranks.together(lambda: self._local.add_param_group({**new, "params": parts.groups[-1]["params"]}))
+            new = {**new, "params": parts.groups[-1]["params"]}
+            self._ranks.together("add_param_group", lambda: self._local.add_param_group(new))
             self._whole = whole
             self._steps.take(parts, whole)
             self._take_parts(parts)
@@ -285,8 +285,8 @@ class Sharded:
         If one rank raises, all do, and nothing has changed on any.
         """
         with CtrlCWaits() as held:
-            call = self._ranks.together(lambda: self._steps.read(grads, grad_scale, held), lambda call: call.same)
-            self._steps.run(call)
+            read = partial(self._steps.read, grads, grad_scale, held)
+            self._steps.run(self._ranks.together("step", read, lambda call: call.same))
 
     @contextmanager
     def swap_ema(self) -> Iterator[None]:
@@ -301,7 +301,7 @@ class Sharded:
             held.enter_context(self._local.swap_ema())
 
         with CtrlCWaits():
-            self._ranks.together(begin)
+            self._ranks.together("swap_ema", begin)
             self._steps.refusal = "leave the block of swap_ema first"
             self._steps.share_all()
         try:
@@ -310,7 +310,7 @@ class Sharded:
             with CtrlCWaits():
                 self._ranks.meet("the end of a block of swap_ema")
                 self._steps.refusal = HALF_CHANGED.format("a block of swap_ema")
-                self._ranks.together(held.close)
+                self._ranks.together("the end of a block of swap_ema", held.close)
                 self._steps.share_all()
                 self._steps.refusal = ""
 
@@ -337,7 +337,7 @@ class Sharded:
             self._check_between_steps()
 
         with CtrlCWaits():
-            self._ranks.together(check, lambda _: {"the arguments": (raw, rank)})
+            self._ranks.together("state_dict", check, lambda _: {"raw": raw, "rank": rank})
             state = self._state
             whole = state.state_dict(raw=raw, whole_of=partial(state.gathered, rank))
             return whole if rank in (None, self._ranks.rank) else None
@@ -358,9 +358,9 @@ class Sharded:
                 held.enter_context(self._local._engine)
                 return self._state._plan_load(state_dict)
 
-            self._take(self._ranks.together(plan, lambda plan: {"steps": plan.records["step"].max()}), [])
+            self._take(self._ranks.together("load_state_dict", plan, steps_of))
 
-    def _take(self, plan: LoadPlan, pairs: Any) -> None:
+    def _take(self, plan: LoadPlan, pairs: Any = ()) -> None:
         self._steps.refusal = HALF_CHANGED.format("loading")
         self._local._engine.load(plan)
         _core.copy_arrays(list(pairs))
@@ -403,8 +403,9 @@ class Sharded:
                     raise ValueError(f"path must end in .safetensors, which several ranks can write, got {name!r}")
                 return name
 
-            name = self._ranks.together(read, lambda name: {"the path": name, "what is saved": text})
-            self._state.save(name, arrays, text)
+            state = self._state
+            name = self._ranks.together("save", read, lambda name: state.same_text(name, text))
+            state.save(name, arrays, text)
 
     def load(self, path: str | os.PathLike[str], *, mmap: bool = True) -> dict[str, Any]:
         """Load parameters, state and hyper-parameters, whether one process has saved them or any number of ranks.
@@ -436,9 +437,8 @@ class Sharded:
                 held.enter_context(self._local._engine)
                 return metadata, whole._plan_load(*whole.loaded), whole.loaded[1]
 
-            metadata, plan, pairs = self._ranks.together(
-                read, lambda found: {"metadata": found[0], "steps": found[1].records["step"].max()}
-            )
+            found = self._ranks.together("load", read, lambda found: {"metadata": found[0], **steps_of(found[1])})
+            metadata, plan, pairs = found
             self._take(plan, pairs)
         return metadata
 

@@ -382,10 +382,14 @@ def faults():
         before = getattr(opt, name)
         if LAST:
             setattr(opt, name, value)
-        with unchanged_after(opt, name, before), raises(fastadam.mpi.RankError, f"{value}"):
+        where = f"{name} of group 0" if name == "lr" else name
+        with unchanged_after(opt, name, before), raises(fastadam.mpi.RankError, f"in {where}: {before} on rank 0, {value}"):
             opt.step(good)
-    with unchanged(opt), raises(fastadam.mpi.RankError, "no gradient for"):
+    with unchanged(opt), raises(fastadam.mpi.RankError, "in the arrays without a gradient: [] on rank 0, ['b'] on rank"):
         opt.step({**good, "b": None} if LAST else good)
+    # another call
+    with unchanged(opt), raises(fastadam.mpi.RankError, f"in the call: 'state_dict' on rank 0, 'step' on rank {RANKS - 1}"):
+        opt.step(good) if LAST else opt.state_dict()
     # what raises in a schedule or a container of one rank
     opt.lr = schedule_that_raises
     with raises(ZeroDivisionError if LAST else fastadam.mpi.RankError, "division"):
@@ -446,11 +450,18 @@ def constructors():
     for params, words in (wrong, "(36, 1001)"), ({**model(), "a": np.arange(3)}, "int64"), ([], "no arrays"):
         with raises((fastadam.mpi.RankError, TypeError, ValueError), words):
             fastadam.mpi.Sharded(fastadam.Adam, params if LAST else model())
-    with raises(fastadam.mpi.RankError, "the parameters"):
+    with raises(fastadam.mpi.RankError, "in parameter 0: ('a', 'float32', (37, 1001), 'C') on rank 0, ('a', 'float64'"):
         fastadam.mpi.Sharded(fastadam.Adam, model("float64" if LAST else "float32"))
-    with raises(fastadam.mpi.RankError, "0.5"):
+    one_less = {key: p for key, p in model().items() if key != "g"}
+    with raises(fastadam.mpi.RankError, "in parameter 6: ('g'"):
+        fastadam.mpi.Sharded(fastadam.Adam, one_less if LAST else model())
+    with raises(fastadam.mpi.RankError, "in the class: 'Adam' on rank 0, 'AdamW'"):
+        fastadam.mpi.Sharded(fastadam.AdamW if LAST else fastadam.Adam, model())
+    with raises(TypeError, "MPI.COMM_WORLD, got 4"):
+        fastadam.mpi.Sharded(fastadam.Adam, model(), 4)
+    with raises(fastadam.mpi.RankError, "in lr of group 0: 0.25 on rank 0, 0.5 on rank"):
         fastadam.mpi.Sharded(fastadam.Adam, model(), lr=0.5 if LAST else 0.25)
-    with raises(fastadam.mpi.RankError, "max_norm"):
+    with raises(fastadam.mpi.RankError, "in max_norm: 0.25 on rank 0, 0.5"):
         fastadam.mpi.Sharded(fastadam.Adam, model(), max_norm=0.5 if LAST else 0.25)
     with raises(ValueError, "RowAdagrad"):
         fastadam.mpi.Sharded(fastadam.RowAdagrad, model())
@@ -596,7 +607,7 @@ def save_in_vain(folder):
         opt.save(Path(folder, "nowhere", "model.safetensors"))
     with raises(ValueError, "safetensors"):
         opt.save(Path(folder, "model.npz"))
-    with raises(fastadam.mpi.RankError, "metadata"):
+    with raises(fastadam.mpi.RankError, "in rank of metadata: 0 on rank 0, 1 on rank 1"):
         opt.save(path, metadata={"rank": RANK})
     COMM.Barrier()
     assert path.read_bytes() == before and len(list(Path(folder).iterdir())) == 1

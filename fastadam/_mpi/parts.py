@@ -207,8 +207,8 @@ class Parts:
     @property
     def same(self) -> dict[str, Any]:
         """What all ranks must have alike."""
-        leaves = [(repr(leaf.key), leaf.dtype.name, leaf.shape, leaf.order) for leaf in self.leaves]
-        return {"the parameters": leaves, "the groups": plain_values(self.groups)}
+        leaves = [(leaf.key, leaf.dtype.name, leaf.shape, leaf.order) for leaf in self.leaves]
+        return {**{f"parameter {i}": leaf for i, leaf in enumerate(leaves)}, **plain_values(self.groups)}
 
 
 def leaf_of(key: Any, array: np.ndarray) -> Leaf:
@@ -216,7 +216,8 @@ def leaf_of(key: Any, array: np.ndarray) -> Leaf:
     return Leaf(key, array.dtype, array.shape, order, array.size, real)
 
 
-def plain_values(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def plain_values(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of hyper-parameters, without schedules."""
     plain = [{k: v for k, v in g.items() if k != "params" and not _core.has_schedule(v)} for g in groups]
-    return [{k: v if v is None or isinstance(v, str) else to_json(v) for k, v in g.items()} for g in plain]
+    values = [{k: v if v is None or isinstance(v, str) else to_json(v) for k, v in g.items()} for g in plain]
+    return {f"group {i}": group for i, group in enumerate(values)}

@@ -3,6 +3,7 @@
 A communicator is mpi4py's, or has its Allgather.
 """
 
+import json
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 Result = TypeVar("Result")
-LONGEST = 2000  # bytes of an error that the other ranks show
+LONGEST = 2000  # characters of an error that the other ranks show
 
 
 class RankError(RuntimeError):
@@ -37,28 +38,31 @@ class Ranks:
 
     def texts(self, text: str) -> list[str]:
         """Of each rank a text."""
-        mine = text.encode(errors="replace")[:LONGEST]
+        mine = text.encode(errors="replace")
         longest = int(self.gather([len(mine)]).max())
         rows = np.empty((self.size, longest), np.uint8)
         self.comm.Allgather(np.frombuffer(mine.ljust(longest, b"\0"), np.uint8), rows)
         return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
 
-    def together(self, work: Callable[[], Result], same: Callable[[Result], Mapping[str, Any]] | None = None) -> Result:
-        """What `work` returns. If it raises on one rank, it raises on all; so it does if what must be `same` is not.
+    def together(
+        self, call: str, work: Callable[[], Result], same: Callable[[Result], Mapping[str, Any]] | None = None
+    ) -> Result:
+        """What `work` returns. If it raises on one rank, it raises on all.
 
-        `same` gives values by what they are, whose repr is compared."""
+        So it does if ranks are in different calls, or differ in what must be the `same`: values by their names, or in
+        mappings of these. Their repr is compared."""
         error: BaseException | None = None
         values: Mapping[str, Any] = {}
         result: Any = None
         try:
             result = work()
-            values = same(result) if same else {}
+            values = {"the call": call, **(same(result) if same else {})}
         except BaseException as raised:  # Ctrl-C, too, is for all
             error = raised
         seen = int.from_bytes(blake2b(repr(values).encode(), digest_size=8).digest(), "little", signed=True)
         rows = self.gather([error is not None, seen])
         if rows[:, 0].any():
-            texts = self.texts(f"{type(error).__name__}: {error}" if error is not None else "")
+            texts = self.texts(f"{type(error).__name__}: {error}"[:LONGEST] if error is not None else "")
             if error is not None:
                 raise error
             failed = int(rows[:, 0].argmax())
@@ -71,21 +75,31 @@ class Ranks:
         """Wait here for all. What the others call before is refused, on them alone."""
         while True:
             try:
-                self.together(lambda: None, lambda _: {"the call": where})
+                self.together(where, lambda: None)
                 return
             except RankError:
                 pass
 
     def raise_difference(self, values: Mapping[str, Any]) -> None:
-        for what, value in values.items():
-            texts = self.texts(f"{what}: {value!r}")
-            other = next((rank for rank, text in enumerate(texts) if text != texts[0]), None)
-            if other is not None:
-                raise RankError(
-                    f"the ranks differ, so nothing has changed on any: rank 0 has {texts[0]}; rank {other} has "
-                    f"{texts[other]}; give all of them the same, and let all make the same calls in the same order"
-                )
-        raise RankError("the ranks differ, so nothing has changed on any; give all of them the same")
+        """Name the first value that differs."""
+        first, *others = (json.loads(text) for text in self.texts(json.dumps(texts_of(values))))
+        for rank, other in enumerate(others, 1):
+            for name in {**first, **other}:
+                if first.get(name) != other.get(name):
+                    both = f"{first.get(name, 'nothing')} on rank 0, {other.get(name, 'nothing')} on rank {rank}"
+                    raise RankError(
+                        f"the ranks differ in {name}: {both}; nothing has changed on any. Give all ranks the same, and "
+                        "let all make the same calls in the same order"
+                    )
+
+
+def texts_of(values: Mapping[str, Any], whose: str = "") -> dict[str, str]:
+    """The repr of each value by its name, such as "lr of group 0"."""
+    texts = {}
+    for name, value in values.items():
+        full = f"{name} of {whose}" if whose else name
+        texts |= texts_of(value, full) if isinstance(value, Mapping) else {full: repr(value)}
+    return texts
 
 
 class CtrlCWaits(ExitStack):

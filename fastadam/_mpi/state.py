@@ -200,6 +200,11 @@ class Whole:
             array = None if flat is None else laid_out(flat, leaf.shape, leaf.order)
         return np.ravel(array).view(np.uint8) if rank == self.ranks.rank else None
 
+    def same_text(self, path: str, text: dict[str, Any]) -> dict[str, Any]:
+        """What ranks that save it must have alike: what users give by its name, and then all."""
+        groups = {f"group {i}": group for i, group in enumerate(text["optimizer"]["groups"])}
+        return {"path": path, "metadata": text.get("metadata"), **groups, "what is saved": text}
+
     def save(self, path: str, arrays: Mapping[str, np.ndarray], text: dict[str, Any]) -> None:
         """Write the checkpoint of these arrays, which are stand-ins, and this text."""
         ranks, intervals = self.ranks, self.intervals()
@@ -221,7 +226,7 @@ class Whole:
         target = Path(os.path.realpath(path))
 
         def write(aside: Path) -> None:
-            ranks.together(lambda: write_parts(aside, ranks.rank, head, starts, intervals, sums.tolist()))
+            ranks.together("save", lambda: write_parts(aside, ranks.rank, head, starts, intervals, sums.tolist()))
 
         def write_first(aside: Path) -> None:
             told.append(ranks.texts(aside.name))
@@ -240,7 +245,11 @@ class Whole:
                     write(target.with_name(name))
 
         told: list[Any] = []
-        ranks.together(write_all)
+        ranks.together("save", write_all)
+
+
+def steps_of(plan: LoadPlan) -> dict[str, int]:
+    return {"steps": int(plan.records["step"].max())}
 
 
 def write_parts(

@@ -100,10 +100,12 @@ class Steps:
         self.engine.check_groups(groups)
         numbers = _core.read_values(self.engine, groups) if any(steps) or not last else []
         same = {
-            "the hyper-parameters": (plain_values(groups), numbers),
-            "the options": settings,
-            "no gradient for": [leaf.key for leaf, is_here in zip(self.parts.leaves, has, strict=True) if not is_here],
-            "the steps so far": (self.local.steps, self.counts),
+            **plain_values(groups),
+            **{f"group {i} at this step": values for i, values in enumerate(numbers)},  # what schedules give
+            **settings,
+            "the arrays without a gradient": [leaf.key for leaf, is_here in zip(self.parts.leaves, has, strict=True) if not is_here],
+            "the steps so far": self.local.steps,
+            "the gradients that wait": self.counts,
         }
         direct = self.ranks.size == 1 and not last and not any(self.counts)
         limits = settings["max_norm"], settings["max_norm_each"]
