@@ -1,9 +1,9 @@
 """One optimizer for all ranks of an MPI job: each keeps its part of the state, and takes its part of the step (ZeRO-1).
 
-Run programs as ``mpiexec -n 2 python -m mpi4py train.py``: then an exception in one rank ends the job. Otherwise the
-others would wait for it for ever.
+Run programs as ``mpiexec -n 2 python -m mpi4py train.py``: then an exception in one rank ends the job at once.
 """
 
+import atexit
 import copy
 import os
 from collections.abc import Iterator, Mapping
@@ -138,13 +138,14 @@ class Sharded:
             self._parts = Parts(int(megabytes * 2**20), ranks.rank, ranks.size)
             parts = self._parts.joined_by(whole, given)
             settings = {name: value for name, value in whole._engine.settings.items() if name != "threads"}
-            own = {"bucket_mb": megabytes, "reduce": reduce, "mean": bool(mean)}
-            return whole, parts, {"the class": optimizer.__name__, **parts.same, **settings, **own}
+            settings |= {"bucket_mb": megabytes, "reduce": reduce, "mean": bool(mean)}
+            return whole, parts, {"the class": optimizer.__name__, **parts.same, **settings}
 
         self._whole, parts, _ = ranks.together("Sharded", read, lambda found: found[2])
         self._share(parts)
         own = {name: value for name, value in options.items() if name not in (*OF_ALL, "overrides")}
         self._local = ranks.together("Sharded", lambda: optimizer(parts.groups, **own))
+        atexit.register(ranks.end, MPI.Is_finalized)
         self._steps = Steps(ranks, parts, self._whole, self._local, reduce=reduce, mean=mean)
         self._take_parts(parts)
 
@@ -438,9 +439,8 @@ class Sharded:
                 return metadata, whole._plan_load(*whole.loaded), whole.loaded[1]
 
             found = self._ranks.together("load", read, lambda found: {"metadata": found[0], **steps_of(found[1])})
-            metadata, plan, pairs = found
-            self._take(plan, pairs)
-        return metadata
+            self._take(*found[1:])
+        return found[0]
 
     def _check_between_steps(self) -> None:
         self._steps.check()

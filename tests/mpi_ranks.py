@@ -518,11 +518,18 @@ def late_ctrl_c():
 
 
 def one_raises():
-    """Outside of a step: python -m mpi4py ends the job."""
+    """Outside of a step."""
     opt = fastadam.mpi.Sharded(fastadam.Adam, model())
     if LAST:
         raise ArithmeticError("of one rank alone")
     opt.step(gradients(opt.params, 0, RANK))
+
+
+def fewer_batches():
+    fastadam.mpi.Sharded(fastadam.SGD, [np.ones(3)])  # another, which ends with the program, too
+    opt = fastadam.mpi.Sharded(fastadam.Adam, model())
+    for _ in range(2 if LAST else 3):
+        opt.step(gradients(opt.params, 0, RANK))
 
 
 def one_is_killed():

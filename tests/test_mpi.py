@@ -96,6 +96,19 @@ def test_a_rank_that_ends_ends_the_job(scene):
     assert scene == "one_is_killed" or "of one rank alone" in result.stderr
 
 
+def test_a_rank_with_fewer_batches_leaves_none_waiting():
+    result = run(3, "fewer_batches", check=False)
+    assert result.returncode != 0
+    assert "in the call: 'step' on rank 0, 'the end of the program' on rank 2" in result.stderr
+
+
+def test_an_exception_without_mpi4py_in_front_leaves_none_waiting():
+    line = [word for word in command(3, "one_raises") if word not in ("-m", "mpi4py")]
+    result = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode != 0
+    assert "of one rank alone" in result.stderr and "'the end of the program' on rank 2" in result.stderr
+
+
 @pytest.mark.parametrize("scene", ["save_in_vain", "waiting_gradients", "added_group"])
 def test_files(scene, tmp_path):
     run(2, scene, tmp_path)

@@ -5,6 +5,7 @@ A communicator is mpi4py's, or has its Allgather.
 
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -79,6 +80,12 @@ class Ranks:
                 return
             except RankError:
                 pass
+
+    def end(self, is_over: Callable[[], bool]) -> None:
+        """At the end of the program: a rank that comes before the others would leave them waiting for ever."""
+        aborts = "mpi4py.run" in sys.modules and hasattr(sys, "last_value")  # then python -m mpi4py ends all
+        if self.comm and not aborts and not is_over():
+            self.meet("the end of the program")
 
     def raise_difference(self, values: Mapping[str, Any]) -> None:
         """Name the first value that differs."""
