@@ -177,21 +177,11 @@ def accumulate():
         for key, p in params.items():
             total = None
             for rank in range(RANKS):
-                own = fastadam.reference.gradient(
-                    [gradients(params, 3 * step + k, rank)[key] for k in range(3)], [0.3] * 3, np.float32
-                )
-                own = sum_of([np.float32(0.3) * gradients(params, 3 * step + k, rank)[key] for k in range(3)])
-                total = own if total is None else total + own
+                first, *rest = (np.float32(0.3) * gradients(params, 3 * step + k, rank)[key] for k in range(3))
+                total = sum(rest, first) if total is None else total + sum(rest, first)
             p -= total * np.float32(1 / (3 * RANKS))
         assert_same_arrays(opt.params, params)
     assert opt.steps == 2
-
-
-def sum_of(arrays):
-    total = arrays[0]
-    for array in arrays[1:]:
-        total = total + array
-    return total
 
 
 def groups():

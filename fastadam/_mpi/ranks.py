@@ -4,6 +4,7 @@ A communicator is mpi4py's, or has its Allgather.
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ class Ranks:
 
     def __init__(self, comm: Any) -> None:
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
+        self.process = os.getpid()
 
     def gather(self, numbers: list[int]) -> np.ndarray:
         """Of each rank a row of numbers."""
@@ -84,7 +86,8 @@ class Ranks:
     def end(self, is_over: Callable[[], bool]) -> None:
         """At the end of the program: a rank that comes before the others would leave them waiting for ever."""
         aborts = "mpi4py.run" in sys.modules and hasattr(sys, "last_value")  # then python -m mpi4py ends all
-        if self.comm and not aborts and not is_over():
+        is_fork = os.getpid() != self.process
+        if self.comm and not (aborts or is_fork or is_over()):
             self.meet("the end of the program")
 
     def raise_difference(self, values: Mapping[str, Any]) -> None:
