@@ -35,8 +35,7 @@ __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "P
 __all__ += ["RowAdagrad", "Rows", "Trace", "__version__", "adagrad_update", "adam_update", "adamax_update", "config"]
 __all__ += ["get_include", "get_num_threads", "inspect", "load", "nadam_update", "radam_update", "reference"]
 __all__ += ["rmsprop_update", "rowadagrad_update", "save", "schedules", "set_num_threads", "sgd_update"]
-__all__ += ["share_threads_with_blas"]
-__all__ += ["show_config", "trace"]
+__all__ += ["share_threads_with_blas", "show_config", "trace"]
 
 
 if TYPE_CHECKING:  # with a __getattr__, mypy would take any name
@@ -47,18 +46,20 @@ if TYPE_CHECKING:  # with a __getattr__, mypy would take any name
     from fastadam.tracing import Trace, trace
 else:
     # Names that not every program needs, and their modules, which are loaded when a name is first used.
-    LATER = {"Trace": "tracing", "trace": "tracing", "share_threads_with_blas": "threads"}
-    LATER |= {"reference": "reference", "schedules": "schedules"}
-    LATER |= dict.fromkeys(["__version__", "config", "get_include", "show_config"], "_config")
-    LATER |= dict.fromkeys(["inspect", "load", "save"], "persist.checkpoint")
+    _LATER = {"Trace": "tracing", "trace": "tracing", "share_threads_with_blas": "threads"}
+    _LATER |= {"reference": "reference", "schedules": "schedules"}
+    _LATER |= dict.fromkeys(["__version__", "config", "get_include", "show_config"], "_config")
+    _LATER |= dict.fromkeys(["inspect", "load", "save"], "persist.checkpoint")
 
     def __getattr__(name: str) -> object:
-        if name in LATER:
+        if name in _LATER:
             from importlib import import_module
 
-            module = import_module(f"fastadam.{LATER[name]}")
-            globals()[name] = module if name == LATER[name] else getattr(module, name)
+            module = import_module(f"fastadam.{_LATER[name]}")
+            globals()[name] = module if name == _LATER[name] else getattr(module, name)
             return globals()[name]
+        if name in ("mpi", "sklearn", "thinc", "torch"):  # each needs another package, and may take seconds
+            raise AttributeError(f"fastadam.{name} is not imported with fastadam: write import fastadam.{name} first")
         from fastadam._names import did_you_mean
 
         raise AttributeError(f"module 'fastadam' has no attribute {name!r}{did_you_mean(name, __all__)}")

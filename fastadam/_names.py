@@ -12,6 +12,7 @@ R = TypeVar("R")
 ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "wd": "weight_decay", "num_threads": "threads"}
 ELSEWHERE |= dict.fromkeys(["global_clipnorm", "max_grad_norm", "grad_clip"], "max_norm")
 ELSEWHERE |= {"clipnorm": "max_norm_each", "clipvalue": "max_value", "ema_momentum": "ema_decay"}
+FUSED = ("foreach", "fused")  # torch's choices of how to compute; here there is one
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
@@ -19,6 +20,8 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     from difflib import get_close_matches
 
     folded = {str(each).casefold(): str(each) for each in known}
+    if str(name) in FUSED and "lr" in folded:
+        return " (leave it out: every step is fused)"
     meant = ELSEWHERE.get(str(name), "")
     found = [meant] if meant in folded else get_close_matches(str(name).casefold(), folded, 1)
     return f" (did you mean {folded[found[0]]}?)" if found else ""

@@ -117,6 +117,13 @@ def test_what_other_libraries_need_and_this_one_does_not_is_explained():
     assert not hasattr(fastadam, "__wrapped__") and not hasattr(opt, "__array__")
 
 
+@pytest.mark.parametrize("name", ["mpi", "sklearn", "thinc", "torch"])
+def test_an_adapter_that_is_not_imported_is_named(name):
+    match = f"^fastadam.{name} is not imported with fastadam: write import fastadam.{name} first$"
+    with pytest.raises(AttributeError, match=match):
+        fastadam.__getattr__(name)  # what Python calls until then
+
+
 def test_a_misspelt_key_of_a_group_is_one_clear_sentence():
     opt = fastadam.SGD(np.ones(2))
     opt.param_groups[0]["learning_rate"] = 0.1

@@ -307,6 +307,9 @@ def test_an_unknown_option_is_named_beside_those_that_are_known():
     match = r"NAdam has no learning_rate \(did you mean lr\?\); it has params, lr, betas, .* ema_decay"
     with pytest.raises(TypeError, match=match):
         fastadam.NAdam(np.ones(3), learning_rate=0.1)
+    for name in "fused", "foreach":  # not seed, and not max_norm_each
+        with pytest.raises(TypeError, match=rf"^NAdam has no {name} \(leave it out: every step is fused\); it has params"):
+            fastadam.NAdam(np.ones(3), **{name: True})
 
 
 def test_ctrl_c_in_a_schedule_hides_no_change():
