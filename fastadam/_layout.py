@@ -15,7 +15,8 @@ CODE = 65537  # the number of groups is stored times this: a flipped bit makes t
 HEADER = np.dtype([("magic", "S8"), ("version", "i8"), ("condition", "i8"), ("groups", "i8"), ("boot", "S64")])
 HEAD = np.dtype([("nbytes", "i8"), ("text_nbytes", "i8")])
 
-PAGE, APART = 4096, 704  # bytes
+PAGE = 4096  # bytes, of memory and of state files
+APART = 704  # bytes; places_of says what for
 LARGE = 1 << 17  # bytes, from which malloc gives pages of their own
 
 

@@ -237,9 +237,10 @@ def test_what_is_no_path_is_named(wrong, error, message):
 
 
 @pytest.mark.parametrize("wrong", [1, 0, "yes", np.ones(2), [True], np.float32(1)])
-def test_flags_are_flags(path, wrong):
+def test_flags_are_flags(path, wrong, capfd):
     opt = fastadam.Adam(np.ones(1))
     opt.save(path, progress=np.False_)
+    assert capfd.readouterr().err == ""
     before = path.read_bytes()
     for call in (lambda: opt.load(path, mmap=wrong), lambda: fastadam.load(path, mmap=wrong)):
         with pytest.raises(TypeError, match="mmap must be True or False, got"):
@@ -295,6 +296,14 @@ def test_what_is_no_array_is_named_and_not_converted(path):
             function(path, params="model")  # of which the checkpoint has none, which is not what is wrong
     with pytest.raises(TypeError, match="optimizer must be an optimizer of fastadam, got a Never"):
         fastadam.save(path, optimizer=Never())
+
+
+@pytest.mark.parametrize(("method", "how"), [("save", "use its own save and load"), ("zero_grad", "to torch.save")])
+def test_optimizers_with_files_of_their_own_are_sent_to_them(path, method, how):
+    other = type("Other", (), {method: lambda self: None})()  # as fastadam.mpi.Sharded, and as torch's
+    for function in fastadam.save, fastadam.load:
+        with pytest.raises(TypeError, match=f"must be an optimizer of fastadam, got a Other; .*{how}"):
+            function(path, optimizer=other)
 
 
 def test_a_bar_without_its_package_is_not_taken_for_damage(path, monkeypatch):

@@ -22,6 +22,7 @@ import numpy as np
 
 from fastadam import _core
 from fastadam._names import by_name
+from fastadam._numbers import as_flag
 from fastadam.containers import Container
 from fastadam.persist import npz, safetensors
 from fastadam.persist.atomic import as_path, write_aside
@@ -100,7 +101,7 @@ def save(
     array([1., 1., 1.])
     """
     name, layout = format_of(path)
-    check_flag(progress, "progress", or_none=True)
+    progress = as_progress(progress)
     if params is None and optimizer is None:
         raise ValueError("nothing to save: pass params, optimizer or both")
     arrays: dict[str, np.ndarray] = {}
@@ -185,8 +186,8 @@ def load(
     FileNotFoundError: [Errno 2] No such file or directory: 'no such file.npz'
     """
     name, layout = format_of(path)
-    check_flag(mmap, "mmap")
-    check_flag(progress, "progress", or_none=True)
+    as_flag(mmap, "mmap")
+    progress = as_progress(progress)
     if params is None and optimizer is None:
         raise ValueError(
             "nothing to load into: pass params, optimizer or both; fastadam.inspect(path) says what is in a file"
@@ -365,9 +366,9 @@ def plan_load(
     return pairs, state, used
 
 
-def section(text: dict[str, Any], name: str, path: Any) -> Any:
+def section(text: dict[str, Any], name: str, file: str) -> Any:
     if name not in text:
-        raise ValueError(f"{os.fspath(path)!r} has no {name}; it was saved without")
+        raise ValueError(f"{file!r} has no {name}; it was saved without")
     return text[name]
 
 
@@ -420,9 +421,10 @@ def error_context(what: str, but: tuple[type[Exception], ...] = (MemoryError, Im
         raise ValueError(f"{what}: {error}") from error
 
 
-def check_flag(value: Any, name: str, or_none: bool = False) -> None:
-    if not (isinstance(value, bool | np.bool_) or (or_none and value is None)):
-        raise TypeError(f"{name} must be True{', False or None' if or_none else ' or False'}, got {value!r}")
+def as_progress(value: Any) -> bool | None:
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    raise TypeError(f"progress must be True, False or None, got {value!r}")
 
 
 def open_regular(name: str) -> BufferedReader:
@@ -437,7 +439,10 @@ def lock_of(optimizer: Optimizer | None) -> Any:
     if optimizer is None:
         return nullcontext()
     if not hasattr(optimizer, "_engine"):
-        raise TypeError(f"optimizer must be an optimizer of fastadam, got a {type(optimizer).__name__}")
+        how = "; use its own save and load" if hasattr(optimizer, "save") else ""
+        if hasattr(optimizer, "zero_grad"):  # torch's, or one of fastadam.torch
+            how = "; give its state_dict() to torch.save, and what torch.load returns to its load_state_dict"
+        raise TypeError(f"optimizer must be an optimizer of fastadam, got a {type(optimizer).__name__}{how}")
     return optimizer._engine.lock
 
 

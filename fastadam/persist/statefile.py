@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fastadam._checks import maps_of
-from fastadam._layout import CODE, FLUSHED, HEAD, HEADER, RECORD, TORN, WRITTEN
+from fastadam._layout import CODE, FLUSHED, HEAD, HEADER, PAGE, RECORD, TORN, WRITTEN
 from fastadam.persist.atomic import as_path, folder_of
 
 try:
@@ -33,7 +33,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 VERSION = 3
-PAGE = 4096
 LONGEST = 1 << 26  # bytes: what may describe a group
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BOOT = Path("/proc/sys/kernel/random/boot_id")
