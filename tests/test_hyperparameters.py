@@ -308,7 +308,8 @@ def test_an_unknown_option_is_named_beside_those_that_are_known():
     with pytest.raises(TypeError, match=match):
         fastadam.NAdam(np.ones(3), learning_rate=0.1)
     for name in "fused", "foreach":  # not seed, and not max_norm_each
-        with pytest.raises(TypeError, match=rf"^NAdam has no {name} \(leave it out: every step is fused\); it has params"):
+        match = rf"^NAdam has no {name} \(leave it out: every step is fused\); it has params"
+        with pytest.raises(TypeError, match=match):
             fastadam.NAdam(np.ones(3), **{name: True})
 
 

@@ -122,14 +122,14 @@ class StateFile:
                 "checkpoint with the fastadam that wrote it, and load that into a new file"
             )
         if condition == TORN:
-            why = "was left in the middle of a step (or while it was loaded, or in swap_ema): some of it is of the step"
+            why = "was left in the middle of a step (or of loading, or of swap_ema), so only a part of it is new"
         elif condition == WRITTEN and (boot != this_boot() or not boot):
-            why = "had not been flushed when the machine that wrote it went down: some of it may be of older steps"
+            why = "had not been flushed when the machine that wrote it went down, so parts of it may be older"
         else:
             return
         raise ValueError(
-            f"state_file {self.path!r} {why}, and so are parameters that are in files of their own; delete it, and "
-            "load a checkpoint into a new one"
+            f"state_file {self.path!r} {why}; parameters in files of their own may be so, too; delete it, and load a "
+            "checkpoint into a new one"
         )
 
     def reserve(self, start: int, nbytes: int) -> None:
@@ -323,8 +323,8 @@ def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
             return f"{name}: {saved[name]} there, {wanted[name]} here"
     if saved["formats"] != wanted["formats"]:
         return (
-            f"its types are {saved['formats']} there, {wanted['formats']} here: make the optimizer as it "
-            "was, save a checkpoint, and load that into one with a new file; or"
+            f"its types are {saved['formats']} there, {wanted['formats']} here (to convert it, open it with the "
+            "options that it was made with, save a checkpoint, and load that into an optimizer with a new file)"
         )
     if len(saved["arrays"]) != len(wanted["arrays"]):
         return f"{len(saved['arrays'])} arrays there, {len(wanted['arrays'])} here"
