@@ -55,7 +55,7 @@ cdef class Engine(Parameters):
             flat = self.structure.flatten(grads)
         self.begin_change()
         try:
-            if len(flat) != self.count:
+            if len(flat) != self.count:     # another thread has added a group meanwhile
                 raise ValueError(f"expected {self.count} gradients, got {len(flat)}")
             self.run_step(0, self.count, flat, groups, grad_scale)
         finally:
@@ -77,8 +77,8 @@ cdef class Engine(Parameters):
         s[0] = self.chosen      # a schedule may change those
         c.scale, c.isa = as_grad_scale(grad_scale), chosen_isa
         if count != self.count and s.max_norm < INFINITY:
-            raise ValueError("max_norm needs the gradients of all parameters at once: use step; or set it to None (and "
-                             "max_norm_each, which clips each array by its own norm)")
+            raise ValueError("max_norm needs the gradients of all parameters at once: use step, or set it to None "
+                             "(max_norm_each clips each array by its own norm)")
         self.first, c.slots, c.tasks, c.count = first, self.slots + first, self.tasks + first, count
         c.rows = self.rows + first
         steps = self.mark_active(grads)
@@ -100,8 +100,7 @@ cdef class Engine(Parameters):
     cdef int read_groups(self, list groups, bint steps) except -1:
         cdef Py_ssize_t i
         groups = list(groups)               # schedules, and finalizers, may change theirs
-        if len(groups) != len(self.groups):
-            raise ValueError("param_groups grew or shrank; use add_param_group")
+        self.check_length(groups)
         if not steps:
             self.check_groups(groups)       # schedules are called for steps alone
         elif self.call.count != self.count:     # an array goes by its own counter
@@ -168,8 +167,9 @@ cdef class Engine(Parameters):
             if (self.call.slots[i].rows != NULL and self.call.slots[i].width % FA_GROUP
                     and self.shares_scales(self.first + i)):
                 raise ValueError(f"{self.name_of(self.first + i)} has 8bit state, rows of {self.call.slots[i].width} "
-                                 f"elements, and got Rows: they must be a multiple of {<int>FA_GROUP}, which share a "
-                                 "scale; put it into a group of its own with another state_dtype")
+                                 f"elements, and got Rows: they must be a multiple of {<int>FA_GROUP} long, because "
+                                 "so many elements share a scale; put it into a group of its own with another "
+                                 "state_dtype")
             if self.call.slots[i].rows != NULL and self.call.slots[i].record.pending:
                 raise ValueError(f"{self.name_of(self.first + i)} has pending gradients, and got Rows; "
                                  "first take a step with a gradient of the whole array; zeros will do")
@@ -208,8 +208,7 @@ cdef class Engine(Parameters):
 
     def check_groups(self, list groups):
         """Raise unless these are the groups that were added, with hyper-parameters changed at most."""
-        if len(groups) != len(self.groups):
-            raise ValueError("param_groups grew or shrank; use add_param_group")
+        self.check_length(groups)
         for group, values in zip(self.groups, groups):
             (<Group>group).check(values, True)
 
@@ -419,7 +418,7 @@ cdef class Engine(Parameters):
         """Exchange parameters and their averages. All or nothing, and Ctrl-C waits."""
         cdef Py_ssize_t i
         if self.changing or self.swapped:
-            raise RuntimeError("swap_ema was called from inside a step, or of another swap_ema")
+            raise RuntimeError("swap_ema was called inside a step, or inside another swap_ema")
         self.changing = True
         try:
             self.prepare_file()

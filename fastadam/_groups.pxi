@@ -146,7 +146,8 @@ cdef class Group:
             raise TypeError(f"{self.where} must be a dict, got a {type(values).__name__}")
         if len(<dict>values) != len(self.names) + 1 or (<dict>values).get("params") is not self.params:
             self.check_keys(values)
-            raise ValueError(f"params was replaced in {self.where}; make a new optimizer or use add_param_group")
+            raise ValueError(f"params was replaced in {self.where}; make a new optimizer. "
+                             "(opt.rebind(key, array) replaces one array, add_param_group adds some)")
         return 0
 
     cdef int check_fixed(self, const fa_options *options) except -1:

@@ -266,6 +266,12 @@ cdef class Parameters(StateArrays):
         finally:
             self.end_change()
 
+    cdef int check_length(self, list groups) except -1:
+        if len(groups) != len(self.groups):
+            raise ValueError(f"param_groups has {len(groups)} groups, the optimizer {len(self.groups)}; "
+                             "add_param_group adds one, and none can be taken out")
+        return 0
+
     cdef int rebind_if_possible(self, Py_ssize_t i, object array, bint keep_master, list groups) except -1:
         cdef Layout *layout = &self.layouts[i]
         cdef Layout new = layout[0]
@@ -275,8 +281,7 @@ cdef class Parameters(StateArrays):
         name = f"array for {self.name_of(i)}"
         check_writable(array, name, True)
         note_bfloat16(numpy.asarray(array))
-        if len(groups) != len(self.groups):
-            raise ValueError("param_groups grew or shrank; use add_param_group")
+        self.check_length(groups)
         group.check_params(groups[number])
         # What is replaced is kept until the end: to free it could run Python code in between.
         old = self.arrays[i], group.params

@@ -91,7 +91,7 @@ def test_hyper_parameters_are_read_as_lr_is():
         ("accumulate", 2, "accumulate was 1 when the optimizer was made"),
         ("max_norm", -1.0, "^max_norm must be > 0"),
         ("amsgrad", True, "amsgrad is chosen when a group is made, because it needs state: make a new optimizer"),
-        ("param_groups", [], "param_groups grew or shrank; use add_param_group"),
+        ("param_groups", [], "param_groups has 0 groups, the optimizer 1; add_param_group adds one"),
         ("param_groups", (), "param_groups must be a list, got a tuple"),
         ("param_groups", [{"lr": 0.1}], r"param_groups\[0\] has lost its params"),
     ],
