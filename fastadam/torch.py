@@ -10,7 +10,7 @@ step finds others there, or parameters elsewhere in memory, it makes a new fasta
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from inspect import signature
+from inspect import Parameter, Signature, signature
 from itertools import chain, islice
 from operator import is_
 from typing import Any
@@ -47,9 +47,15 @@ def setting(name: str) -> Any:
     return property(lambda optimizer: optimizer._options[name], write, doc="As in fastadam's own optimizers.")
 
 
-class Adapter(torch.optim.Optimizer):
-    """torch's class of this name. It takes torch's arguments, and OPTIONS by name. docs/torch.md says more."""
+def with_options(of_torch: Signature) -> Signature:
+    options = [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in OPTIONS.items()]
+    return of_torch.replace(parameters=[*of_torch.parameters.values(), *options])
 
+
+class Adapter(torch.optim.Optimizer):
+    """torch's class of this name, with its arguments. Those from `max_norm` on are fastadam's (docs/torch.md)."""
+
+    __signature__: Any
     _rule: Any  # fastadam's class
     state: Any
     param_groups: Any
@@ -60,7 +66,10 @@ class Adapter(torch.optim.Optimizer):
 
     def __init_subclass__(cls, rule: Any = None) -> None:
         super().__init_subclass__()
-        cls._rule = rule or cls._rule
+        if rule is not None:
+            cls._rule, cls.__signature__ = rule, with_options(signature(cls.__bases__[1]))
+        elif "__init__" in vars(cls):
+            cls.__signature__ = None  # that of __init__
 
     def __init__(self, params: Any, *args: Any, **named: Any) -> None:
         self._options = {name: named.pop(name, default) for name, default in OPTIONS.items()}
@@ -159,15 +168,13 @@ class Adapter(torch.optim.Optimizer):
                 entries[i].clear()
                 entries[i].update(slot.shown | others)
         self._hidden = {i for i, slot in enumerate(self._slots) if slot.shown and not saved[i]}
-        self._watched = [
-            *self._index,
-            steps,
-            products,
-        ]  # tensors whose memory must stay; counters are parts of the last
+        # Tensors whose memory must stay where it is. (The counters of each parameter are parts of steps and products.)
+        self._watched = [*self._index, steps, products]
         for slot in self._slots:
             self._watched += [x for name, x in slot.shown.items() if isinstance(x, Tensor) and name not in COUNTERS]
         self._made_for, self._values, self._counted = self._layout(), self._state_values(), self._steps.tobytes()
-        self._size, self._sizes = sum(slot.array.size for slot in self._slots), [len(g["params"]) for g in groups]
+        self._elements = sum(slot.array.size for slot in self._slots)
+        self._counts = [len(group["params"]) for group in groups]
         self._inner, self._skipped = inner, 0
         self._read: list[list[Any]] = [[] for _ in groups]  # values of the options
 
@@ -187,7 +194,7 @@ class Adapter(torch.optim.Optimizer):
                 self._inner.param_groups[k].update(values)
                 may_change = any(value is not group[name] for name, value in values.items())  # a tensor, or a list
                 self._read[k] = [] if may_change else [*group.values()]
-        threads = self.threads or max(1, min(torch.get_num_threads(), self._size // GRAIN))
+        threads = self.threads or max(1, min(torch.get_num_threads(), self._elements // GRAIN))
         if self._inner.threads != threads:
             self._inner.threads = threads
 
@@ -208,7 +215,7 @@ class Adapter(torch.optim.Optimizer):
         grads, grad_scale = [slot.gradient() for slot in self._slots], 1.0 if scale is None else 1.0 / scale.item()
         remaining = iter(grads)
         try:
-            self._inner.step([[*islice(remaining, size)] for size in self._sizes], grad_scale=grad_scale)
+            self._inner.step([[*islice(remaining, count)] for count in self._counts], grad_scale=grad_scale)
         except (TypeError, ValueError):
             self._inner = None  # p.data may have become a part of what it was, which only its gradient shows
             raise

@@ -3,6 +3,7 @@
 Tolerances are those of torch's own tests of its implementations against each other (`torch.testing.assert_close`)."""
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -432,6 +433,23 @@ def test_a_state_dict_that_does_not_fit_changes_nothing(torch, ours):
     for m, o in (model, opt), other:
         train(torch, m, o, 2, 2)
     assert bits(model) == bits(other[0])
+
+
+@each_class
+def test_signatures_are_torchs_and_then_fastadams_options(torch, ours, name):
+    cls = getattr(ours, name)
+    theirs = list(inspect.signature(getattr(torch.optim, name)).parameters.values())
+    parameters = list(inspect.signature(cls).parameters.values())
+    assert parameters[: len(theirs)] == theirs
+    options = ["max_norm", "max_norm_each", "nonfinite", "threads", "state_dtype", "seed"]
+    assert [parameter.name for parameter in parameters[len(theirs) :]] == options
+
+    class Mine(cls):
+        def __init__(self, model):
+            super().__init__(model.parameters(), lr=0.5)
+
+    assert list(inspect.signature(Mine).parameters) == ["model"]
+    assert Mine(network(torch)).param_groups[0]["lr"] == 0.5
 
 
 def test_graphs_from_before_a_step_are_still_an_error(torch, ours):
