@@ -193,7 +193,7 @@ def check_replacement(array: Any, name: str, dtype: str, shape: tuple[int, ...],
     """Raise unless an array that could be a parameter is of this kind."""
     new = np.asarray(array)
     if new.dtype.name != dtype:
-        raise TypeError(f"{name} must be {dtype}, as the one that it replaces, got {new.dtype}; state is never cast")
+        raise TypeError(f"{name} must be {dtype}, as the one that it replaces, got {new.dtype}; make a new optimizer")
     if new.shape != shape:
         raise ValueError(
             f"{name} must have the shape of the one that it replaces, {shape}, got {new.shape}; make a new optimizer"

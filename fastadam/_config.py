@@ -17,17 +17,23 @@ except PackageNotFoundError:  # a frozen program, or a bare copy of the package:
 
 
 def config() -> dict[str, Any]:
-    """What this installation is and how it runs, as a dict.
+    """What this installation is and how it runs.
 
-    Keys: version ("unknown" if only a copy of the package's files is here), python, numpy, machine (str); isa, the
-    kernel path in use, and isa_available, all paths of this build and CPU; openmp (bool), False for a serial build;
-    threads (int), the most that a step would take now;
-    openmp_waits, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon sleep),
-    "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another package) or
-    "no OpenMP"; blas_shared (list of str), every OpenBLAS that `share_threads_with_blas` has put on one team
-    with steps; steps_on (str), whose threads the last step that could take several was given: "fastadam" (threads that
-    OpenBLAS computes on, too) or "OpenMP" (also before the first one); advice (str), what might make this program
-    faster, or empty.
+    Returns
+    -------
+    dict
+        * "version": str, of fastadam; "unknown" if only a copy of the package's files is here.
+        * "python", "numpy", "machine": str, two versions, and the kind of processor.
+        * "isa": str, the kernel path in use. "isa_available": list of str, all paths of this build and CPU.
+        * "openmp": bool, False for a serial build.
+        * "threads": int, the most that a step would take now.
+        * "openmp_waits": str, who decided how OpenMP's workers wait between steps: "passive" (fastadam did: they soon
+          sleep), "environment" (OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME), "loaded before fastadam" (another
+          package) or "no OpenMP".
+        * "blas_shared": list of str, every OpenBLAS that `share_threads_with_blas` has put on one team with steps.
+        * "steps_on": str, whose threads the last step that could take several was given: "fastadam" (OpenBLAS computes
+          on them, too) or "OpenMP" (also before the first step).
+        * "advice": str, what might make this program faster, or empty.
 
     Examples
     --------

@@ -80,7 +80,8 @@ class Optimizer(Saving):
     Attributes
     ----------
     param_groups : list of dict
-        Like torch's. Hyper-parameters may be changed between steps; "params", "amsgrad" and "centered" may not.
+        Like torch's. Hyper-parameters may be changed between steps, but for those that the state depends on: "amsgrad",
+        "centered", "state_dtype", "master_bits". Nor may "params".
     threads_used : int
         The threads that the last step took; 0 before the first.
     grad_norm : float or None
@@ -95,7 +96,7 @@ class Optimizer(Saving):
     last_values : list of dict
         For each group, the numbers that its last step took for the hyper-parameters.
     ema : dict
-        The averages of the parameters by their keys, if `ema_decay` asked for them.
+        The averages of the parameters by their keys. ValueError without `ema_decay`.
 
     Raises
     ------

@@ -218,7 +218,7 @@ class Saving(Options):
 def as_torch(state_dict: dict[str, Any], param_groups: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A state_dict of ours as torch's optimizer of that name has it: with copies, as tensors."""
     if name == "RowAdagrad":
-        raise ValueError("torch has no RowAdagrad")
+        raise ValueError("torch has no RowAdagrad; opt.save keeps its state in a file")
     for i, group in enumerate(param_groups):
         for option, value in group.items():
             if option != "params" and _core.has_schedule(value):
@@ -231,8 +231,9 @@ def as_torch(state_dict: dict[str, Any], param_groups: list[dict[str, Any]], nam
     for i, group in enumerate(state_dict["param_groups"]):
         group = {k: v for k, v in group.items() if k not in ("param_names", "state_dtype", "master_bits")}
         for ours, needed in ("bias_correction", True), ("eps_hat", False), ("eps_root", 0):
-            if group.pop(ours, needed) != needed:
-                raise ValueError(f"torch has no {ours}; param_groups[{i}] has another than {needed}")
+            value = group.pop(ours, needed)
+            if value != needed:
+                raise ValueError(f"torch has no {ours}: param_groups[{i}] must have {needed}, got {value!r}")
         groups.append(group)
     state = {}
     for index, entry in state_dict["state"].items():

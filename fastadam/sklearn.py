@@ -98,7 +98,10 @@ class _Fast:
         elif name == "n_iter_" and value and self.solver == "adam":  # an epoch is over
             steps = next((each.t for each in vars(self).values() if isinstance(each, self.optimizer_class)), 0)
             if steps == self._steps_seen:
-                raise RuntimeError(f"solver='adam', but scikit-learn {sklearn.__version__} did not step with fastadam")
+                raise RuntimeError(
+                    f"scikit-learn {sklearn.__version__} did not step with fastadam, although solver='adam'; "
+                    "it was tried with scikit-learn 1.5 and 1.9"
+                )
             self._steps_seen = steps
         super().__setattr__(name, value)
 

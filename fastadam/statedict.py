@@ -439,7 +439,7 @@ def as_state(saved: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: st
     """A saved state array that can be copied into one of ours without a cast, or an error."""
     array = as_ndarray(saved, where)
     if array.dtype != dtype:
-        raise TypeError(f"{where} must be {dtype}, got {array.dtype}; state is never cast")
+        raise TypeError(f"{where} must be {dtype}, got {array.dtype}; state is never cast, so convert it first")
     if array.shape != shape:
         raise ValueError(f"{where} must have the shape {shape}, got {array.shape}")
     return array

@@ -12,6 +12,7 @@ from fastadam import _core
 PREFIXES, SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of names in OpenBLAS's builds
 WITH_CALLBACK = 0, 3, 29  # older ones keep no work buffers for threads that are not their own
 SETTER = "openblas_set_threads_callback_function"
+SHARED = "shared, on fastadam's threads, through its callback"
 lock = threading.Lock()  # made anew in forked children, where nobody may be left to release it
 users: dict[str, set["SharedThreads"]] = {}  # file of an OpenBLAS that is shared -> who has asked for it
 
@@ -19,10 +20,15 @@ users: dict[str, set["SharedThreads"]] = {}  # file of an OpenBLAS that is share
 class SharedThreads:
     """What `share_threads_with_blas` did. A context manager; leaving it, or `undo`, ends the sharing.
 
-    ``libraries`` has a dict for each BLAS in the process: library (str, its file), kind (str, "openblas" for one),
-    version (str or None), shared and callback (bool, the same), threads (str, whose they are: "fastadam"; empty if not
-    shared) and why (str, why not; empty if shared). Printing it shows the same, and whether it has ended. Entering it
-    after its end shares again. `with` blocks of one object do not nest: the first that is left ends it.
+    Entering it after its end shares again. `with` blocks of one object do not nest: the first that is left ends it.
+    Printing it shows what was done for each BLAS, and whether it has ended.
+
+    Attributes
+    ----------
+    libraries : list of dict
+        For each BLAS in the process: "library" (its file), "kind" ("openblas", for one), "version" (str or None),
+        "shared" and "callback" (bool, the same), "threads" (whose they are: "fastadam"; empty if not shared) and "why"
+        (why not; empty if shared).
     """
 
     def __init__(self) -> None:
@@ -82,9 +88,6 @@ class SharedThreads:
         ended = bool(self._shared) and not any(self in users.get(library, ()) for library in self._shared)
         lines = [f"{e['library']} ({e['kind']} {e['version']}): {e['why'] or SHARED}" for e in self.libraries]
         return f"<SharedThreads{', ended' * ended}" + "".join(f"\n  {line}" for line in lines) + ">"
-
-
-SHARED = "shared, on fastadam's threads, through its callback"
 
 
 def renew_lock() -> None:
@@ -221,6 +224,11 @@ def share_threads_with_blas() -> SharedThreads:
         nor if the system has no threads for it. (A product in a forked child makes them anew, and ends the process if
         the system has none any more.)
 
+    Notes
+    -----
+    It takes OpenBLAS's ``openblas_set_threads_callback_function``. There is one at a time: a program that has set its
+    own loses it.
+
     Examples
     --------
     >>> import fastadam
@@ -228,10 +236,6 @@ def share_threads_with_blas() -> SharedThreads:
     ...     pass  # train
     >>> fastadam.config()["blas_shared"]
     []
-
-    Notes
-    -----
-    OpenBLAS's ``openblas_set_threads_callback_function`` (one at a time: a program that set its own loses it).
     """
     shared = SharedThreads()
     if not any(entry["shared"] for entry in shared.libraries):

@@ -44,7 +44,8 @@ def gradient(
         As given to ``step`` with each.
     dtype : float32 or float64
         The parameter's.
-    max_value : float or None, default None
+    max_value : float > 0 or None, default None
+        None does not clip.
 
     Examples
     --------
@@ -68,6 +69,15 @@ def ema_update(ema: np.ndarray, param: np.ndarray, ema_decay: float) -> None:
     """Move the average of a parameter in place, after its step.
 
     .. math:: ema = ema\\_decay \\cdot ema + (1 - ema\\_decay) p
+
+    Parameters
+    ----------
+    ema : ndarray of float32 or float64
+        The average, updated in place.
+    param : ndarray
+        The parameter, of the same shape and type.
+    ema_decay : float from 0 to 1
+        As the option of this name.
 
     Examples
     --------
@@ -160,7 +170,9 @@ def sum_rows(rows: np.ndarray, grads: np.ndarray, dtype: type) -> tuple[np.ndarr
     Parameters
     ----------
     rows : ndarray of k integers
+        In any order; they may repeat.
     grads : ndarray of shape (k, ...)
+        The gradient of each.
     dtype : float32 or float64
         The parameter's.
 

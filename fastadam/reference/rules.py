@@ -76,7 +76,7 @@ def sgd_update(
     maximize: bool = False,
     grad_scale: float = 1.0,
 ) -> None:
-    """Apply one step of stochastic gradient descent in place: the twin of ``fastadam.SGD``, which explains arguments.
+    """Apply one step of SGD in place: the twin of ``fastadam.sgd_update``, which documents the arguments.
 
     .. math:: b = \\mu b + (1-dampening) g, \\quad p = p - lr \\cdot b
 
@@ -116,7 +116,7 @@ def rmsprop_update(
     maximize: bool = False,
     grad_scale: float = 1.0,
 ) -> None:
-    """Apply one step of RMSprop in place: the twin of ``fastadam.RMSprop``, which explains the arguments.
+    """Apply one step of RMSprop in place: the twin of ``fastadam.rmsprop_update``, which documents the arguments.
 
     .. math:: v = \\alpha v + (1-\\alpha) g^2, \\quad p = p - lr \\frac{g}{\\sqrt{v} + eps}
 
@@ -160,7 +160,7 @@ def adagrad_update(
     maximize: bool = False,
     grad_scale: float = 1.0,
 ) -> None:
-    """Apply one step of Adagrad in place: the twin of ``fastadam.Adagrad``, which explains the arguments.
+    """Apply one step of Adagrad in place: the twin of ``fastadam.adagrad_update``, which documents the arguments.
 
     .. math:: s = s + g^2, \\quad p = p - \\frac{lr}{1 + (t-1) lr\\_decay} \\frac{g}{\\sqrt{s} + eps}
 
@@ -196,7 +196,7 @@ def rowadagrad_update(
     maximize: bool = False,
     grad_scale: float = 1.0,
 ) -> None:
-    """Apply one step of row-wise Adagrad in place: the twin of ``fastadam.RowAdagrad``, which explains the arguments.
+    """Apply one step of RowAdagrad in place: the twin of ``fastadam.rowadagrad_update``, which documents the arguments.
 
     .. math:: s = s + mean(g^2), \\quad p = p - \\frac{lr}{1 + (t-1) lr\\_decay} \\frac{g}{\\sqrt{s} + eps}
 
@@ -241,7 +241,7 @@ def nadam_update(
 ) -> float:
     """Apply one step of NAdam in place, and return the new `mu_product`, which is 1 before the first step.
 
-    The twin of ``fastadam.NAdam``, which has the equations and explains the arguments.
+    The twin of ``fastadam.nadam_update``, which has the equations and documents the arguments.
 
     Examples
     --------
@@ -281,7 +281,7 @@ def radam_update(
     maximize: bool = False,
     grad_scale: float = 1.0,
 ) -> None:
-    """Apply one step of RAdam in place: the twin of ``fastadam.RAdam``, which has the equations and explains arguments.
+    """Apply one step of RAdam in place: the twin of ``fastadam.radam_update``, which documents the arguments.
 
     Examples
     --------
@@ -321,7 +321,7 @@ def adamax_update(
     maximize: bool = False,
     grad_scale: float = 1.0,
 ) -> None:
-    """Apply one step of Adamax in place: the twin of ``fastadam.Adamax``, which explains the arguments.
+    """Apply one step of Adamax in place: the twin of ``fastadam.adamax_update``, which documents the arguments.
 
     .. math:: u = \\max(\\beta_2 u, |g| + eps), \\quad p = p - \\frac{lr}{1-\\beta_1^t} \\frac{m}{u}
 
