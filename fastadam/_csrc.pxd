@@ -1,4 +1,4 @@
-# Mirrors csrc/fastadam.h, nothing else.
+# What Cython uses of csrc/fastadam.h, nothing else.
 from libc.stdint cimport int64_t, uint16_t, uint64_t, uintptr_t
 
 cdef extern from "fastadam.h" nogil:
@@ -55,14 +55,14 @@ cdef extern from "fastadam.h" nogil:
     fa_isa chosen_isa "fa_chosen_isa"
 
     ctypedef enum fa_format: FA_PLAIN, FA_FLOAT16, FA_BFLOAT16, FA_SPLIT_32, FA_SPLIT_24
-    enum: FA_CODED, FA_GROUP, FA_LEAST_M, FA_LEAST_V, FA_ALL_BITS
+    enum: FA_GROUP, FA_LEAST_M, FA_LEAST_V, FA_ALL_BITS
 
     ctypedef struct fa_codec:
         void (*decode)(float *to, const void *codes, const void *second, int64_t n) noexcept nogil
         int64_t size, second_size, group
 
     ctypedef struct fa_formats:
-        const fa_codec *of[7]       # FA_VALUES
+        pass
 
     ctypedef enum fa_state_format: FA_STATE_PLAIN, FA_STATE_BFLOAT16, FA_STATE_8BIT
 

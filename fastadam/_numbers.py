@@ -125,8 +125,8 @@ def as_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     decay = values["ema_decay"]
     plain["average"] = decay is not None
     plain["ema_decay"] = as_number(decay, "ema_decay") if plain["average"] else 1.0
-    if not 0 <= as_integer(values["seed"], "seed") < 2**63:
-        raise ValueError(f"seed must be >= 0 and less than 2**63, got {values['seed']}")
     if not 0.0 <= plain["ema_decay"] <= 1.0:
         raise ValueError(f"ema_decay must be from 0 to 1 or None, got {decay!r}")
+    if not 0 <= as_integer(values["seed"], "seed") < 2**63:
+        raise ValueError(f"seed must be >= 0 and less than 2**63, got {values['seed']}")
     return plain

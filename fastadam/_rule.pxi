@@ -17,8 +17,8 @@ cdef Update spare = None    # for the next call: new memory costs more than all 
 cdef class Rule:
     """What a function knows of its rule, and the way from its arguments to the step.
 
-    `hypers` are the hyper-parameters in the order of their values; `needs` says when the state that is not always there
-    is needed."""
+    `hypers` are the hyper-parameters in the order of their values; `needs` says which hyper-parameters need the
+    state that is not always there."""
     cdef const fa_family *family
     cdef tuple names            # of the arrays that are given
     cdef tuple hypers
@@ -26,7 +26,7 @@ cdef class Rule:
     cdef int kinds[12]          # MOST_HYPERS
     cdef Py_ssize_t offsets[12]
     cdef dict needs
-    cdef int always             # the state that is
+    cdef int always             # the state that every call needs
     cdef bint by_row
 
     def __cinit__(self, str family, str hypers, dict needs=None):
@@ -34,9 +34,8 @@ cdef class Rule:
         cdef int k
         memset(&options, 0, sizeof(options))
         self.family, self.needs = fa_family_named(family.encode()), needs or {}
-        self.names = ("param", "grad", *[<bytes>self.family.state[k] if self.family.state[k] != NULL else None
-                                         for k in range(3)], "rows")
-        self.names = tuple([name.decode() if type(name) is bytes else name for name in self.names])
+        states = [(<bytes>self.family.state[k]).decode() if self.family.state[k] != NULL else None for k in range(3)]
+        self.names = ("param", "grad", *states, "rows")
         self.hypers = tuple(hypers.split())
         self.count = len(self.hypers)
         assert self.count <= MOST_HYPERS
@@ -93,7 +92,7 @@ cdef class Rule:
             spare = call if call.most <= MOST_KEPT and call.words <= MOST_WORDS else None
 
     cdef bint update_one(self, Borrowed *given, fa_rule rule, fa_coefficients *coefficients, int order) noexcept:
-        """The most usual case, with few instructions: False if it is another one, or something is wrong."""
+        """Step one array where all is as C needs it, with few instructions. False, and nothing done, otherwise."""
         cdef Array *param = <Array *>given[<int>FA_PARAM]
         cdef Array *grad = <Array *>given[<int>FA_GRAD]
         cdef fa_task task

@@ -1,7 +1,8 @@
-# Update, the stateless step of lists: state that the caller keeps. One array that has to be mended is a list of one.
+# Update, the stateless step of lists, with state that the caller keeps. One array comes here, too, as a list of one,
+# where _rule.pxi cannot step it at once.
 
 cdef enum:
-    MOST_ROUNDS = 8         # of looking at all arrays, where Python code had to run in between
+    MOST_ROUNDS = 8         # of checking all arrays, where Python code had to run in between
 
 
 @cython.final
@@ -19,7 +20,7 @@ cdef class Update:
     cdef Py_ssize_t range_count
     cdef uint64_t *work         # where rows are sorted
     cdef int64_t words          # in it
-    cdef bint good, readable    # are the arrays that are written as they must be; and those that are read?
+    cdef bint good, readable    # the arrays that are written, and those that are only read, are as C needs them
 
     def __dealloc__(self):
         PyMem_Free(self.call.slots)
@@ -151,13 +152,13 @@ cdef class Update:
         cdef int64_t lines
         cdef bint asked = False
         for rounds in range(MOST_ROUNDS):
-            self.look()
+            self.fill_tasks()
             if not self.good:
-                self.mend_written()
+                self.convert_written()
                 continue
             self.sort_ranges()
             if not self.readable:
-                self.mend_read()
+                self.convert_read()
                 continue
             self.check_read(FA_GRAD)
             if self.given[ROWS] != NULL:
@@ -171,8 +172,8 @@ cdef class Update:
                 has_fewer_threads(order, lines, True, 1)
         raise ValueError("an array changed during the call")
 
-    cdef void look(self) noexcept nogil:
-        """Fill in the tasks, as far as arrays are what they must be."""
+    cdef void fill_tasks(self) noexcept nogil:
+        """Fill in the tasks. Ends at the first array to be written that is not as C needs it."""
         cdef Py_ssize_t i
         cdef int a
         cdef fa_slot *slot
@@ -198,9 +199,9 @@ cdef class Update:
                     self.good = False
                     return
                 task.array[a] = data_of(array)
-            self.look_at_gradient(i)
+            self.fill_gradient(i)
 
-    cdef void look_at_gradient(self, Py_ssize_t i) noexcept nogil:
+    cdef void fill_gradient(self, Py_ssize_t i) noexcept nogil:
         cdef fa_slot *slot = &self.call.slots[i]
         cdef Array *param = <Array *>self.given[<int>FA_PARAM][i]
         cdef Array *grad = <Array *>self.given[<int>FA_GRAD][i]
@@ -230,8 +231,8 @@ cdef class Update:
         return (is_plain(rows) and is_list_of_rows(rows) and is_plain(grad) and ndim_of(param) > 0
                 and (flags_of(param) & C_CONTIGUOUS) != 0 and are_rows_of(param, rows, grad))
 
-    cdef int mend_written(self) except -1:
-        """Raise, or put arrays in the place of their subclasses."""
+    cdef int convert_written(self) except -1:
+        """Raise, or put plain arrays in the place of their subclasses."""
         cdef Py_ssize_t i
         cdef int a
         for i in range(self.call.count):
@@ -247,7 +248,7 @@ cdef class Update:
                     self.kept[a][i] = numpy.asarray(state)
         return 0
 
-    cdef int mend_read(self) except -1:
+    cdef int convert_read(self) except -1:
         """Raise, or put what the kernel can read in the place of gradients, and of rows."""
         cdef Py_ssize_t i
         for i in range(self.call.count):
@@ -256,7 +257,7 @@ cdef class Update:
             check_is_no_container(grad, name, self.many)
             if self.has_rows(i):
                 if not self.has_good_rows(i):
-                    self.mend_rows(i, param, grad, name)
+                    self.convert_rows(i, param, grad, name)
             elif not is_ready(<Array *>grad, <Array *>param) and not is_decodable(<Array *>grad, <Array *>param):
                 grad = as_gradient(grad, param, name, self.name_of(FA_PARAM, i))
                 note_bfloat16(grad)
@@ -266,7 +267,7 @@ cdef class Update:
                 self.kept[<int>FA_GRAD][i] = grad
         return 0
 
-    cdef int mend_rows(self, Py_ssize_t i, object param, object grad, str name) except -1:
+    cdef int convert_rows(self, Py_ssize_t i, object param, object grad, str name) except -1:
         list_name = self.name_of(ROWS, i)
         rows, grad = as_rows(<object>self.given[ROWS][i], grad, param, list_name, name, self.name_of(FA_PARAM, i))
         note_bfloat16(grad)
@@ -326,7 +327,7 @@ cdef class Update:
         return 0
 
     cdef int check_apart(self, object array, str name) except -1:
-        """The same of one with gaps, which may lie around what is written."""
+        """The same for an array with gaps, in which something that is written may lie."""
         cdef const fa_range *r
         cdef uintptr_t low, high
         cdef int64_t near = 0
