@@ -109,16 +109,11 @@ cdef class Parameters(StateArrays):
         cdef int a
         cdef bint good
         cdef fa_options options
-        cdef Group group = Group()
+        cdef Group group
         cdef Py_ssize_t flat = structure.flat
         cdef uint64_t seed = self.settings["seed"]
         read_plain(values, &options)
-        group.family, group.names, group.params = self.call.family, self.names, params
-        group.where = f"param_groups[{len(self.groups)}]"
-        group.amsgrad, group.centered = options.amsgrad, options.centered
-        group.c.state_dtype, group.c.master_bits = options.state_dtype, options.master_bits
-        group.seen = [None] * (2 * len(self.names) + 2)
-        group.c.options = options
+        group = self.new_group(params, &options)
         for key, param in zip(keys, params):
             check_writable(param, f"parameter {key!r}", True)
             note_bfloat16(numpy.asarray(param))
@@ -132,14 +127,7 @@ cdef class Parameters(StateArrays):
         names = self.state_names(group.mask)
         kinds = [[self.kind_of(i, a, plain[i - count]) for i in range(count, total)] for a in states_in(group.mask)]
         size = _layout.places_of(kinds)[1]
-        section = None
-        if self.store is not None:
-            about = [[str(key), name_of_dtype(param.dtype), list(param.shape), _layout.order_as_json(param)]
-                     for key, param in zip(keys, plain)]
-            formats = {name: sorted({like.dtype.str for like in likes if like.shape != (0,)})
-                       for name, likes in zip(names, kinds)}
-            about = {"optimizer": self.family, "state": names, "formats": formats, "arrays": about}
-            section = self.store.section(len(self.groups), about, plain, size)
+        section = None if self.store is None else self.section_for(keys, plain, names, kinds, size)
         group.records = _layout.new_records(len(params)) if section is None else section.records
         block = numpy.zeros(size, numpy.uint8) if section is None else section.block
         state = _layout.cut(block, <size_t>data_of(<Array *>block), kinds)
@@ -188,6 +176,25 @@ cdef class Parameters(StateArrays):
         if section is not None and section.fresh:
             self.header.groups = CODE * <int64_t>len(new_groups)    # from now on it is there
         return 0
+
+    cdef Group new_group(self, tuple params, const fa_options *options):
+        cdef Group group = Group()
+        group.family, group.names, group.params = self.call.family, self.names, params
+        group.where = f"param_groups[{len(self.groups)}]"
+        group.amsgrad, group.centered = options.amsgrad, options.centered
+        group.c.state_dtype, group.c.master_bits = options.state_dtype, options.master_bits
+        group.seen = [None] * (2 * len(self.names) + 2)
+        group.c.options = options[0]
+        return group
+
+    cdef object section_for(self, list keys, tuple params, list names, list kinds, object size):
+        """The next part of the state file: what is in it already, or fresh, for a group of these parameters."""
+        arrays = [[str(key), name_of_dtype(param.dtype), list(param.shape), _layout.order_as_json(param)]
+                  for key, param in zip(keys, params)]
+        formats = {name: sorted({like.dtype.str for like in likes if like.shape != (0,)})
+                   for name, likes in zip(names, kinds)}
+        about = {"optimizer": self.family, "state": names, "formats": formats, "arrays": arrays}
+        return self.store.section(len(self.groups), about, params, size)
 
     cdef int note_layouts(self, tuple params, Group group) except -1:
         """Append the layouts of new parameters. Runs no Python code, so that nothing can change meanwhile."""
