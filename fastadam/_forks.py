@@ -1,4 +1,4 @@
-"""In a forked child: locks that threads held which do not exist there are made anew."""
+"""In a forked child, make the locks anew that were held by threads which do not exist there."""
 
 import os
 from typing import Any

@@ -78,7 +78,7 @@ class Slot:
         )
 
     def show(self, state: Mapping[str, Any], counters: Mapping[str, Tensor]) -> None:
-        """Note the state that fastadam has as torch has it. What torch has not keeps its name and form."""
+        """Note fastadam's state under torch's names, in torch's form. What torch does not have keeps its own."""
         for name in sorted(state, key=lambda name: base(name) == "grad_avg"):  # which torch has last
             value = torch.from_numpy(state[name]) if isinstance(state[name], np.ndarray) else state[name]
             if name.endswith("::codes") and base(name) + "::scale" not in state:
@@ -86,7 +86,7 @@ class Slot:
             self.shown[name] = counters.get(name, value)
 
     def saved(self, entry: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-        """What torch has as fastadam loads it. What is missing is fresh; what is somebody else's is left out."""
+        """torch's state in the form that fastadam loads. What is missing is fresh; what is not ours is left out."""
         ours, saved = {*map(base, fresh)} - ORDERS, dict[str, Any]()
         for name, value in entry.items():
             if name in COUNTERS:

@@ -68,7 +68,7 @@ class AdamOptimizer(StockOptimizer):
 
     t: int
     threads: int | None = None
-    """What `adam_update` gets."""
+    """As for `fastadam.adam_update`."""
 
     def update_params(self, params: Any, grads: Any) -> None:
         """Update the arrays `params` in place."""

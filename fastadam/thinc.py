@@ -25,14 +25,14 @@ class Adam(Optimizer):
         d = \\min((1+t)/(10+t), 0.9999)
 
     lr is ``learn_rate * lr_scale``. Called as ``optimizer(key, weights, gradient, lr_scale=1.0)``, it changes the array
-    `weights`, fills `gradient` with zeros and returns both. It differs from thinc's Adam in the last places. What
-    fastadam does not do is left to thinc: `use_radam`, betas of 0, arrays on a GPU, and weights or gradients that are
-    not float32 and C-contiguous.
+    `weights`, fills `gradient` with zeros and returns both. Its results differ from thinc's in the last digits.
+    What fastadam does not do is left to thinc: `use_radam`, betas of 0, arrays on a GPU, and weights or gradients that
+    are not float32 and C-contiguous.
 
     Parameters
     ----------
     learn_rate : float, list, generator or schedule, default 0.001
-        Schedules are thinc's. So may be all numbers below.
+        Schedules are thinc's. All numbers below may be given in these ways.
     L2 : float, default 0, >= 0
         Decay of the weights after the step; with ``L2_is_weight_decay=False`` added to the gradient, before it is
         clipped.

@@ -131,7 +131,7 @@ class Adapter(torch.optim.Optimizer):
         return [*kinds, *map(Tensor.stride, self._index), *map(Tensor.data_ptr, self._watched)]
 
     def _build(self) -> None:
-        """Make a fastadam optimizer of what there is."""
+        """Make a fastadam optimizer of torch's groups and state."""
         self._inner, self._freed, self._params = None, set(), self._all_params()
         self._names = self.defaults.keys() & signature(self._rule).parameters.keys()
         self._index = {p: i for i, p in enumerate(dict.fromkeys(self._params))}
@@ -179,7 +179,7 @@ class Adapter(torch.optim.Optimizer):
         self._read: list[list[Any]] = [[] for _ in groups]  # values of the options
 
     def _prepare(self) -> None:
-        """Has anybody changed state or parameters since the last step? And what are the hyper-parameters now?"""
+        """Build anew if state or parameters were changed since the last step; pass on the hyper-parameters."""
         if not (
             self._inner is not None
             and same(self._all_params(), self._params)

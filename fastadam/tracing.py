@@ -24,8 +24,8 @@ class Trace:
     state : mapping of str to ndarray, each (steps, ...) or (steps,)
         The optimizer's own state by its names ("exp_avg", "momentum_buffer", "step", ...), after each step.
     correction : mapping of str to float64 ndarray, shape (steps,)
-        Adam's factors 1 - beta**t by which "exp_avg" and "exp_avg_sq" fall short; ones where it leaves them out, and
-        empty for optimizers without.
+        Adam's factors 1 - beta**t by which "exp_avg" and "exp_avg_sq" fall short: ones without bias_correction. Empty
+        for other optimizers.
     corrected : mapping of str to ndarray, shape (steps, ...)
         Adam's averages divided by these factors.
 

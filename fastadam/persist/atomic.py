@@ -78,6 +78,7 @@ def folder_of(path: str | Path) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def only_data_matters() -> Iterator[None]:
+    """A folder that this system cannot open or sync is passed over."""
     try:
         yield
     except OSError as error:
