@@ -35,9 +35,11 @@ cdef class Engine(Parameters):
         s.average, s.ema_decay = plain["average"], plain["ema_decay"]
         # State is made with the optimizer, so what needs more of it is refused.
         if s.average and not self.wrap_mask & EMA_BIT:
-            raise ValueError("ema_decay was None when the optimizer was made, so there are no averages; make a new one")
+            raise ValueError("ema_decay was None when the optimizer was made, so there are no averages; make a "
+                             "new optimizer with it, and load the state_dict() of this one")
         if s.accumulate > 1 and not self.wrap_mask & SUM_BIT:
-            raise ValueError("accumulate was 1 when the optimizer was made, so there is no sum; make a new one")
+            raise ValueError("accumulate was 1 when the optimizer was made, so there is no sum; make a new "
+                             "optimizer with it, and load the state_dict() of this one")
         self.chosen, self.settings = s, settings
 
     @property

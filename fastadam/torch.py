@@ -174,7 +174,7 @@ class Adapter(torch.optim.Optimizer):
             self._watched += [x for name, x in slot.shown.items() if isinstance(x, Tensor) and name not in COUNTERS]
         self._made_for, self._values, self._counted = self._layout(), self._state_values(), self._steps.tobytes()
         self._elements = sum(slot.array.size for slot in self._slots)
-        self._counts = [len(group["params"]) for group in groups]
+        self._group_sizes = [len(group["params"]) for group in groups]
         self._inner, self._skipped = inner, 0
         self._read: list[list[Any]] = [[] for _ in groups]  # values of the options
 
@@ -215,7 +215,7 @@ class Adapter(torch.optim.Optimizer):
         grads, grad_scale = [slot.gradient() for slot in self._slots], 1.0 if scale is None else 1.0 / scale.item()
         remaining = iter(grads)
         try:
-            self._inner.step([[*islice(remaining, count)] for count in self._counts], grad_scale=grad_scale)
+            self._inner.step([[*islice(remaining, size)] for size in self._group_sizes], grad_scale=grad_scale)
         except (TypeError, ValueError):
             self._inner = None  # p.data may have become a part of what it was, which only its gradient shows
             raise
