@@ -277,11 +277,6 @@ static int update(const fastadam_options *o, fastadam_array *arrays, int64_t cou
 
 /* ---- the norm ------------------------------------------------------------------------------------------------ */
 
-static int64_t blocks_in(int64_t n)
-{
-    return n / FA_SQUARES + (n % FA_SQUARES != 0);
-}
-
 /* As norm.c has it. */
 static int add_all(const fastadam_array *arrays, int64_t count, int threads, fa_task *tasks, double *sums, double *total)
 {
@@ -292,7 +287,7 @@ static int add_all(const fastadam_array *arrays, int64_t count, int threads, fa_
         tasks[i].array[FA_GRAD] = (void *)arrays[i].grad;
         tasks[i].n = arrays[i].n;
         tasks[i].coefficients = &sums[blocks];
-        blocks += blocks_in(arrays[i].n);
+        blocks += fa_blocks_in(arrays[i].n);
         lines += (int64_t)((uint64_t)arrays[i].n * size_of(&arrays[i]) / 64);
     }
     fa_gate_enter();
@@ -312,7 +307,7 @@ static int add_checked(const fastadam_array *arrays, int64_t count, int threads,
     int error = out ? check_call(arrays, count, threads) : FASTADAM_NULL_ARRAY;
     for (int64_t i = 0; i < count && !error; i++) {
         error = check_gradient(&arrays[i]);
-        blocks += error ? 0 : blocks_in(arrays[i].n);
+        blocks += error ? 0 : fa_blocks_in(arrays[i].n);
     }
     if (error)
         return error;

@@ -7,8 +7,8 @@
  *   - kernel and coefficients belong to the same rule, and all arrays that it needs are there. (Where a gradient only
  *     joins a sum, array[FA_PARAM] is array[FA_SUM].)
  * In return nothing here allocates, fails or calls Python. (api.c has callers of its own, and may refuse them.) It keeps
- * no state but threads and what it knows of threads and forks. A step does with the threads that the system has. A BLAS call on our threads cannot do with fewer than it asked
- * for: if they cannot be made, it ends the process (team_shared.c).
+ * no state but threads and what it knows of threads and forks. A step does with the threads that the system has. A BLAS
+ * call on our threads cannot do with fewer than it asked for: if they cannot be made, it ends the process (team_shared.c).
  */
 #ifndef FASTADAM_H
 #define FASTADAM_H
@@ -49,7 +49,8 @@ enum { /* flags */
     FA_IN_PLACE = 4   /* gradient: the sum itself becomes the result */
 };
 
-enum { FA_SQUARES = 4096 };
+enum { FA_SQUARES = 4096 }; /* squares in a block; the last one may be shorter */
+static inline int64_t fa_blocks_in(int64_t n) { return n / FA_SQUARES + (n % FA_SQUARES != 0); }
 
 typedef enum { FA_FLOAT32, FA_FLOAT64, FA_REALS } fa_real;
 

@@ -4,15 +4,10 @@
 #include <string.h>
 #include "fastadam.h"
 
-static int64_t blocks_in(int64_t n)
-{
-    return n / FA_SQUARES + (n % FA_SQUARES != 0);
-}
-
 /* Each row is as an array of its own. */
 static int64_t blocks_of(const fa_slot *slot, int64_t n)
 {
-    return slot->rows ? slot->rows->count * blocks_in(slot->width) : blocks_in(n);
+    return slot->rows ? slot->rows->count * fa_blocks_in(slot->width) : fa_blocks_in(n);
 }
 
 int64_t fa_blocks_of_call(const fa_call *c)
@@ -103,8 +98,7 @@ static double gradient(const fa_task *t, int is32, int64_t row, int64_t at)
 }
 
 /* One element of a gradient; and, scaled, what the rule would take, or the sum that it joins. */
-static fa_anomaly classify(const fa_task *t, int is32, int pending, double scale, int64_t row,
-                           int64_t i)
+static fa_anomaly classify(const fa_task *t, int is32, int pending, double scale, int64_t row, int64_t i)
 {
     double x = gradient(t, is32, row, i);
     if (!isfinite(x))
@@ -136,7 +130,7 @@ fa_anomaly fa_find_anomaly(const fa_call *c, double norm, double scale, int64_t 
         const fa_slot *slot = &c->slots[i];
         int pending = slot->record->pending != 0, is32 = slot->real == FA_FLOAT32;
         double limit = 0.999 * (is32 ? FLT_MAX : DBL_MAX); /* a little less than the largest number: sums are rounded */
-        const int64_t n = slot->rows ? slot->width : task->n, each = slot->rows ? blocks_in(n) : INT64_MAX;
+        const int64_t n = slot->rows ? slot->width : task->n, each = slot->rows ? fa_blocks_in(n) : INT64_MAX;
         for (int64_t block = 0; block < blocks_of(slot, task->n); block++) {
             double squares = ((const double *)task->coefficients)[block];
             if (slot->steps && squares > most) {

@@ -149,7 +149,7 @@ static int is_single(const fa_rows *r, int64_t j)
 static void take_squares(const fa_task *t, fa_task *row, int64_t j)
 {
     const fa_rows *r = t->rows;
-    const int64_t blocks = (r->width - 1) / FA_SQUARES + 1;
+    const int64_t blocks = fa_blocks_in(r->width);
     double total = 0.0;
     for (int64_t block = 0; block < blocks; block++) {
         int64_t begin = block * FA_SQUARES, end = block + 1 < blocks ? begin + FA_SQUARES : r->width;
