@@ -2,6 +2,8 @@
 
 Tests of several ranks, slow ones too, are run by -m mpi alone: they need an MPI library."""
 
+import importlib
+
 import pytest
 
 
@@ -17,6 +19,23 @@ def restore_isa():
     before = _core.isa()
     yield
     _core.select_isa(before)
+
+
+# Other libraries are imported here, and not at the head of a file: only the tests with their mark need them.
+
+
+@pytest.fixture(scope="session")
+def torch():
+    torch = importlib.import_module("torch")
+    assert torch.__version__.startswith("2.13.0")
+    return torch
+
+
+@pytest.fixture
+def ours(request):
+    """The adapter of the library whose mark the test has."""
+    (name,) = {"sklearn", "thinc", "torch"} & {mark.name for mark in request.node.iter_markers()}
+    return importlib.import_module(f"fastadam.{name}")
 
 
 def pytest_addoption(parser):

@@ -10,7 +10,6 @@ one seed in twelve then ended with weights 4 % apart.
 
 import copy
 import doctest
-import importlib
 import io
 import os
 import pickle
@@ -28,11 +27,6 @@ pytestmark = [pytest.mark.sklearn, pytest.mark.filterwarnings("ignore:Stochastic
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 DTYPES = sorted(TOLERANCE)
 KINDS = ["classifier", "regressor"]
-
-
-@pytest.fixture(scope="module")
-def ours():
-    return importlib.import_module("fastadam.sklearn")  # not above: scikit-learn is needed only by what is marked
 
 
 def data(kind, dtype="float32", rows=600):

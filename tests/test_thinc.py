@@ -6,7 +6,6 @@ by itself). Seen: 1.3e-6 of the largest number after 30 steps; allowed: 1e-5.
 
 import copy
 import doctest
-import importlib
 import os
 import pickle
 import re
@@ -21,11 +20,6 @@ from fastadam import reference
 pytestmark = pytest.mark.thinc
 KEY = (3, "W")
 SHAPES = {KEY: (40, 7), (3, "b"): (7,), (4, "E"): (5, 3, 2)}
-
-
-@pytest.fixture(scope="module")
-def ours():
-    return importlib.import_module("fastadam.thinc")  # not above: thinc is needed only by what is marked
 
 
 def thincs(**options):

@@ -22,14 +22,6 @@ STEPS = 20
 FLAGS = list(itertools.product([0.0, 0.1], [False, True], [False, True]))
 
 
-@pytest.fixture(scope="module")
-def torch():
-    import torch
-
-    assert torch.__version__.startswith("2.13.0")
-    return torch
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
 @pytest.mark.parametrize(("weight_decay", "amsgrad", "maximize"), FLAGS)

@@ -31,20 +31,6 @@ pytestmark = pytest.mark.torch
 PAGE = Path(__file__).parent.parent / "docs/torch.md"
 
 
-@pytest.fixture(scope="module")
-def torch():
-    import torch
-
-    return torch
-
-
-@pytest.fixture(scope="module")
-def ours(torch):
-    import fastadam.torch
-
-    return fastadam.torch
-
-
 # -- unusual parameters and gradients
 
 
