@@ -104,11 +104,38 @@ def run_python(code, timeout=600, check=True, **env):
     return result
 
 
+FORK = """
+import os, signal, traceback
+
+def fork(work):
+    '''Do it in a child. What it raises is printed, and fails here; a child that hangs is ended.'''
+    pid = os.fork()
+    if pid:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        return
+    signal.alarm(60)
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+"""
+
+
 def compiler_flags():
     """FLAGS of setup.py."""
     assigned = [line for line in ast.parse((ROOT / "setup.py").read_text()).body if isinstance(line, ast.Assign)]
     (flags,) = (ast.literal_eval(line.value) for line in assigned if ast.unparse(line.targets[0]) == "FLAGS")
     return flags
+
+
+def chromium():
+    """Where the browser is."""
+    names = "chromium", "chromium-browser", "google-chrome"
+    found = next(filter(None, map(shutil.which, names)), None)
+    assert found, f"this test needs one of {', '.join(names)}: apt-get install chromium"
+    return found
 
 
 # ---- arrays that are refused

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import LIBGOMP, run_python
+from helpers import FORK, LIBGOMP, run_python
 from test_sharing import START as SHARING
 from test_sharing import can_share
 
@@ -74,17 +74,8 @@ def in_thread(function):
     while os.path.exists(f"/proc/self/task/{thread.native_id}"): pass      # join returns a little earlier
     if errors: raise errors[0]
 
-def in_child(function):
-    pid = os.fork()
-    if pid == 0:
-        try: function()
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """
+    + FORK
 )
 
 
@@ -119,7 +110,7 @@ assert fastadam.config()["threads"] == fastadam.get_num_threads() == 1
 give(1)         # the Python thread itself
 in_thread(steps)
 give(0)
-in_child(lambda: (steps(), steps()))
+fork(lambda: (steps(), steps()))
 steps()
 assert count("refused") > 0 or os.cpu_count() == 1
 give(9)
@@ -166,13 +157,13 @@ def orders():
     for there, given in (1, 0), (1, 1), (2, 2), (3, 3):     # one is left, for what the runtime needs itself
         os.environ["MOST_THREADS"] = "1000"
         # LLVM's runtime would keep the workers of a thread that has ended, and have more room for the next.
-        (in_thread if LIBGOMP else in_child)(lambda: order(there, given))
+        (in_thread if LIBGOMP else fork)(lambda: order(there, given))
         wait_for_threads(alive)
     give(9)
     Pair(threads=4).step(4)
 
 orders()
-in_child(orders)
+fork(orders)
 """)
 
 
@@ -276,7 +267,7 @@ with fastadam.share_threads_with_blas() as sharing:
 LIMITED = (
     START
     + """
-import resource, traceback      # here, because another user may not read them
+import resource     # here, because another user may not read it
 for threads in 1, 2: Pair(threads=threads).step()
 warnings.simplefilter("ignore", RuntimeWarning)
 
@@ -313,7 +304,7 @@ def limited(left):
     most = steps()
     assert most == (max(1, min(left, 4)) if root else 1), (left, most)      # one is left to the runtime
 for left in (0, 1, 2, 3, 4, 9) * 5 if root else (0,):
-    in_child(lambda: limited(left))
+    fork(lambda: limited(left))
 """,
         timeout=600,
         OPENBLAS_NUM_THREADS="1",
@@ -336,7 +327,7 @@ def limited(more):
     except MemoryError:     # NumPy's
         pass
 for more in range(2 << 20, 40 << 20, 1 << 20):
-    in_child(lambda: limited(more))
+    fork(lambda: limited(more))
 """,
         timeout=600,
         OMP_STACKSIZE=stack,

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from helpers import LIBGOMP, LIBOMP, run_python
+from helpers import FORK, LIBGOMP, LIBOMP, run_python
 
 import fastadam
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 WHOLE = LIBGOMP or LIBOMP  # else children step serially
 
 START = f"""
-import multiprocessing, os, signal, threading, warnings
+import multiprocessing, os, threading, warnings
 import concurrent.futures
 import numpy as np, fastadam
 warnings.simplefilter("ignore")     # newer Pythons warn of forks in processes with threads
@@ -34,20 +34,7 @@ def check(where):
     for p in params:
         assert (p.reshape(-1, 64) == twin).all(), (where, "arrays are torn")
 
-def fork(work):
-    pid = os.fork()
-    if pid:
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        return
-    signal.alarm(60)    # one that hangs ends
-    try:
-        work()
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-"""
+{FORK}"""
 
 
 def test_parent_children_and_grandchildren_go_on_with_whole_teams():

@@ -8,6 +8,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from files import SUFFIXES, change_header, condition, rewritten
 from helpers import assert_same_bits, tame, unchanged
 from test_low_precision_state import BFLOAT16, FORMATS, KINDS, MOMENTS, STATE_DTYPES, bytes_of, made, numbers
@@ -213,7 +214,6 @@ def test_other_tools_read_the_files(tmp_path):
     begin, end = header["params/w"]["data_offsets"]
     found = np.frombuffer(data[8 + length :][begin:end], BFLOAT16).reshape(7, 95)
     assert_same_bits(found.view(U16), np.ascontiguousarray(params["w"]).view(U16))
-    safetensors = pytest.importorskip("safetensors")
     with safetensors.safe_open(path, "np") as file:
         assert sorted(file.keys()) == sorted(header.keys() - {"__metadata__"})
         for name in "exp_avg::codes", "exp_avg_sq::codes", "master::low":

@@ -2,12 +2,12 @@
 
 import hashlib
 import itertools
-import shutil
 import struct
 from functools import partial
 
 import numpy as np
 import pytest
+from helpers import chromium
 
 import fastadam
 from fastadam.gallery.compare.grid import BETA1, BETA2, CONTENDERS, OPENING, SETTINGS, STEPS
@@ -15,7 +15,6 @@ from fastadam.gallery.compare.landscapes import LANDSCAPES
 
 pytestmark = pytest.mark.viz
 
-BROWSERS = "chromium", "chromium-browser", "google-chrome"
 FLAGS = "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"  # as root, and without a GPU
 PANELS = "landscape-3d", "contour", "losses", "corrections", "inside"
 
@@ -32,15 +31,10 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.fail("this test needs playwright: python -m pip install playwright")
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.fail(f"this test needs one of {', '.join(BROWSERS)}: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        launched = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         yield launched
         launched.close()
 

@@ -8,7 +8,7 @@ import types
 
 import pytest
 import threadpoolctl
-from helpers import LIBGOMP, LIBOMP, run_python
+from helpers import FORK, LIBGOMP, LIBOMP, run_python
 
 import fastadam
 from fastadam import threads
@@ -395,19 +395,7 @@ warnings.simplefilter("ignore")     # newer Pythons warn of forks in processes w
 grad = np.ones(1 << 18, np.float32)
 mine, theirs = (fastadam.Adam(np.ones(1 << 18, np.float32), threads=2) for _ in range(2))
 
-def fork(work):
-    pid = os.fork()
-    if pid:
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        return
-    try:
-        work()
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
+{FORK}
 def work():
     check()
     for opt in mine, theirs:

@@ -1,19 +1,16 @@
 """The documentation in a real browser without a network. Needs [docs], playwright and chromium: -m site."""
 
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT, chromium
 
 import fastadam
 from fastadam import schedules
 
 pytestmark = pytest.mark.site
 
-ROOT = Path(__file__).parent.parent
-BROWSERS = "chromium", "chromium-browser", "google-chrome"
 FLAGS = "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"
 
 
@@ -28,10 +25,8 @@ def site(tmp_path_factory):
 def page(site):
     from playwright.sync_api import sync_playwright
 
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert executable, f"this test needs one of {', '.join(BROWSERS)}: apt-get install chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 900})
         page.set_default_timeout(60_000)
         page.asked = []

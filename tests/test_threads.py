@@ -6,16 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import threadpoolctl
-from helpers import LIBOMP, run_python
+from helpers import LIBOMP, ROOT, run_python
 
 import fastadam
 
-ROOT = Path(__file__).parent.parent
 OPENMP = fastadam.config()["openmp"]
 
 ONE_CPU = "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
@@ -31,7 +29,7 @@ def threads_started(n, threads):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-@pytest.mark.skipif(not fastadam.config()["openmp"], reason="a serial build starts none")
+@pytest.mark.skipif(not OPENMP, reason="a serial build starts none")
 @pytest.mark.parametrize(
     ("n", "threads", "started"),
     [(16 * 4, 4, 3), (16 * 3, 8, 2), (16 * 3 + 1, 8, 3), (16, 8, 0), (1 << 20, 1, 0), (1000, None, 0)],
