@@ -181,6 +181,7 @@ def measure(chosen):
         found = in_new_process(train, run)
         losses, part = found["losses"], max(2, run.steps // 8)
         first, last = statistics.mean(losses[:2]), statistics.mean(losses[-part:])
+        assert last < first, f"{name}: the loss went from {first:.3g} to {last:.3g}"
         warm = slice(2, None)  # the first steps touch new memory
         yield "runs", [{
             "run": name,

@@ -33,7 +33,7 @@ class LowPeer:
             LOW_PEERS[name] = cls
 
     def __init__(self, arrays, threads, lr=LR, betas=(BETA1, BETA2), **options):
-        self.version = make_importable(self.package)
+        make_importable(self.package)
         import torch
 
         torch.set_num_threads(threads)
@@ -108,14 +108,13 @@ def silence():
 
 
 def make_importable(package):
-    """The version of the package, whose folder comes first where modules are looked for."""
+    """The folder of the package comes first where modules are looked for."""
     own = FOLDER / package
     for path in [str(own), *sys.path] if own.is_dir() else sys.path:
-        found = [d for d in distributions(path=[path]) if (d.name or "").lower() == package]
-        if found:
+        if any((found.name or "").lower() == package for found in distributions(path=[path])):
             if path not in sys.path:
                 sys.path.insert(0, path)
-            return found[0].version
+            return
     raise ImportError("it is not installed")
 
 

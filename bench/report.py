@@ -1,7 +1,6 @@
 """Write the pages of benchmarks, their pictures and the README's figures: python -m bench report [--measure]
 
-They come from bench/results/.
---measure first takes every measurement anew, which takes about an hour with nothing else running.
+They come from bench/results/. --measure takes their measurements anew first: hours, with nothing else running.
 """
 
 import argparse
@@ -229,7 +228,7 @@ def readme(text, found):
 
 def main(arguments):
     parser = argparse.ArgumentParser("python -m bench report", description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="take every measurement anew first")
+    parser.add_argument("--measure", action="store_true", help="take the measurements of these pages anew first")
     if parser.parse_args(arguments).measure:
         for name in COMMANDS:
             subprocess.run([sys.executable, "-m", "bench", name, "--save"], check=True, cwd=ROOT)

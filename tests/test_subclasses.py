@@ -3,12 +3,9 @@
 import numpy as np
 import pytest
 from helpers import N, ones
+from test_adam_update import adam_update_arguments
 
 import fastadam
-
-
-def adam_update_arguments():
-    return {name: ones() for name in ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
 
 
 class Meddler(np.ndarray):
