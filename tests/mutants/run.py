@@ -3,8 +3,8 @@
     python tests/mutants/run.py --full | --sample=N | NAME...    # all, every N-th, or some
 
 A mutant is a patch NAME.patch; the lines before its diff say what is wrong with it, and "Tests: " what pytest is to run
-(words without spaces: files, or tests in them). Needs what the tests need, a C compiler and git; ccache saves half the
-time. Ends with 1 unless each is killed.
+(words without spaces: files, or tests in them; those of a file whose mark needs a library run with that mark). Needs
+what the tests need, a C compiler and git; ccache saves half the time. Ends with 1 unless each is killed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-ON_RANKS = "tests/test_mpi.py"  # of pip install '.[mpi]'
+LIBRARIES = {"mpi": "mpi4py", "sklearn": "sklearn", "thinc": "thinc", "torch": "torch"}  # by the mark that needs it
 HANGS = 900  # seconds: none of the tests takes nearly so long
 
 
@@ -33,6 +33,20 @@ def tests_of(mutant):
 
 def files_of(mutant):
     return re.findall(r"^\+\+\+ b/(\S+)", mutant.read_text(), re.MULTILINE)
+
+
+def mark_of(test):
+    """The mark that all tests of its file have, if it needs a library; else ""."""
+    text = (ROOT / test.partition("::")[0]).read_text()
+    marks = re.search(r"^pytestmark = (.*)", text, re.MULTILINE)
+    found = LIBRARIES.keys() & set(re.findall(r"pytest\.mark\.(\w+)", marks[1] if marks else ""))
+    return next(iter(found), "")
+
+
+def missing_for(mutant):
+    """The libraries that its tests need and that are not here."""
+    libraries = {LIBRARIES[mark] for mark in map(mark_of, tests_of(mutant)) if mark}
+    return {library for library in libraries if find_spec(library) is None}
 
 
 class Copy:
@@ -72,11 +86,13 @@ class Copy:
         return subprocess.run(command, cwd=self.tree, env=env, capture_output=True, check=False).returncode == 0
 
     def run(self, tests):
-        """pytest's exit status; None if it hangs."""
-        on_ranks = [test for test in tests if test.startswith(ON_RANKS)]
-        others = [test for test in tests if test not in on_ranks]
-        status = self.run_pytest(others) if others else 0
-        return self.run_pytest([*on_ranks, "-m", "mpi and not slow"]) if status == 0 and on_ranks else status
+        """pytest's exit status, the first that is not 0; None if it hangs."""
+        for mark in sorted({mark_of(test) for test in tests}):
+            marked = [test for test in tests if mark_of(test) == mark]
+            status = self.run_pytest([*marked, *(["-m", f"{mark} and not slow"] if mark else [])])
+            if status != 0:
+                return status
+        return 0
 
     def run_pytest(self, arguments):
         library = Path(sys.prefix, "lib", "libmpi.so.12").resolve()  # of the package mpich, which mpi4py would not find
@@ -133,10 +149,10 @@ def main():
         if not options.sample:
             parser.error("which? --full, --sample=N or names")
         mutants = mutants[:: options.sample]
-    if find_spec("mpi4py") is None:
-        left_out = [mutant for mutant in mutants if any(test.startswith(ON_RANKS) for test in tests_of(mutant))]
+    for library in sorted(set().union(*map(missing_for, mutants))):
+        left_out = [mutant for mutant in mutants if library in missing_for(mutant)]
         mutants = [mutant for mutant in mutants if mutant not in left_out]
-        print(f"NOT RUN, for want of mpi4py: {', '.join(mutant.stem for mutant in left_out) or 'none'}")
+        print(f"NOT RUN, for want of {library}: {', '.join(mutant.stem for mutant in left_out)}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
         tests = sorted({test for mutant in mutants for test in tests_of(mutant)})
