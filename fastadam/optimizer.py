@@ -80,8 +80,8 @@ class Optimizer(Saving):
     Attributes
     ----------
     param_groups : list of dict
-        Like torch's. Hyper-parameters may be changed between steps, but for those that the state depends on: "amsgrad",
-        "centered", "state_dtype", "master_bits". Nor may "params".
+        Like torch's. Hyper-parameters may be changed between steps; "params", "amsgrad", "centered", "state_dtype" and
+        "master_bits" may not.
     threads_used : int
         The threads that the last step took; 0 before the first.
     grad_norm : float or None
