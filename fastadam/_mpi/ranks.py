@@ -105,7 +105,7 @@ class Ranks:
 
 def texts_of(values: Mapping[str, Any], whose: str = "") -> dict[str, str]:
     """The repr of each value by its name, such as "lr of group 0"."""
-    texts = {}
+    texts: dict[str, str] = {}
     for name, value in values.items():
         full = f"{name} of {whose}" if whose else name
         texts |= texts_of(value, full) if isinstance(value, Mapping) else {full: repr(value)}

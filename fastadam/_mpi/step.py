@@ -103,7 +103,9 @@ class Steps:
             **plain_values(groups),
             **{f"group {i} at this step": values for i, values in enumerate(numbers)},  # what schedules give
             **settings,
-            "the arrays without a gradient": [leaf.key for leaf, is_here in zip(self.parts.leaves, has, strict=True) if not is_here],
+            "the arrays without a gradient": [
+                leaf.key for leaf, is_here in zip(self.parts.leaves, has, strict=True) if not is_here
+            ],
             "the steps so far": self.local.steps,
             "the gradients that wait": self.counts,
         }
