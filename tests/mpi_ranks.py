@@ -372,22 +372,14 @@ def faults():
         before = getattr(opt, name)
         if LAST:
             setattr(opt, name, value)
-        where = f"{name} of group 0" if name == "lr" else name
-        with (
-            unchanged_after(opt, name, before),
-            raises(fastadam.mpi.RankError, f"in {where}: {before} on rank 0, {value}"),
-        ):
+        words = f"{name}{' of group 0' if name == 'lr' else ''}: {before} on rank 0, {value}"
+        with unchanged_after(opt, name, before), raises(fastadam.mpi.RankError, words):
             opt.step(good)
-    with (
-        unchanged(opt),
-        raises(fastadam.mpi.RankError, "in the arrays without a gradient: [] on rank 0, ['b'] on rank"),
-    ):
+    words = "in the arrays without a gradient: [] on rank 0, ['b'] on rank"
+    with unchanged(opt), raises(fastadam.mpi.RankError, words):
         opt.step({**good, "b": None} if LAST else good)
-    # another call
-    with (
-        unchanged(opt),
-        raises(fastadam.mpi.RankError, f"in the call: 'state_dict' on rank 0, 'step' on rank {RANKS - 1}"),
-    ):
+    words = f"in the call: 'state_dict' on rank 0, 'step' on rank {RANKS - 1}"
+    with unchanged(opt), raises(fastadam.mpi.RankError, words):
         opt.step(good) if LAST else opt.state_dict()
     # what raises in a schedule or a container of one rank
     opt.lr = schedule_that_raises

@@ -40,11 +40,10 @@ def environment():
     }
 
 
-def run(ranks, name, *arguments, check=True):
+def run(ranks, name, *arguments, check=True, line=None, timeout=300):
     """The time-out ends what hangs."""
-    result = subprocess.run(
-        command(ranks, name, *arguments), env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
+    line = line or command(ranks, name, *arguments)
+    result = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
     if check:
         assert result.returncode == 0, result.stdout + result.stderr
     return result
@@ -97,14 +96,14 @@ def test_a_rank_that_ends_ends_the_job(scene):
 
 
 def test_a_rank_with_fewer_batches_leaves_none_waiting():
-    result = run(3, "fewer_batches", check=False)
+    result = run(3, "fewer_batches", check=False, timeout=60)
     assert result.returncode != 0
     assert "in the call: 'step' on rank 0, 'the end of the program' on rank 2" in result.stderr
 
 
 def test_an_exception_without_mpi4py_in_front_leaves_none_waiting():
     line = [word for word in command(3, "one_raises") if word not in ("-m", "mpi4py")]
-    result = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    result = run(3, "one_raises", line=line, check=False, timeout=60)
     assert result.returncode != 0
     assert "of one rank alone" in result.stderr and "'the end of the program' on rank 2" in result.stderr
 
