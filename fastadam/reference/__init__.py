@@ -2,7 +2,7 @@
 
 One function for each optimizer: a step on one array, in place, with state that is passed in by its name in
 `opt.state`. `stored_update` is such a step on parameters and state that are stored with fewer bits than float32. The
-optimizers, and the functions of these names in `fastadam`, give the same bits. These here are slow, make temporaries,
+optimizers, and the functions of these names in ``fastadam``, give the same bits. These here are slow, make temporaries,
 and check nothing but what NumPy checks. Read them to learn what fastadam computes, or test against them.
 
 Every operation on arrays is rounded to the type of `param`, in the order written.
