@@ -132,11 +132,7 @@ def get_num_threads():
     >>> fastadam.get_num_threads() >= 1
     True
     """
-    return min(fa_max_threads(), bound_of_threads(), fa_known_room())
-
-
-cdef int bound_of_threads():
-    return fa_thread_bound()
+    return min(fa_max_threads(), fa_thread_bound(), fa_known_room())
 
 
 # Is our own team compiled in? What must an OpenBLAS be built for, and how many threads may it have, to compute on it?

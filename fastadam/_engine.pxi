@@ -120,7 +120,7 @@ cdef class Engine(Parameters):
         cdef fa_anomaly anomaly = FA_FINITE
         cdef int64_t culprit = 0, blocks
         cdef bint measured, steps, alone = count != self.count
-        cdef int team, bound = bound_of_threads()
+        cdef int team, bound = fa_thread_bound()
         cdef fa_fp_state saved
         steps = self.prepare(first, count, grads, groups, grad_scale)
         measured = s.nonfinite != 0 or (min(s.max_norm, s.max_norm_each) < INFINITY and steps)

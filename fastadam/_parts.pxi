@@ -32,7 +32,7 @@ def block_squares(Engine engine, list grads, grad_scale):
     blocks = fa_blocks_of_call(c)
     grow(<void **>&c.sums, (blocks + engine.count) * sizeof(double))
     c.scales = c.sums + blocks
-    team = c.settings.threads if c.settings.threads else max(1, min(bound_of_threads(), fa_max_threads()))
+    team = c.settings.threads if c.settings.threads else max(1, min(fa_thread_bound(), fa_max_threads()))
     with nogil:
         fa_sum_squares(c, team)
     blocks = sum([(c.tasks[i].n + FA_SQUARES - 1) // FA_SQUARES for i in range(engine.count)])
@@ -72,7 +72,7 @@ def make_gradients(out, list grads, list sums, double scale, double mean, int th
     cdef fa_wrap wrap
     cdef fa_real real = real_of(<Array *>out)
     cdef fa_format format
-    cdef int loop, bound = bound_of_threads()
+    cdef int loop, bound = fa_thread_bound()
     wrap.s, wrap.mean = scale, mean
     grow(<void **>&tasks, (count + 1) * sizeof(fa_task))
     try:

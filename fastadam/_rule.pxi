@@ -96,7 +96,7 @@ cdef class Rule:
         cdef Array *param = <Array *>given[<int>FA_PARAM]
         cdef Array *grad = <Array *>given[<int>FA_GRAD]
         cdef fa_task task
-        cdef int a, other, bound = bound_of_threads()
+        cdef int a, other, bound = fa_thread_bound()
         cdef Py_ssize_t size, of_grad
         if (self.by_row or not is_usable(param) or not (is_ready(grad, param) or is_decodable(grad, param))
                 or order > 1 and not fa_has_room(order)):

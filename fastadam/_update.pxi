@@ -35,7 +35,7 @@ cdef class Update:
                     int order):
         """Everything is checked before anything changes."""
         cdef fa_call *c = &self.call
-        cdef int k, bound = bound_of_threads()
+        cdef int k, bound = fa_thread_bound()
         cdef Py_ssize_t i
         cdef object result = None
         self.rule, self.kept, self.many = rule, [None] * (ROWS + 1), isinstance(param, (list, tuple))

@@ -3,7 +3,6 @@
 Run programs as ``mpiexec -n 2 python -m mpi4py train.py``: then an exception in one rank ends the job at once.
 """
 
-import atexit
 import copy
 import os
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ except ImportError as error:
 import numpy as np
 
 from fastadam import _core, _numbers
+from fastadam._mpi.ending import meet_at_end
 from fastadam._mpi.parts import Given, Parts
 from fastadam._mpi.ranks import CtrlCWaits, RankError, Ranks
 from fastadam._mpi.state import Whole, steps_of
@@ -145,7 +145,7 @@ class Sharded:
         self._share(parts)
         own = {name: value for name, value in options.items() if name not in (*OF_ALL, "overrides")}
         self._local = ranks.together("Sharded", lambda: optimizer(parts.groups, **own))
-        atexit.register(ranks.end, MPI.Is_finalized)
+        meet_at_end(ranks)
         self._steps = Steps(ranks, parts, self._whole, self._local, reduce=reduce, mean=mean)
         self._take_parts(parts)
 

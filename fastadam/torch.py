@@ -68,7 +68,7 @@ class Adapter(torch.optim.Optimizer):
         super().__init_subclass__()
         if rule is not None:
             cls._rule, cls.__signature__ = rule, with_options(signature(cls.__bases__[1]))
-        elif "__init__" in vars(cls):
+        elif cls.__init__ is not Adapter.__init__:
             cls.__signature__ = None  # that of __init__
 
     def __init__(self, params: Any, *args: Any, **named: Any) -> None:

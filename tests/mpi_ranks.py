@@ -508,29 +508,6 @@ def late_ctrl_c():
     assert_same_arrays(opt.params, one_params)
 
 
-def one_raises():
-    """Outside of a step."""
-    opt = fastadam.mpi.Sharded(fastadam.Adam, model())
-    if LAST:
-        raise ArithmeticError("of one rank alone")
-    opt.step(gradients(opt.params, 0, RANK))
-
-
-def fewer_batches():
-    fastadam.mpi.Sharded(fastadam.SGD, [np.ones(3)])  # another, which ends with the program, too
-    opt = fastadam.mpi.Sharded(fastadam.Adam, model())
-    for _ in range(2 if LAST else 3):
-        opt.step(gradients(opt.params, 0, RANK))
-
-
-def one_is_killed():
-    opt = fastadam.mpi.Sharded(fastadam.Adam, model())
-    while True:
-        opt.step(gradients(opt.params, 0, RANK))
-        if LAST and opt.steps == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 # ---- checkpoints
 
 
@@ -605,8 +582,14 @@ def save_in_vain(folder):
         opt.save(Path(folder, "nowhere", "model.safetensors"))
     with raises(ValueError, "safetensors"):
         opt.save(Path(folder, "model.npz"))
-    with raises(fastadam.mpi.RankError, "in rank of metadata: 0 on rank 0, 1 on rank 1"):
-        opt.save(path, metadata={"rank": RANK})
+    nested = [{"a": {"b": 1}}, {"b of a": 1}]
+    for kinds, words in (
+        ([{"rank": 0}, {"rank": 1}], "rank of metadata: 0"),
+        ([{}, {"a": {}}], "metadata: {}"),
+        (nested, ""),
+    ):
+        with raises(fastadam.mpi.RankError, f"the ranks differ in {words}"):
+            opt.save(path, metadata=kinds[LAST])
     COMM.Barrier()
     assert path.read_bytes() == before and len(list(Path(folder).iterdir())) == 1
     with raises((FileNotFoundError, fastadam.mpi.RankError), "No such file"):

@@ -40,13 +40,11 @@ def environment():
     }
 
 
-def run(ranks, name, *arguments, check=True, line=None, timeout=300):
+def run(ranks, name, *arguments):
     """The time-out ends what hangs."""
-    line = line or command(ranks, name, *arguments)
-    result = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
-    if check:
-        assert result.returncode == 0, result.stdout + result.stderr
-    return result
+    line = command(ranks, name, *arguments)
+    result = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -88,24 +86,38 @@ def test_four_ranks(scene):
     run(4, scene)
 
 
+def end(ranks, name, *, check=False, words=("-m", "mpi4py")):
+    line = [str(TESTS / "mpi_ends.py") if word.endswith("mpi_ranks.py") else word for word in command(ranks, name)]
+    line = [word for word in line if word not in ("-m", "mpi4py") or word in words]
+    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60, check=check)
+
+
 @pytest.mark.parametrize("scene", ["one_raises", "one_is_killed"])
 def test_a_rank_that_ends_ends_the_job(scene):
-    result = run(3, scene, check=False)
+    result = end(3, scene)
     assert result.returncode != 0
     assert scene == "one_is_killed" or "of one rank alone" in result.stderr
 
 
 def test_a_rank_with_fewer_batches_leaves_none_waiting():
-    result = run(3, "fewer_batches", check=False, timeout=60)
+    result = end(3, "fewer_batches")
     assert result.returncode != 0
     assert "in the call: 'step' on rank 0, 'the end of the program' on rank 2" in result.stderr
 
 
 def test_an_exception_without_mpi4py_in_front_leaves_none_waiting():
-    line = [word for word in command(3, "one_raises") if word not in ("-m", "mpi4py")]
-    result = run(3, "one_raises", line=line, check=False, timeout=60)
+    result = end(3, "one_raises", words=())
     assert result.returncode != 0
     assert "of one rank alone" in result.stderr and "'the end of the program' on rank 2" in result.stderr
+
+
+def test_a_status_ends_the_job_under_mpi4py():
+    assert end(2, "one_exits").returncode == 3
+
+
+def test_ranks_that_wait_in_two_places_raise():
+    said = end(2, "one_keeps_its_averages").stderr
+    assert "'the end of a block of swap_ema' on rank 0, 'the end of the program' on rank 1" in said
 
 
 @pytest.mark.parametrize("scene", ["save_in_vain", "waiting_gradients", "added_group"])

@@ -4,9 +4,7 @@ A communicator is mpi4py's, or has its Allgather.
 """
 
 import json
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,13 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 Result = TypeVar("Result")
-LONGEST = 2000  # characters of an error that the other ranks show
+LONGEST = 2000  # characters of an error that another rank shows, or of a value
 
 
 class RankError(RuntimeError):
     """Another rank failed, or differs. Nothing has changed on any."""
 
     __module__ = "fastadam.mpi"  # where it is public
+    _all_meet = False  # each rank waits for the others, in another place
 
 
 class Ranks:
@@ -30,7 +29,6 @@ class Ranks:
 
     def __init__(self, comm: Any) -> None:
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
-        self.process = os.getpid()
 
     def gather(self, numbers: list[int]) -> np.ndarray:
         """Of each rank a row of numbers."""
@@ -48,7 +46,12 @@ class Ranks:
         return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
 
     def together(
-        self, call: str, work: Callable[[], Result], same: Callable[[Result], Mapping[str, Any]] | None = None
+        self,
+        call: str,
+        work: Callable[[], Result],
+        same: Callable[[Result], Mapping[str, Any]] | None = None,
+        *,
+        meets: bool = False,
     ) -> Result:
         """What `work` returns. If it raises on one rank, it raises on all.
 
@@ -63,7 +66,7 @@ class Ranks:
         except BaseException as raised:  # Ctrl-C, too, is for all
             error = raised
         seen = int.from_bytes(blake2b(repr(values).encode(), digest_size=8).digest(), "little", signed=True)
-        rows = self.gather([error is not None, seen])
+        rows = self.gather([error is not None, seen, meets])
         if rows[:, 0].any():
             texts = self.texts(f"{type(error).__name__}: {error}"[:LONGEST] if error is not None else "")
             if error is not None:
@@ -71,36 +74,34 @@ class Ranks:
             failed = int(rows[:, 0].argmax())
             raise RankError(f"nothing has changed on any rank, because rank {failed} raised {texts[failed]}")
         if (rows[:, 1] != rows[0, 1]).any():
-            self.raise_difference(values)
+            raise self.difference(values, bool(rows[:, 2].all()))
         return result
 
     def meet(self, where: str) -> None:
         """Wait here for all. What the others call before is refused, on them alone."""
         while True:
             try:
-                self.together(where, lambda: None)
+                self.together(where, lambda: None, meets=True)
                 return
-            except RankError:
-                pass
+            except RankError as error:
+                if error._all_meet:
+                    raise
 
-    def end(self, is_over: Callable[[], bool]) -> None:
-        """At the end of the program: a rank that comes before the others would leave them waiting for ever."""
-        aborts = "mpi4py.run" in sys.modules and hasattr(sys, "last_value")  # then python -m mpi4py ends all
-        is_fork = os.getpid() != self.process
-        if self.comm and not (aborts or is_fork or is_over()):
-            self.meet("the end of the program")
-
-    def raise_difference(self, values: Mapping[str, Any]) -> None:
-        """Name the first value that differs."""
+    def difference(self, values: Mapping[str, Any], all_meet: bool) -> RankError:
+        """Names the first value that differs."""
         first, *others = (json.loads(text) for text in self.texts(json.dumps(texts_of(values))))
-        for rank, other in enumerate(others, 1):
-            for name in {**first, **other}:
-                if first.get(name) != other.get(name):
-                    both = f"{first.get(name, 'nothing')} on rank 0, {other.get(name, 'nothing')} on rank {rank}"
-                    raise RankError(
-                        f"the ranks differ in {name}: {both}; nothing has changed on any. Give all ranks the same, and "
-                        "let all make the same calls in the same order"
-                    )
+        names = [(name, rank) for rank, other in enumerate(others, 1) for name in {**first, **other}]
+        what = "the order of values"
+        for name, rank in reversed(names):
+            ours, theirs = first.get(name, "nothing"), others[rank - 1].get(name, "nothing")
+            if ours != theirs:
+                what = f"{name}: {ours[:LONGEST]} on rank 0, {theirs[:LONGEST]} on rank {rank}"
+        error = RankError(
+            f"the ranks differ in {what}; nothing has changed on any. Give all ranks the same, and let all make the "
+            "same calls in the same order"
+        )
+        error._all_meet = all_meet
+        return error
 
 
 def texts_of(values: Mapping[str, Any], whose: str = "") -> dict[str, str]:
@@ -108,7 +109,7 @@ def texts_of(values: Mapping[str, Any], whose: str = "") -> dict[str, str]:
     texts: dict[str, str] = {}
     for name, value in values.items():
         full = f"{name} of {whose}" if whose else name
-        texts |= texts_of(value, full) if isinstance(value, Mapping) else {full: repr(value)}
+        texts |= texts_of(value, full) if isinstance(value, Mapping) and value else {full: repr(value)}
     return texts
 
 

@@ -203,7 +203,7 @@ class Whole:
     def same_text(self, path: str, text: dict[str, Any]) -> dict[str, Any]:
         """What ranks that save it must have alike: what users give by its name, and then all."""
         groups = {f"group {i}": group for i, group in enumerate(text["optimizer"]["groups"])}
-        return {"path": path, "metadata": text.get("metadata"), **groups, "what is saved": text}
+        return {"path": path, "metadata": text.get("metadata"), **groups, "what is saved": repr(text)}
 
     def save(self, path: str, arrays: Mapping[str, np.ndarray], text: dict[str, Any]) -> None:
         """Write the checkpoint of these arrays, which are stand-ins, and this text."""
