@@ -145,7 +145,7 @@ class Sharded:
         self._share(parts)
         own = {name: value for name, value in options.items() if name not in (*OF_ALL, "overrides")}
         self._local = ranks.together("Sharded", lambda: optimizer(parts.groups, **own))
-        meet_at_end(ranks)
+        meet_at_end(ranks, MPI)
         self._steps = Steps(ranks, parts, self._whole, self._local, reduce=reduce, mean=mean)
         self._take_parts(parts)
 
