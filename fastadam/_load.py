@@ -71,9 +71,13 @@ def import_core() -> None:
         importlib.import_module("fastadam._core")
     except ImportError as error:
         if error.name == "fastadam._core":  # no file for this interpreter
+            package = os.path.dirname(__file__)
+            is_clone = os.path.exists(os.path.join(os.path.dirname(package), "setup.py"))
             raise ImportError(
                 "fastadam's compiled part is not here, or is for another Python version, operating system or processor "
                 f"({error}). Build it for this Python: run 'python -m pip install -e .' in a clone of fastadam."
+                + is_clone
+                * f" After 'pip install .' start Python in another folder: it has taken {package}, the source."
             ) from error
         if error.path and os.path.dirname(error.path) == os.path.dirname(__file__):  # the file does not load
             error.add_note(

@@ -240,7 +240,8 @@ class Sharded:
         if name in (*OF_PARTS, *READ, *self._local._defaults):
             return getattr(self._local, name)
         if name in ("state", "ema", "master", "rebind", "step_one", "step_rows"):
-            raise AttributeError(f"Sharded has no {name}: a rank has parts of arrays; use state_dict()")
+            way = {"rebind": "opt.params[name][...] = new", "step_one": "step", "step_rows": "step"}
+            raise AttributeError(f"Sharded has no {name}; use {way.get(name, 'state_dict()')}, on all ranks alike")
         known = [*OF_ALL, *OF_PARTS, *READ, *(each for each in dir(type(self)) if not each.startswith("_"))]
         raise AttributeError(f"Sharded has no attribute {name!r}{did_you_mean(name, known)}")
 

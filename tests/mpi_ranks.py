@@ -475,8 +475,9 @@ def constructors():
     assert_same_arrays(opt.params, model())
     assert type(opt.params["a"]) is np.ndarray
     opt.lr = np.float64(opt.lr) if LAST else opt.lr  # equal
-    with raises(AttributeError, "use state_dict"):
-        _ = opt.state
+    for name, words in ("state", "use state_dict(), on all ranks"), ("rebind", "use opt.params[name][...] = new"):
+        with raises(AttributeError, words):
+            getattr(opt, name)
     with raises(AttributeError, "did you mean lr"):
         _ = opt.learning_rate
     with raises(AttributeError, "param_groups"):
