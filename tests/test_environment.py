@@ -248,14 +248,13 @@ OTHER_PYTHON, BUILD_IT = "another Python version", "run 'python -m pip install -
 
 
 def test_import_without_the_compiled_part_says_what_to_do(tmp_path):
-    message = failed_import(tmp_path).splitlines()[-1]
+    installed, clone = tmp_path / "installed", tmp_path / "clone"
+    message = failed_import(installed).splitlines()[-1]
     assert message.startswith("ImportError: fastadam's compiled part is not here, or is for another Python version")
     assert BUILD_IT in message and "the source" not in message
-    (tmp_path / "setup.py").touch()  # as in a clone
-    shutil.rmtree(tmp_path / "fastadam")
-    assert f"start Python in another folder: it has taken {tmp_path / 'fastadam'}, the source" in failed_import(
-        tmp_path
-    )
+    clone.mkdir()
+    (clone / "setup.py").touch()
+    assert f"start Python in another folder: it has taken {clone / 'fastadam'}, the source" in failed_import(clone)
 
 
 def test_a_compiled_part_that_does_not_load_keeps_the_systems_words(tmp_path):
