@@ -27,8 +27,8 @@ class SharedThreads:
     ----------
     libraries : list of dict
         For each BLAS in the process: "library" (its file), "kind" ("openblas", for one), "version" (str or None),
-        "shared" and "callback" (bool, the same), "threads" (whose they are: "fastadam"; empty if not shared) and "why"
-        (why not; empty if shared).
+        "shared" (bool), "threads" (whose they are: "fastadam"; empty if not shared) and "why" (why not; empty if
+        shared).
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,7 @@ class SharedThreads:
                 # If a fork before fastadam's import has ended its threads, this makes them, while nobody computes.
                 call(blas, "openblas_set_num_threads", None, blas.num_threads)
             entry = {"library": blas.filepath, "kind": blas.internal_api, "version": blas.version, "why": why}
-            self.libraries.append(
-                entry | {"shared": not why, "callback": not why, "threads": "" if why else "fastadam"}
-            )
+            self.libraries.append(entry | {"shared": not why, "threads": "" if why else "fastadam"})
         self.__enter__()
 
     # _share and _undo can be interrupted anywhere, and called again.
