@@ -45,6 +45,11 @@ def both(first, second):
     return lambda row: f"{row[first][1]:.3g} ({row[second][1]:.2f})"
 
 
+def spacy_cell(row):
+    of_steps = row["speed-up of the steps"]
+    return both("speed-up", "share")(row) + (f"; {of_steps[1]:.3g}" if of_steps else "")
+
+
 def kept(row):
     return text(row["measured"]) + (" **MISSED**" if row["verdict"] == "MISSED" else "")
 
@@ -156,8 +161,8 @@ PIVOTS = {
              "Milliseconds an iteration and, in brackets, times that of no optimizer, by h and batch:"),
     "sklearn_fit": ("fits", ("optimizer",), "hidden, batch", both("speed-up", "share"),
                     "Speed-up and, in brackets, share, by hidden layers and batch:"),
-    "spacy_fit": ("fits", ("optimizer",), "batch", both("speed-up", "share"),
-                  "Speed-up and, in brackets, share, by sentences in a batch:"),
+    "spacy_fit": ("fits", ("optimizer",), "batch", spacy_cell,
+                  "Speed-up and, in brackets, share; then the speed-up of the steps alone. By sentences in a batch:"),
     "scaling": ("steps", ("parameters", "arrays"), "threads", scaling_cell,
                 "For each number of threads: time, bytes a second, share of the limit, efficiency."),
 }  # fmt: skip
