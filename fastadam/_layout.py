@@ -15,6 +15,8 @@ CODE = 65537  # the number of groups is stored times this: a flipped bit makes t
 HEADER = np.dtype([("magic", "S8"), ("version", "i8"), ("condition", "i8"), ("groups", "i8"), ("boot", "S64")])
 HEAD = np.dtype([("nbytes", "i8"), ("text_nbytes", "i8")])
 
+CODES, SCALE, LOW = "::codes", "::scale", "master::low"  # of names of arrays with fewer bits
+
 PAGE = 4096  # bytes, of memory and of state files
 APART = 704  # bytes; places_of says what for
 LARGE = 1 << 17  # bytes, from which malloc gives pages of their own

@@ -165,9 +165,9 @@ cdef class StateArrays:
         if a == FA_EMA:
             return "ema"
         if a == FA_LOW:
-            return "master::low"
+            return _layout.LOW
         if a >= FA_M_SCALE:
-            return self.name_of_state(a - FA_M_SCALE + FA_M) + "::scale"
+            return self.name_of_state(a - FA_M_SCALE + FA_M) + _layout.SCALE
         return "grad_sum" if a == FA_SUM else (<bytes>self.call.family.state[a - FA_STATE]).decode()
 
     cdef str name_of(self, Py_ssize_t i, int a=FA_PARAM):
@@ -196,7 +196,7 @@ cdef class StateArrays:
         mask = (<Group>self.groups[self.layouts[i].group]).mask
         for a, array in zip(states_in(mask), self.arrays[i][1:], strict=True):
             if a != FA_LOW or self.slots[i].coded == 2:
-                state[self.name_of_state(a) + ("::codes" if self.format_at(i, a) != FA_PLAIN else "")] = array
+                state[self.name_of_state(a) + (_layout.CODES if self.format_at(i, a) != FA_PLAIN else "")] = array
         return state
 
     def raw_state(self, Py_ssize_t i):
@@ -213,7 +213,7 @@ cdef class StateArrays:
         if self.wrap_mask & SUM_BIT:
             entry["grad_count"] = record.pending
         entry.update(self.raw_state(i))
-        if any([name.endswith("::codes") for name in entry]):
+        if any([name.endswith(_layout.CODES) for name in entry]):
             entry["seed"] = record.seed
         return entry
 
@@ -276,7 +276,7 @@ cdef class StateArrays:
         cdef void *second = data_of(<Array *>scale)
         with nogil:
             fa_encode_array(format, source, target, second, n)
-        return {f"{name}::codes": codes, f"{name}::scale": scale} if codec.group else {f"{name}::codes": codes}
+        return {name + _layout.CODES: codes} | ({name + _layout.SCALE: scale} if codec.group else {})
 
     def low_bits(self, Py_ssize_t i, master, param):
         """What belongs to a bfloat16 parameter that will be `param` and stands for `master`; None if it cannot."""

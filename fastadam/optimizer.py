@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastadam import _core
+from fastadam._layout import LOW
 from fastadam._names import did_you_mean
 from fastadam.containers import Container, Structure, as_groups
 from fastadam.options import CommonOptions, Gradients, with_own_betas
@@ -400,7 +401,7 @@ class Optimizer(Saving):
         """
         i = self._engine.index_of(key)
         with _core.Locked(self._engine):
-            if "master::low" in self._engine.raw_state(i):
+            if LOW in self._engine.raw_state(i):
                 return self._engine.decoded(i, "master")
             return np.array(self._engine.arrays[i][0], copy=True, order="K")
 

@@ -7,10 +7,8 @@ import numpy as np
 
 from fastadam import _core, _numbers
 from fastadam._checks import maps_of
-from fastadam._layout import Order, flattened, laid_out
+from fastadam._layout import CODES, LOW, SCALE, Order, flattened, laid_out
 from fastadam.options import with_own_betas
-
-CODES, SCALE, LOW = "::codes", "::scale", "master::low"  # of names in raw state
 
 
 class State(Mapping[Any, Mapping[str, Any]]):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam import _core
-from fastadam._layout import Order, flattened, laid_out
+from fastadam._layout import SCALE, Order, flattened, laid_out
 from fastadam._mpi.parts import Parts
 from fastadam._mpi.ranks import Ranks
 from fastadam.optimizer import Optimizer
@@ -40,7 +40,7 @@ class Interval(NamedTuple):
 
 def unit_of(name: str) -> int:
     """So many elements have one number in this array of state."""
-    return _core.GROUP if name.endswith("::scale") else 1
+    return _core.GROUP if name.endswith(SCALE) else 1
 
 
 def flat_of(array: np.ndarray, order: Order) -> np.ndarray:
