@@ -1,7 +1,7 @@
 """Checks of arrays that say what is wrong, and what helps. They run where a quick test (_arrays.pxd) has failed."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,11 @@ def is_masked(x: Any) -> bool:
     return masked is not None and issubclass(type(x), masked.MaskedArray)
 
 
+def is_rows(x: Any) -> bool:
+    """Is it fastadam.Rows, which this file does not know?"""
+    return hasattr(type(x), "grads") and hasattr(type(x), "rows")
+
+
 def describe(x: Any) -> str:
     if is_masked(x):
         return "a masked array"
@@ -47,13 +52,21 @@ def array_of(x: Any, written: bool) -> str:
     if is_masked(x):
         return "; use .data" if written else "; use .filled(0)"
     if isinstance(x, int | float | np.generic):
-        return f"; make one array of the numbers that belong together: np.array(x){keep}"
+        return f"; make one array of the numbers that belong together: np.array([x, ...]){keep}"
     if callable(x):
         return "; call it"
-    if hasattr(kind, "grads") and hasattr(kind, "rows"):  # fastadam.Rows
+    if is_rows(x):
         return "; give it to step of an optimizer, or rows=x.rows, grad=x.grads to a function"
+    if isinstance(x, list | tuple) and any(map(is_rows, x)):
+        return "; join them: fastadam.Rows(np.concatenate([each.rows for each in x]), np.concatenate([each.grads ...]))"
+    if isinstance(x, tuple) and len(x) == 2 and not written:
+        return "; for rows of a table give fastadam.Rows(*x)"
+    if isinstance(x, Mapping):
+        return "; give one array, or fastadam.Rows for some rows of a table" if not written else ""
     if hasattr(kind, "detach") and hasattr(kind, "numpy"):  # torch's: the same memory
         return "; use .detach().numpy()"
+    if hasattr(kind, "toarray") and not written:
+        return "; use .toarray(), or for some rows of a table fastadam.Rows(rows, x[rows].toarray())"
     how = ".toarray()" if hasattr(kind, "toarray") else "np.array(x)" if written else "np.asarray(x)"
     return f"; use {how}{keep}"
 
@@ -196,7 +209,8 @@ def check_replacement(array: Any, name: str, dtype: str, shape: tuple[int, ...],
         raise TypeError(f"{name} must be {dtype}, as the one that it replaces, got {new.dtype}; make a new optimizer")
     if new.shape != shape:
         raise ValueError(
-            f"{name} must have the shape of the one that it replaces, {shape}, got {new.shape}; make a new optimizer"
+            f"{name} must have the shape of the one that it replaces, {shape}, got {new.shape}; make a new optimizer, "
+            "and load this one's state_dict() with its arrays in the new shape"
         )
     if not lies_in(new, order):
         its = f"order {order}" if isinstance(order, str) else f"axes {order}, from the slowest to the fastest"
@@ -280,4 +294,7 @@ def copied_at_every_step(grad: np.ndarray, like: np.ndarray, name: str) -> str:
 
 
 def overlap_error(name: str, other: str) -> ValueError:
-    return ValueError(f"{name} and {other} overlap in memory; give each its own memory with .copy()")
+    return ValueError(
+        f"{name} and {other} overlap in memory; list one array once, with the sum of its gradients; give others their "
+        "own memory with .copy()"
+    )

@@ -170,8 +170,8 @@ cdef class Engine(Parameters):
                     and self.shares_scales(self.first + i)):
                 raise ValueError(f"{self.name_of(self.first + i)} has 8bit state, rows of {self.call.slots[i].width} "
                                  f"elements, and got Rows: they must be a multiple of {<int>FA_GROUP} long, because "
-                                 "so many elements share a scale; put it into a group of its own with another "
-                                 "state_dtype")
+                                 "so many elements share a scale; give it state_dtype='float32' in overrides, or in "
+                                 "a group of its own")
             if self.call.slots[i].rows != NULL and self.call.slots[i].record.pending:
                 raise ValueError(f"{self.name_of(self.first + i)} has pending gradients, and got Rows; "
                                  "first take a step with a gradient of the whole array; zeros will do")

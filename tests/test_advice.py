@@ -104,7 +104,7 @@ def test_gradients_of_other_libraries_are_converted():
     opt = fastadam.SGD(p, lr=0.25)
     for grad, match, convert in (
         (Dataset(np.ones(3)), r"got a Dataset; use np.asarray\(x\)$", np.asarray),
-        (Sparse(), r"got a Sparse; use .toarray\(\)$", Sparse.toarray),
+        (Sparse(), r"got a Sparse; use .toarray\(\), or for some rows of a table fastadam.Rows", Sparse.toarray),
         (np.ma.ones(3), r"got a masked array; use .filled\(0\)$", lambda x: x.filled(0)),
     ):
         with pytest.raises(TypeError, match=match):
@@ -258,3 +258,32 @@ def test_betas_that_contain_themselves_are_refused():
     opt = fastadam.Adam(w)
     with pytest.raises(TypeError, match="^lr must be a number"):
         opt.lr = endless()
+
+
+def test_what_stands_for_rows_is_explained_and_the_way_out_works():
+    table, rows, grads = np.ones((5, 2)), np.array([3, 1]), np.ones((2, 2))
+    opt = fastadam.SGD({"table": table}, lr=0.25)
+    several = [fastadam.Rows(rows, grads), fastadam.Rows(rows[:1], grads[:1])]
+    with pytest.raises(TypeError, match=r"for rows of a table give fastadam.Rows\(\*x\)$"):
+        opt.step({"table": (rows, grads)})
+    with pytest.raises(TypeError, match=r"join them: fastadam.Rows\(np.concatenate\(\[each.rows for each in x\]\), "):
+        opt.step({"table": several})
+    with pytest.raises(TypeError, match=r"got a dict; give one array, or fastadam.Rows for some rows of a table$"):
+        opt.step({"table": {3: grads[0]}})
+    for missing in lambda: fastadam.Rows(rows), lambda: fastadam.Rows(grads=grads):
+        with pytest.raises(TypeError, match=r"which rows and their gradients: Rows\(rows, grads\)"):
+            missing()
+    with pytest.raises(TypeError, match=r"make one array of the numbers that belong together: np.array\(\[x, ...\]\)$"):
+        opt.step({"table": fastadam.Rows(3, grads[:1])})
+    assert np.array_equal(table, np.ones((5, 2)))
+    opt.step({"table": fastadam.Rows(*(rows, grads))})
+    opt.step(
+        {"table": fastadam.Rows(np.concatenate([x.rows for x in several]), np.concatenate([x.grads for x in several]))}
+    )
+    assert np.array_equal(table[:, 0], [1, 0.5, 1, 0.25, 1])
+
+
+def test_one_array_at_two_places_is_listed_once():
+    table = np.ones((3, 2))
+    with pytest.raises(ValueError, match="overlap in memory; list one array once, with the sum of its gradients"):
+        fastadam.SGD({"in": table, "out": table})

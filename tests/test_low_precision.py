@@ -193,7 +193,7 @@ def test_rows_that_cut_groups_of_8_bit_state_are_refused_and_the_advice_works():
     table, bias = np.ones((6, 33), np.float32), np.ones(33, np.float32)
     opt = fastadam.Adam({"table": table, "bias": bias}, state_dtype="8bit")
     rows, grads = np.array([1]), np.ones((1, 33), np.float32)
-    message = "parameter 'table' has 8bit state, rows of 33 elements, .* group of its own with another state_dtype"
+    message = "parameter 'table' has 8bit state, rows of 33 elements, .* give it state_dtype='float32' in overrides"
     for call in (
         lambda: opt.step({"table": Rows(rows, grads), "bias": bias}),
         lambda: opt.step_rows("table", rows, grads),

@@ -352,7 +352,7 @@ def plan_load(
             if saved["keys"] != keys and sorted(saved["keys"]) == sorted(keys):
                 raise ValueError(
                     f"{file!r} has the same parameters in other groups: {saved['keys']}, the optimizer {keys}; make it "
-                    "with the groups, or the overrides, of the one that was saved"
+                    "with the groups, or the overrides in their order, of the one that was saved"
                 )
             if saved["keys"] != keys:
                 raise ValueError(f"{file!r} has the parameters {saved['keys']}, the optimizer {keys}")
