@@ -360,7 +360,7 @@ static const char *explain(int error)
     case FASTADAM_BAD_PRODUCT:
         return "NAdam's product is 1 before the first step, and what the step before left in it later";
     case FASTADAM_NULL_ARRAY:
-        return "an array that is needed is NULL; states() says which places of state are";
+        return "param, grad, out or a place of state that is needed is NULL; states() says which places are";
     case FASTADAM_NOT_ALIGNED:
         return "an array does not begin at a multiple of its elements' size";
     case FASTADAM_UNUSED_STATE:

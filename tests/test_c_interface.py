@@ -4,6 +4,7 @@ import ctypes
 import inspect
 import itertools
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ from c_table import (
     update,
 )
 from floating_point import FloatingPointState
-from helpers import DTYPES, ISAS, ROOT, assert_same_bits, at_offset, tame, wild
+from helpers import DTYPES, ISAS, ROOT, assert_same_bits, at_offset, run_python, tame, wild
 
 import fastadam
 from fastadam import _core, reference
@@ -509,6 +510,12 @@ def test_the_pages_c_program_compiles_under_the_limited_api_and_has_the_bits(tmp
             fit(w, target, 1)
         assert not w.any()
     fit(np.zeros(0, np.float32), np.ones(0, np.float32), 1)
+    broken = tmp_path / "broken" / "fastadam"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('fastadam needs a newer NumPy')")
+    path = os.pathsep.join(map(str, (broken.parent, tmp_path)))
+    result = run_python("import fit", check=False, PYTHONPATH=path)
+    assert result.stderr.splitlines()[-1] == "ImportError: fastadam needs a newer NumPy"
 
 
 @needs_compiler

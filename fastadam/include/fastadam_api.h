@@ -40,7 +40,8 @@ enum {
 enum { FASTADAM_FLOAT32 = 32, FASTADAM_FLOAT64 = 64 };
 
 /* The hyper-parameters of a class of fastadam, by their names there; betas are beta1 and beta2. `options` of the table
- * fills it. Then change what you like. What the class does not have stays 0. */
+ * fills it. Then change what you like. What the class does not have stays 0. AdamW without decoupled_weight_decay is
+ * Adam. */
 typedef struct {
     size_t size; /* set by options(): how much of this struct its caller knows */
     double lr, beta1, beta2, eps, weight_decay, eps_root;

@@ -13,7 +13,9 @@ extern "C" {
  * there, or is older than this header. */
 static inline const fastadam_api *fastadam_import(void)
 {
-    const fastadam_api *api = (const fastadam_api *)PyCapsule_Import(FASTADAM_CAPSULE, 0);
+    PyObject *module = PyImport_ImportModule("fastadam"); /* PyCapsule_Import would hide why it does not import */
+    const fastadam_api *api = module ? (const fastadam_api *)PyCapsule_Import(FASTADAM_CAPSULE, 0) : NULL;
+    Py_XDECREF(module);
     if (api && (api->abi != FASTADAM_ABI || api->size < sizeof(fastadam_api))) {
         PyErr_Format(PyExc_ImportError,
                      "this module was compiled for ABI %d of fastadam, with a table of %d bytes; fastadam %s has ABI %d "
