@@ -8,6 +8,7 @@ Each class is a subclass of torch's class of that name. Groups, hooks and state 
 step finds others there, or parameters elsewhere in memory, it makes a new fastadam optimizer of what it finds.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature, signature
@@ -30,6 +31,13 @@ OPTIONS: dict[str, Any] = {"max_norm": None, "max_norm_each": None, "nonfinite":
 OPTIONS |= {"state_dtype": "float32", "seed": 0}
 STATE_DEPENDS_ON = ("amsgrad", "centered", "momentum")
 GRAIN = 32768  # elements for each thread at least, as in torch
+
+# What errors of fastadam's optimizers are about -> what to do in torch.
+IN_TORCH = {
+    "overlap": "p.data = p.data.clone(); or one parameter for both, given once",
+    "state_dtype=": "give such parameters an optimizer of their own, with state_dtype='float32'",
+    "must have the shape": "the shape of a parameter has changed; make a new optimizer",
+}
 
 
 def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
@@ -62,6 +70,7 @@ class Adapter(torch.optim.Optimizer):
     _inner: Any = None  # an optimizer of that class, made for what there was at the last step
     _freed: set[Tensor]  # parameters whose gradients were freed since
     max_norm, max_norm_each, nonfinite, threads = map(setting, ("max_norm", "max_norm_each", "nonfinite", "threads"))
+    skipped_steps = 0  # by nonfinite="skip"
     grad_norm = property(lambda self: self._inner and self._inner.grad_norm, doc="Of the last step, before clipping.")
 
     def __init_subclass__(cls, rule: Any = None) -> None:
@@ -73,7 +82,15 @@ class Adapter(torch.optim.Optimizer):
 
     def __init__(self, params: Any, *args: Any, **named: Any) -> None:
         self._options = {name: named.pop(name, default) for name, default in OPTIONS.items()}
-        super().__init__(params, *args, **named)
+        try:
+            super().__init__(params, *args, **named)
+        except TypeError as error:
+            if any(map(callable, (*args[:1], named.get("lr")))):
+                error.add_note("lr must be a number; for a schedule give lr=1.0, and LambdaLR(opt, schedule) of torch.")
+            for name in named.keys() & signature(self._rule).parameters.keys():
+                if repr(name) in str(error):
+                    error.add_note(f"{name} is for fastadam's own optimizers, which update NumPy arrays.")
+            raise
         self._build()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -88,7 +105,7 @@ class Adapter(torch.optim.Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_options": self._options}
+        return {**super().__getstate__(), "_options": self._options, "skipped_steps": self.skipped_steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._inner = None
@@ -108,9 +125,14 @@ class Adapter(torch.optim.Optimizer):
         try:
             super().load_state_dict(state_dict)
             self._build()
-        except BaseException:
+        except BaseException as error:
             self.state, self.param_groups = before
             self._inner = None
+            if isinstance(error, KeyError):
+                raise ValueError(
+                    f"the state dict has no {error}, which {type(self).__name__} needs: it is of another optimizer "
+                    "(SparseAdam's loads into Adam with opt.state_dict()['param_groups'] in place of its own)"
+                ) from error
             raise
         finally:
             for hook in hooks:
@@ -145,16 +167,15 @@ class Adapter(torch.optim.Optimizer):
             groups.append({**self._hyper_parameters(group), "params": own})
         try:
             inner = self._rule(groups, **{name: value for name, value in self._options.items() if value is not None})
-        except ValueError as error:
-            if "overlap" in str(error):
-                error.add_note("In torch: p.data = p.data.clone(); or one parameter for both, given once.")
+            fresh = inner.state_dict(raw=True)
+            entries = [self.state.get(p) or {} for p in self._index]
+            saved = [slot.saved(entries[i], fresh["state"][i]) for i, slot in enumerate(self._slots)]
+            if any(saved):
+                inner.load_state_dict({**fresh, "state": {i: state for i, state in enumerate(saved) if state}})
+                fresh = inner.state_dict(raw=True)  # numbers in it have changed
+        except (TypeError, ValueError) as error:
+            self._explain(error)
             raise
-        fresh = inner.state_dict(raw=True)
-        entries = [self.state.get(p) or {} for p in self._index]
-        saved = [slot.saved(entries[i], fresh["state"][i]) for i, slot in enumerate(self._slots)]
-        if any(saved):
-            inner.load_state_dict({**fresh, "state": {i: state for i, state in enumerate(saved) if state}})
-            fresh = inner.state_dict(raw=True)  # numbers in it have changed
         self._steps = np.array([state.get("step", 0.0) for state in saved], np.float32)
         self._products = np.array([state.get("mu_product", 1.0) for state in saved])
         steps, products = torch.from_numpy(self._steps), torch.from_numpy(self._products)
@@ -216,8 +237,10 @@ class Adapter(torch.optim.Optimizer):
         remaining = iter(grads)
         try:
             self._inner.step([[*islice(remaining, size)] for size in self._group_sizes], grad_scale=grad_scale)
-        except (TypeError, ValueError):
-            self._inner = None  # p.data may have become a part of what it was, which only its gradient shows
+        except (TypeError, ValueError, FloatingPointError) as error:
+            if not isinstance(error, FloatingPointError):
+                self._inner = None  # p.data may have become a part of what it was, which only its gradient shows
+            self._explain(error)
             raise
         self._show([i for i, grad in enumerate(grads) if grad is not None])
         for i in self._again:  # what is given twice is stepped twice, as in torch
@@ -229,9 +252,21 @@ class Adapter(torch.optim.Optimizer):
             self._inner.step_one(i, grad, grad_scale=grad_scale)
             self._show([i])
 
+    def _explain(self, error: Exception) -> None:
+        """Add what the parameters that an error numbers are called, and what to do in torch."""
+        names = [*chain.from_iterable(group.get("param_names", ()) for group in self.param_groups)]
+        named = dict(zip(self._all_params(), names, strict=False))
+        for i in dict.fromkeys(map(int, re.findall(r"parameter (\d+)", str(error)))):
+            if named and i < len(self._index):
+                error.add_note(f"Parameter {i} is {named[[*self._index][i]]}.")
+        for about, how in IN_TORCH.items():
+            if about in str(error):
+                error.add_note(f"In torch: {how}.")
+
     def _show(self, stepped: list[int]) -> None:
         """Let torch see that these parameters have taken a step, if it was not skipped."""
         if self._inner.skipped_steps != self._skipped:
+            self.skipped_steps += 1
             self._skipped = self._inner.skipped_steps
             return
         self._steps[slice(None) if len(stepped) == len(self._slots) else stepped] += 1.0

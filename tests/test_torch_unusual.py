@@ -321,6 +321,9 @@ def test_nonfinite_gradients_raise_or_are_left_out(torch, ours):
     p.grad = torch.tensor([1.0, torch.nan])
     opt.step()
     assert len(opt.state) == 0 and torch.equal(p, torch.ones(2))
+    p.data = p.data.clone()  # fastadam's optimizer is made anew
+    opt.step()
+    assert opt.skipped_steps == copy.deepcopy(opt).skipped_steps == 2
     opt.nonfinite = "raise"
     with pytest.raises(FloatingPointError, match="gradient of parameter 0 has NaN"):
         opt.step()
@@ -472,3 +475,63 @@ def test_backward_of_other_parameters_sees_new_options(torch, ours):
     opt.param_groups[0]["lr"] = 0.25
     q.sum().backward()
     assert torch.equal(p, torch.full((2,), 0.5)) and torch.equal(q, torch.full((2,), 0.75))
+
+
+def notes(error):
+    return " ".join([str(error.value), *getattr(error.value, "__notes__", ())])
+
+
+def test_errors_name_parameters_and_ways_out_in_torch_that_work(torch, ours):
+    model = torch.nn.Embedding(50, 8, sparse=True)
+    opt = ours.AdamW(model.named_parameters(), state_dtype="8bit")
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="rows of 8 elements") as caught:
+        opt.step()
+    assert "Parameter 0 is weight." in notes(caught) and "with state_dtype='float32'" in notes(caught)
+    ours.AdamW(model.parameters(), state_dtype="float32").step()
+    model.weight.grad = torch.full((50, 8), torch.nan)
+    opt = ours.AdamW(model.named_parameters(), nonfinite="raise")
+    with pytest.raises(FloatingPointError) as caught:
+        opt.step()
+    assert "Parameter 0 is weight." in notes(caught)
+    model.weight.grad = torch.ones(50, 8)
+    opt.step()
+    model.weight.data, model.weight.grad = torch.ones(3, 8), None
+    with pytest.raises(ValueError, match="must have the shape") as caught:
+        opt.step()
+    assert "make a new optimizer" in notes(caught)
+
+
+def test_what_only_fastadams_own_optimizers_take_is_explained(torch, ours):
+    p = torch.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match="ema_decay") as caught:
+        ours.AdamW([p], ema_decay=0.9)
+    assert "for fastadam's own optimizers" in notes(caught)
+    schedule = fastadam.schedules.exponential(0.1, 0.5)
+    for make in lambda: ours.SGD([p], schedule), lambda: ours.SGD([p], lr=schedule):
+        with pytest.raises(TypeError) as caught:
+            make()
+        assert "LambdaLR(opt, schedule)" in notes(caught)
+    opt = ours.SGD([p], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, schedule)
+    rates = []
+    for _ in range(3):
+        rates.append(opt.param_groups[0]["lr"])
+        opt.step()
+        scheduler.step()
+    assert rates == [0.1, 0.05, 0.025]
+
+
+@pytest.mark.parametrize("other", ["SGD", "SparseAdam"])
+def test_state_of_another_class_is_refused(torch, ours, other):
+    p = torch.ones(5, 3, requires_grad=True)
+    opt, theirs = ours.Adam([p]), getattr(torch.optim, other)([p], lr=0.1)
+    p.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 3), (5, 3)) if other == "SparseAdam" else torch.ones(5, 3)
+    theirs.step()
+    saved, before = theirs.state_dict(), opt.state_dict()
+    with pytest.raises(ValueError, match="which Adam needs: it is of another optimizer"):
+        opt.load_state_dict(saved)
+    assert opt.state_dict() == before
+    if other == "SparseAdam":
+        opt.load_state_dict({**saved, "param_groups": before["param_groups"]})
+        assert opt.state[p]["step"] == 1 and torch.equal(opt.state[p]["exp_avg"], theirs.state[p]["exp_avg"])
