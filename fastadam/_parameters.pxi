@@ -129,7 +129,12 @@ cdef class Parameters(StateArrays):
         size = _layout.places_of(kinds)[1]
         section = None if self.store is None else self.section_for(keys, plain, names, kinds, size)
         group.records = _layout.new_records(len(params)) if section is None else section.records
-        block = numpy.zeros(size, numpy.uint8) if section is None else section.block
+        try:
+            block = numpy.zeros(size, numpy.uint8) if section is None else section.block
+        except MemoryError as error:
+            error.add_note(f"The optimizer's state takes {size} bytes. state_dtype= makes it smaller, state_file= keeps it "
+                           "on disk.")
+            raise
         state = _layout.cut(block, <size_t>data_of(<Array *>block), kinds)
         if section is None or section.fresh:
             for i in range(len(params)):

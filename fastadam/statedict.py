@@ -259,6 +259,8 @@ def match_state(
         seed, master = saved.pop("seed", None), saved.pop("master", None)
         entry = engine.entry(i)
         low = as_low(engine, i, master, param, f"{where}['master']") if LOW in entry else None
+        if low is None and master is not None:
+            check_master(master, param, f"{where}['master']")
         names = [name.removesuffix(CODES) for name in engine.raw_state(i) if name.endswith(CODES) or "::" not in name]
         expected = [name for name in entry if "::" not in name and name not in (*names, "seed")] + names
         fresh: dict[str, Any] = {"step": 0, "mu_product": 1.0, "grad_count": 0}
@@ -395,6 +397,20 @@ def as_low(engine: _core.Engine, i: int, saved: Any, param: np.ndarray, where: s
             f"{where} does not belong to the parameter: rounded to bfloat16 it is another; load both, or leave it out"
         )
     return found
+
+
+def check_master(saved: Any, param: np.ndarray, where: str) -> None:
+    """Raise if a parameter that has all its bits is not what a bfloat16 one stood for: steps would be lost."""
+    if isinstance(saved, Stored):
+        raise ValueError(
+            f"{where} has the low bits ({LOW!r}) of a bfloat16 parameter, and this one is {param.dtype}; load it into "
+            "an optimizer of bfloat16 arrays, and go on from its opt.master(key) and opt.state_dict()"
+        )
+    if not np.array_equal(as_ndarray(saved, where), param, equal_nan=True):
+        raise ValueError(
+            f"{where} is what a bfloat16 parameter stood for, and this one, of {param.dtype}, has other numbers; write "
+            "it into the parameter first, or delete it from the entry to go on from the parameter"
+        )
 
 
 def joined(param: np.ndarray, low: np.ndarray, order: Order) -> np.ndarray:

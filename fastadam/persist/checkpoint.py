@@ -153,8 +153,9 @@ def load(
         too; those that were schedules then stay as they are. The common options (max_norm, nonfinite, ...) are not
         in the file. Averages that are not in it begin with the parameters.
     mmap : bool, default True
-        Check the file piece by piece, then copy from a memory map of it. Only arrays in another order than C need
-        memory for a second copy. Nobody may write into or truncate the file meanwhile (`save` never does: it puts
+        Check the file piece by piece, then copy from a memory map of it, which takes as much address space. Arrays in
+        another order than C need memory for a second copy; so does state in another format than the file's, for all of
+        it. Nobody may write into or truncate the file meanwhile (`save` never does: it puts
         another in its place). With False, or where files cannot be mapped, the arrays are read into memory first, so
         that the file may change in any way.
     progress : bool or None, default None

@@ -109,11 +109,10 @@ def params_to_load(
     for key, array in leaves:
         where, new = f"parameter {key!r}", arrays[f"params/{key}"]
         if not (is_bfloat16(array.dtype) and new.dtype == BFLOAT16) and array.dtype != new.dtype:
-            there = "bfloat16" if new.dtype == BFLOAT16 else new.dtype
-            raise TypeError(
-                f"{where} is {array.dtype}, in the checkpoint {there}; nothing is ever cast: load "
-                f"into an array of that type, and copy"
-            )
+            there, way_out = f"{new.dtype}", "load into an array of that type, and copy"
+            if new.dtype == BFLOAT16:
+                there, way_out = "bfloat16", f"{way_out}, or with its optimizer, for the exact numbers, opt.master(key)"
+            raise TypeError(f"{where} is {array.dtype}, in the checkpoint {there}; nothing is ever cast: {way_out}")
         if array.shape != new.shape:
             raise ValueError(f"{where} has the shape {array.shape}, in the checkpoint {new.shape}")
         check_in_place(array, where)

@@ -194,7 +194,14 @@ class StateFile:
             self.reserve(start, whole)
         else:
             self.check_section(f"group {group} in state_file {self.path!r}", start, whole, about)
-        mapped = np.memmap(self.file, np.uint8, "r+", start, (whole,))
+        try:
+            mapped = np.memmap(self.file, np.uint8, "r+", start, (whole,))
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryError(
+                f"state_file {self.path!r} takes {whole} bytes of address space; raise the limit on it (ulimit -v)"
+            ) from error
         data = np.asarray(mapped)
         section = Section(data[records:][: len(params) * RECORD.itemsize].view(RECORD), data[block:][:nbytes], fresh)
         if fresh:
@@ -318,10 +325,12 @@ def allocate(descriptor: int, start: int, nbytes: int) -> None:
 
 def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first difference, or nothing."""
-    for name in "optimizer", "state":
-        if saved[name] != wanted[name]:
-            return f"{name}: {saved[name]} there, {wanted[name]} here"
-    if saved["formats"] != wanted["formats"]:
+    plain = [[name for name in about["state"] if "::" not in name] for about in (saved, wanted)]
+    if saved["optimizer"] != wanted["optimizer"]:
+        return f"optimizer: {saved['optimizer']} there, {wanted['optimizer']} here"
+    if plain[0] != plain[1]:
+        return f"state: {plain[0]} there, {plain[1]} here"
+    if (saved["formats"], saved["state"]) != (wanted["formats"], wanted["state"]):
         return (
             f"its types are {saved['formats']} there, {wanted['formats']} here (to convert it, open it with the "
             "options that it was made with, save a checkpoint, and load that into an optimizer with a new file)"
