@@ -52,21 +52,21 @@ def array_of(x: Any, written: bool) -> str:
     if is_masked(x):
         return "; use .data" if written else "; use .filled(0)"
     if isinstance(x, int | float | np.generic):
-        return f"; make one array of the numbers that belong together: np.array([x, ...]){keep}"
+        return f"; use np.array(x), or np.array([x, ...]) of the numbers that belong together{keep}"
     if callable(x):
         return "; call it"
     if is_rows(x):
         return "; give it to step of an optimizer, or rows=x.rows, grad=x.grads to a function"
     if isinstance(x, list | tuple) and any(map(is_rows, x)):
         return "; join them: fastadam.Rows(np.concatenate([each.rows for each in x]), np.concatenate([each.grads ...]))"
-    if isinstance(x, tuple) and len(x) == 2 and not written:
+    if isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], np.ndarray) and x[0].dtype.kind in "iu":
         return "; for rows of a table give fastadam.Rows(*x)"
     if isinstance(x, Mapping):
         return "; give one array, or fastadam.Rows for some rows of a table" if not written else ""
     if hasattr(kind, "detach") and hasattr(kind, "numpy"):  # torch's: the same memory
         return "; use .detach().numpy()"
     if hasattr(kind, "toarray") and not written:
-        return "; use .toarray(), or for some rows of a table fastadam.Rows(rows, x[rows].toarray())"
+        return "; use .toarray(), or for some rows of a table fastadam.Rows(rows, x.tocsr()[rows].toarray())"
     how = ".toarray()" if hasattr(kind, "toarray") else "np.array(x)" if written else "np.asarray(x)"
     return f"; use {how}{keep}"
 
@@ -294,7 +294,6 @@ def copied_at_every_step(grad: np.ndarray, like: np.ndarray, name: str) -> str:
 
 
 def overlap_error(name: str, other: str) -> ValueError:
-    return ValueError(
-        f"{name} and {other} overlap in memory; list one array once, with the sum of its gradients; give others their "
-        "own memory with .copy()"
-    )
+    both = name.startswith("parameter") and other.startswith("parameter")
+    once = "list one array once, with the sum of its gradients; " if both else ""
+    return ValueError(f"{name} and {other} overlap in memory; {once}give each its own memory with .copy()")

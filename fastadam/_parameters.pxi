@@ -132,7 +132,7 @@ cdef class Parameters(StateArrays):
         try:
             block = numpy.zeros(size, numpy.uint8) if section is None else section.block
         except MemoryError as error:
-            error.add_note(f"The optimizer's state takes {size} bytes. state_dtype= makes it smaller, state_file= keeps it "
+            error.add_note(f"The state of this group takes {size} bytes. state_dtype= makes it smaller, state_file= keeps it "
                            "on disk.")
             raise
         state = _layout.cut(block, <size_t>data_of(<Array *>block), kinds)

@@ -57,8 +57,9 @@ cdef class Rows:
     """
     cdef readonly object rows, grads
 
-    def __cinit__(self, rows=None, grads=None):     # once: a step relies on both while other threads run
-        if rows is None or grads is None:
+    # Once: a step relies on both while other threads run.
+    def __cinit__(self, rows=None, grads=None, *others, **unknown):
+        if rows is None or grads is None or others or unknown:
             raise TypeError("Rows takes both, which rows and their gradients: Rows(rows, grads)")
         self.rows, self.grads = rows, grads
 

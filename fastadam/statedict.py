@@ -406,7 +406,7 @@ def check_master(saved: Any, param: np.ndarray, where: str) -> None:
             f"{where} has the low bits ({LOW!r}) of a bfloat16 parameter, and this one is {param.dtype}; load it into "
             "an optimizer of bfloat16 arrays, and go on from its opt.master(key) and opt.state_dict()"
         )
-    if not np.array_equal(as_ndarray(saved, where), param, equal_nan=True):
+    if not np.array_equal(as_state(saved, np.dtype(np.float32), param.shape, where), param, equal_nan=True):
         raise ValueError(
             f"{where} is what a bfloat16 parameter stood for, and this one, of {param.dtype}, has other numbers; write "
             "it into the parameter first, or delete it from the entry to go on from the parameter"

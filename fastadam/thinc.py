@@ -112,10 +112,11 @@ class Adam(Optimizer):
         if key not in self.mom1:
             self.mom1[key], self.mom2[key] = OPS.alloc1f(weights.size), OPS.alloc1f(weights.size)
         m: Any = self.mom1[key]
-        if m.size != weights.size:
+        average = (self.averages or {}).get(key, weights)
+        if m.size != weights.size or average.shape != weights.shape:
             raise ValueError(
-                f"the weights of {key!r} have {weights.size} elements, and had {m.size} before; "
-                "give each array a key of its own"
+                f"the weights of {key!r} have the shape {weights.shape}, and had another before; give each array a key "
+                "of its own"
             )
         v: Any = self.mom2[key]
         t, flat = self.nr_update[key] + 1, gradient.reshape(-1)
@@ -147,7 +148,7 @@ class Adam(Optimizer):
         found = [getattr(self, ATTRIBUTES.get(name, name)) for name in BELOW]
         found = [x(self.step, key=key, last_score=self.last_score) if callable(x) else x for x in found]
         for (name, below), value in zip([*BELOW.items(), ("lr_scale", math.inf)], [*found, lr_scale], strict=True):
-            if not 0 <= value < below:
+            if not (0 <= value < below or (name == "grad_clip" and value == math.inf)):
                 allowed = "in [0, 1)" if below == 1 else "finite and >= 0"
                 raise ValueError(f"{name} must be {allowed}, got {value}")
         if (found[2] > 0) != (found[3] > 0):

@@ -33,10 +33,11 @@ STATE_DEPENDS_ON = ("amsgrad", "centered", "momentum")
 GRAIN = 32768  # elements for each thread at least, as in torch
 
 # What errors of fastadam's optimizers are about -> what to do in torch.
+OWN_OPTIMIZER = "give such parameters an optimizer of their own, with state_dtype='float32'"
 IN_TORCH = {
     "overlap": "p.data = p.data.clone(); or one parameter for both, given once",
-    "state_dtype=": "give such parameters an optimizer of their own, with state_dtype='float32'",
-    "must have the shape": "the shape of a parameter has changed; make a new optimizer",
+    "share a scale": OWN_OPTIMIZER,
+    "state in fewer bits": OWN_OPTIMIZER,
 }
 
 
@@ -128,10 +129,11 @@ class Adapter(torch.optim.Optimizer):
         except BaseException as error:
             self.state, self.param_groups = before
             self._inner = None
-            if isinstance(error, KeyError):
+            if isinstance(error, KeyError) and error.args[0] in {"step", *self.defaults}:
+                how = "; SparseAdam's loads with opt.state_dict()['param_groups'] in place of its own"
                 raise ValueError(
-                    f"the state dict has no {error}, which {type(self).__name__} needs: it is of another optimizer "
-                    "(SparseAdam's loads into Adam with opt.state_dict()['param_groups'] in place of its own)"
+                    f"the state dict has no {error}, which {type(self).__name__} needs: it is of another optimizer"
+                    f"{how * (self._rule is fastadam.Adam)}"
                 ) from error
             raise
         finally:
@@ -208,7 +210,12 @@ class Adapter(torch.optim.Optimizer):
             and self._steps.tobytes() == self._counted
             and self._layout() == self._made_for
         ):
-            self._build()
+            try:
+                self._build()
+            except ValueError as error:
+                if "must have the shape" in str(error):
+                    error.add_note("In torch: the shape of a parameter has changed; make a new optimizer.")
+                raise
         for k, group in enumerate(self.param_groups):
             if not same([*group.values()], self._read[k]):
                 values = self._hyper_parameters(group)
@@ -242,9 +249,9 @@ class Adapter(torch.optim.Optimizer):
                 self._inner = None  # p.data may have become a part of what it was, which only its gradient shows
             self._explain(error)
             raise
-        self._show([i for i, grad in enumerate(grads) if grad is not None])
-        for i in self._again:  # what is given twice is stepped twice, as in torch
-            self._step_one(i, grads[i], grad_scale)
+        if self._show([i for i, grad in enumerate(grads) if grad is not None]):
+            for i in self._again:  # what is given twice is stepped twice, as in torch
+                self._step_one(i, grads[i], grad_scale)
         return loss
 
     def _step_one(self, i: int, grad: Any, grad_scale: float = 1.0) -> None:
@@ -254,21 +261,24 @@ class Adapter(torch.optim.Optimizer):
 
     def _explain(self, error: Exception) -> None:
         """Add what the parameters that an error numbers are called, and what to do in torch."""
-        names = [*chain.from_iterable(group.get("param_names", ()) for group in self.param_groups)]
-        named = dict(zip(self._all_params(), names, strict=False))
+        names: dict[Tensor, str] = {}
+        for group in self.param_groups:
+            if len(group.get("param_names", ())) == len(group["params"]):  # it may have been changed
+                names.update(zip(group["params"], group["param_names"], strict=True))
+        called = [names.get(p) for p in self._index]
         for i in dict.fromkeys(map(int, re.findall(r"parameter (\d+)", str(error)))):
-            if named and i < len(self._index):
-                error.add_note(f"Parameter {i} is {named[[*self._index][i]]}.")
+            if i < len(called) and called[i]:
+                error.add_note(f"Parameter {i} is {called[i]}.")
         for about, how in IN_TORCH.items():
             if about in str(error):
                 error.add_note(f"In torch: {how}.")
 
-    def _show(self, stepped: list[int]) -> None:
-        """Let torch see that these parameters have taken a step, if it was not skipped."""
+    def _show(self, stepped: list[int]) -> bool:
+        """Let torch see that these parameters have taken a step. False if it was skipped."""
         if self._inner.skipped_steps != self._skipped:
             self.skipped_steps += 1
             self._skipped = self._inner.skipped_steps
-            return
+            return False
         self._steps[slice(None) if len(stepped) == len(self._slots) else stepped] += 1.0
         self._counted = self._steps.tobytes()
         for i in stepped if self._rule is fastadam.NAdam else ():
@@ -279,6 +289,7 @@ class Adapter(torch.optim.Optimizer):
             self._hidden.difference_update(stepped)
             self._values = self._state_values()
         torch.autograd.graph.increment_version([self._slots[i].tensor for i in stepped])
+        return True
 
     def free_gradients_in_backward(self) -> Callable[[], None]:
         """Step each parameter inside `backward`, as soon as its gradient is there, and free the gradient.

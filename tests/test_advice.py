@@ -117,7 +117,7 @@ def test_what_stands_for_arrays_and_is_none_is_explained():
     w = {"W": np.ones(2)}
     refused(w.values, "got a builtin_function_or_method; call it$")
     trained(*w.values())
-    refused({"W": [1.0, 2.0]}, r"'W.0' must be .*, got a float; make one array of the numbers that belong together")
+    refused({"W": [1.0, 2.0]}, r"'W.0' must be .*, got a float; use np.array.*of the numbers that belong together")
     opt = fastadam.SGD(w)
     for missing in lambda: opt.step_one(w["W"], np.ones(2)), lambda: opt.state[w["W"]]:
         with pytest.raises(KeyError, match="no parameter array.*there are"):
@@ -273,7 +273,7 @@ def test_what_stands_for_rows_is_explained_and_the_way_out_works():
     for missing in lambda: fastadam.Rows(rows), lambda: fastadam.Rows(grads=grads):
         with pytest.raises(TypeError, match=r"which rows and their gradients: Rows\(rows, grads\)"):
             missing()
-    with pytest.raises(TypeError, match=r"make one array of the numbers that belong together: np.array\(\[x, ...\]\)$"):
+    with pytest.raises(TypeError, match=r"use np.array\(x\), or np.array\(\[x, ...\]\) of the numbers"):
         opt.step({"table": fastadam.Rows(3, grads[:1])})
     assert np.array_equal(table, np.ones((5, 2)))
     opt.step({"table": fastadam.Rows(*(rows, grads))})

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fastadam._checks import maps_of
-from fastadam._layout import CODE, FLUSHED, HEAD, HEADER, PAGE, RECORD, TORN, WRITTEN
+from fastadam._layout import CODE, FLUSHED, HEAD, HEADER, LOW, PAGE, RECORD, TORN, WRITTEN
 from fastadam.persist.atomic import as_path, folder_of
 
 try:
@@ -330,6 +330,8 @@ def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
         return f"optimizer: {saved['optimizer']} there, {wanted['optimizer']} here"
     if plain[0] != plain[1]:
         return f"state: {plain[0]} there, {plain[1]} here"
+    if LOW in saved["state"] and LOW not in wanted["state"]:
+        return "it is of bfloat16 parameters (open it with those, and go on from opt.master(key) and opt.state_dict())"
     if (saved["formats"], saved["state"]) != (wanted["formats"], wanted["state"]):
         return (
             f"its types are {saved['formats']} there, {wanted['formats']} here (to convert it, open it with the "
