@@ -1,4 +1,4 @@
-"""Parity with torch.optim.Adam and AdamW: pytest -m torch (needs torch==2.13.0).
+"""Parity with torch.optim.Adam and AdamW: pytest -m torch (needs torch 2.13.0 or 2.14.1).
 
 The two round differently: torch interpolates m with lerp, divides sqrt(v) by sqrt(bc2) where we multiply v by 1/bc2,
 and keeps its factors in double in the for-loop implementation used here. Each step therefore adds a few roundings of

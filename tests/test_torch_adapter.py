@@ -1,4 +1,4 @@
-"""fastadam.torch beside torch's own for-loop: pytest -m torch (needs torch==2.13.0 and expecttest).
+"""fastadam.torch beside torch's own for-loop: pytest -m torch (needs torch 2.13.0 or 2.14.1, and expecttest).
 
 Tolerances are those of torch's own tests of its implementations against each other (`torch.testing.assert_close`)."""
 

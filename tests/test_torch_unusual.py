@@ -1,6 +1,6 @@
 """fastadam.torch: unusual parameters and gradients, what is refused, and what torch's classes have not.
 
-Run by pytest -m torch (needs torch==2.13.0)."""
+Run by pytest -m torch (needs torch 2.13.0 or 2.14.1)."""
 
 import copy
 import gc
