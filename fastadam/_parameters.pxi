@@ -132,8 +132,8 @@ cdef class Parameters(StateArrays):
         try:
             block = numpy.zeros(size, numpy.uint8) if section is None else section.block
         except MemoryError as error:
-            error.add_note(f"The state of this group takes {size} bytes. state_dtype= makes it smaller, state_file= keeps it "
-                           "on disk.")
+            error.add_note(f"The state of this group takes {size} bytes. state_dtype= makes it smaller, state_file= "
+                           "keeps it on disk.")
             raise
         state = _layout.cut(block, <size_t>data_of(<Array *>block), kinds)
         if section is None or section.fresh:

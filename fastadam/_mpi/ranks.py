@@ -71,7 +71,7 @@ class Ranks:
             texts = self.texts(f"{type(error).__name__}: {error}"[:LONGEST] if error is not None else "")
             if error is not None:
                 raise error
-            failed = int(rows[:, 0].argmax())
+            failed = int(np.argmax(rows[:, 0]))
             raise RankError(f"nothing has changed on any rank, because rank {failed} raised {texts[failed]}")
         if (rows[:, 1] != rows[0, 1]).any():
             raise self.difference(values, bool(rows[:, 2].all()))
