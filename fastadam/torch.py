@@ -129,7 +129,7 @@ class Adapter(torch.optim.Optimizer):
         except BaseException as error:
             self.state, self.param_groups = before
             self._inner = None
-            if isinstance(error, KeyError) and error.args[0] in {"step", *self.defaults}:
+            if isinstance(error, KeyError) and str(error) in map(repr, ("step", *self.defaults)):
                 how = "; SparseAdam's loads with opt.state_dict()['param_groups'] in place of its own"
                 raise ValueError(
                     f"the state dict has no {error}, which {type(self).__name__} needs: it is of another optimizer"
