@@ -78,7 +78,8 @@ class Wide:
         for i in range(blocks):
             self.params[f"up.{i}"] = dense(width, 4 * width, 2**0.5)
             self.params[f"down.{i}"] = dense(4 * width, width, blocks**-0.5)
-        self.params["out"] = dense(width, SYMBOLS, 1.0)
+        # Zeros: with random ones Adam's first steps change the scores far too much.
+        self.params["out"] = np.zeros((width, SYMBOLS), dtype)
         self.memory = np.empty(4 * width * width, dtype)  # of one gradient
 
     def scores(self, contexts):

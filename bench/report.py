@@ -110,7 +110,10 @@ def quality_cell(row):
 
 
 def quality_tables(tables):
-    yield "float32's loss, and the difference to it with its standard error, in nats for the transformer:"
+    yield (
+        "float32's loss, and the difference to it with its standard error, in nats for the transformer. Bytes are "
+        "those of the last task; peers keep small arrays in float32, so theirs are others in other tasks:"
+    )
     kept = {
         row["format"]: {"format": row["format"], "bytes a parameter": row["bytes a parameter"]}
         for row in tables["losses"]

@@ -44,9 +44,16 @@ def test_the_transformer_does_not_look_ahead():
     assert np.array_equal(before[:, :4], after[:, :4]) and not np.array_equal(before[:, 4:], after[:, 4:])
 
 
+def wide(rng, dtype=np.float32):
+    """A small one. Its last layer is not zero, so that gradients go through it."""
+    model = large.Wide(rng, 32, 2, dtype)
+    model.params["out"] += 0.2 * rng.standard_normal(model.params["out"].shape, dtype)
+    return model
+
+
 def test_gradients_of_the_large_model_are_those_of_finite_differences():
     rng, grads = np.random.default_rng(0), {}
-    model = large.Wide(rng, 32, 2, np.float64)
+    model = wide(rng, np.float64)
     contexts, following = rng.integers(97, size=(6, large.CONTEXT)), rng.integers(97, size=6)
     model.train(contexts, following, lambda name, grad: grads.__setitem__(name, grad.copy()))
     check_gradients(model.params, grads, lambda: large.cross_entropy(model.scores(contexts)[0], following)[0])
@@ -57,7 +64,7 @@ def test_the_large_model_steps_only_what_it_has_used():
     contexts, following = np.arange(64).reshape(4, 16), np.arange(4)
     found = []
     for spoil in False, True:
-        model, grads = large.Wide(np.random.default_rng(3), 32, 2), {}
+        model, grads = wide(np.random.default_rng(3)), {}
 
         def step(name, grad, model=model, grads=grads, spoil=spoil):
             grads[name] = grad.copy()
