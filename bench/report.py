@@ -111,8 +111,8 @@ def quality_cell(row):
 
 def quality_tables(tables):
     yield (
-        "float32's loss, and the difference to it with its standard error, in nats for the transformer. Bytes are "
-        "those of the last task; peers keep small arrays in float32, so theirs are others in other tasks:"
+        "float32's loss, and the difference to it with its standard error, in nats for the transformer. Bytes "
+        "are those of the last task. Peers keep small arrays in float32, so on other models they take more or less:"
     )
     kept = {
         row["format"]: {"format": row["format"], "bytes a parameter": row["bytes a parameter"]}
