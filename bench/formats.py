@@ -1,6 +1,6 @@
 """Formats of gradients, state and parameters.
 
-A step of Adam on one array, in milliseconds, and over the same step with all in float32: contenders take turns in one
+The time of a step of Adam on one array, over that of the same step with all in float32. Contenders take turns in one
 process. The limit is the time in which the float32 step, which is bound by memory, moves as many bytes. Then the 8-bit
 optimizers of others, each in a process of its own, over our step with 8-bit state. Every result is checked.
 """

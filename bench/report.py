@@ -19,7 +19,12 @@ from .workloads import FAMILY, WORKLOADS
 
 ROOT = Path(__file__).parent.parent
 DOCS, README = ROOT / "docs", ROOT / "README.md"
-IN_README = {"torch fused": "torch fused", "numba prange": "numba, parallel", "NumPy tutorial": "NumPy"}
+IN_README = {
+    "fastadam default": "threads by default",
+    "torch fused": "torch fused",
+    "numba prange": "numba, parallel",
+    "NumPy tutorial": "NumPy",
+}
 PAGES = {
     "benchmarks.md": ("Benchmarks", ("versus", "loop", "busy", "scaling", "rows")),
     "benchmarks-adapters.md": ("Benchmarks inside other libraries", ("torch_adapter", "sklearn_fit", "spacy_fit")),
@@ -29,7 +34,7 @@ COMMANDS = [command for _, commands in PAGES.values() for command in commands]
 HEAD = """# {}
 
 Written by `python -m bench report` from `bench/results/*.json`, which have every ratio with its quartiles. `--measure`
-takes the measurements anew."""
+takes the measurements anew. A bar is what was promised before it was measured."""
 OWN = ("fastadam", *LIMITS)
 ALONE = [name for name, workload in WORKLOADS.items() if workload.rule in FAMILY]  # no peer has it
 NEWER = "-numpy-2.5"  # taken apart: --save loop-numpy-2.5
@@ -63,7 +68,11 @@ def versus_tables(tables):
         limits = {limit: (share := row[f"share of the {limit}"]) and f"{share[1]:.2f}" for limit in LIMITS}
         ratios[i] = {"workload": "", "fastadam, ms": row["ms"], "GB/s": round(row["GB/s"], 1), **limits, **ratio}
     yield table(ratios)
-    yield "What was promised, and the ratio if our step took no longer than the slower limit, where that is faster:"
+    yield (
+        'What was promised. "Measured" is the other\'s time over ours, with its quartiles. A bar of 1 is met if the '
+        'upper quartile reaches it. "A step at the limit" is what it would be if our step took no longer than the '
+        "slower of the two limits, where that is faster:"
+    )
     yield table([row for row in tables["promises"] if row["verdict"] != "not measured"])
     if "own promises" in tables:
         yield table(tables["own promises"])

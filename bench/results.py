@@ -91,7 +91,8 @@ def machine():
     config, about = fastadam.config(), Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", about.read_text()) if about.exists() else None
     cpu, what = found[1] if found else platform.processor(), f"{config['version']} ({config['isa']})"
-    versions = f"fastadam {what}, NumPy {config['numpy']}, Python {config['python']}, {platform.platform()}"
+    system = f"{platform.system()} {platform.release().split('-')[0]}, {' '.join(platform.libc_ver())}"
+    versions = f"fastadam {what}, NumPy {config['numpy']}, Python {config['python']}, {system}"
     return f"{cpu}, {config['threads']} threads; {versions}"
 
 

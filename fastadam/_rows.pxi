@@ -53,7 +53,7 @@ cdef class Rows:
 
     References
     ----------
-    The semantics of ``torch.optim.SparseAdam``, for every rule; the twin is ``fastadam.reference.sum_rows``.
+    The semantics of ``torch.optim.SparseAdam``, for every rule; in NumPy: ``fastadam.reference.sum_rows``.
     """
     cdef readonly object rows, grads
 

@@ -65,13 +65,14 @@ class Optimizer(Saving):
         step nor copy such an optimizer, and keep its file locked while they live.
     state_dtype : "float32", "bfloat16" or "8bit", default "float32"
         How state is kept: "float32" is the type of each array; the others take half and a quarter of the memory, and
-        round at random. For float32 and bfloat16 arrays; not with `amsgrad` or `centered`. A hyper-parameter of groups,
-        chosen when one is made. See docs/memory.md.
+        are rounded stochastically. For float32 and bfloat16 arrays; not with `amsgrad` or `centered`. A hyper-parameter
+        of groups, chosen when one is made. See docs/memory.md.
     master_bits : None, 32 or 24, default None
-        Bits of the numbers that bfloat16 arrays stand for; the optimizer keeps those that bfloat16 lacks. None is 32,
-        exactly float32. It does nothing for other arrays. A hyper-parameter of groups, as above.
+        Precision of the float32 number that each bfloat16 parameter stands for: 32 bits (None), which is exact, or 24,
+        which saves a byte each. The optimizer keeps the bits that bfloat16 lacks. It does nothing for other arrays. A
+        hyper-parameter of groups, as above.
     seed : int, 0 to 2**63 - 1, default 0
-        Of the random bits. Each array has its own: the seed plus its running number.
+        Seed of the stochastic rounding of state in fewer bits. Array number i (from 0) uses seed + i.
     overrides : dict of dict, or None, default None
         Other hyper-parameters for some arrays: ``{"*.bias": {"weight_decay": 0.0}, "head.*": {"lr": 1e-4}}``. Patterns
         are those of ``fnmatch.fnmatchcase``, matched against str(key). An array takes the values of the first pattern

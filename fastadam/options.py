@@ -51,7 +51,7 @@ def hyper_parameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Setting(Generic[Value]):
-    """A common option that may be set between steps. The engine has it, and checks it when it is set."""
+    """An option that may be set between steps; the class's text explains it. A wrong value raises when it is set."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

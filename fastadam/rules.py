@@ -109,7 +109,7 @@ class AdamW(Adam):
     state_dtype, master_bits, seed
         The common options: see `Optimizer`.
     weight_decay : float or callable, default 1e-2, finite, >= 0
-        Decay of the parameters per step, in units of lr.
+        Each step first multiplies the parameters by 1 - lr * weight_decay.
 
     Raises
     ------
@@ -119,8 +119,8 @@ class AdamW(Adam):
     Notes
     -----
     State and memory: as `Adam`. Choose it instead of Adam with an L2 penalty, whose pull is divided by sqrt(v) like
-    any gradient, so that parameters with large gradients hardly decay. As in torch, the decay comes before the step and
-    is in units of lr; optax's is part of the update and by default 1e-4, Keras's 4e-3, thinc's comes after the step
+    any gradient, so that parameters with large gradients hardly decay. As in torch, the decay comes before the step,
+    and lr multiplies it; optax's is part of the update and by default 1e-4, Keras's 4e-3, thinc's comes after the step
     (docs/other-libraries.md).
 
     Examples

@@ -19,6 +19,8 @@ class Trace:
     ----------
     x, gradient : ndarray, shape (steps + 1, ...)
         The start and where each step led, and the gradients there.
+    update : ndarray, shape (steps, ...)
+        What each step added to x.
     loss : float64 ndarray, shape (steps + 1,)
         The values there.
     state : mapping of str to ndarray, each (steps, ...) or (steps,)
