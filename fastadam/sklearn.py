@@ -6,6 +6,7 @@ moves the class you get an ImportError, and if it no longer uses it a RuntimeErr
 """
 
 import math
+import warnings
 from typing import Any
 
 import sklearn
@@ -15,6 +16,11 @@ from sklearn.neural_network._stochastic_optimizers import AdamOptimizer as Stock
 import fastadam
 
 __all__ = ["AdamOptimizer", "FastMLPClassifier", "FastMLPRegressor"]
+
+FLOAT64 = (
+    "gradients are float64 and weights float32, so gradients are copied at every step; "
+    "give y and sample_weight as float32, too"
+)
 
 
 class AdamOptimizer(StockOptimizer):
@@ -33,7 +39,7 @@ class AdamOptimizer(StockOptimizer):
     learning_rate_init : float, default 0.001, >= 0
         lr.
     beta_1, beta_2 : float, default 0.9 and 0.999, in [0, 1)
-        Decay of m and v per step.
+        Decay of m and v per step. As in scikit-learn, beta_2 may be 1: then v stays zero.
     epsilon : float, default 1e-8, >= 0
         Added to the root.
 
@@ -69,15 +75,23 @@ class AdamOptimizer(StockOptimizer):
     t: int
     threads: int | None = None
     """As for `fastadam.adam_update`."""
+    _warned = False
 
     def update_params(self, params: Any, grads: Any) -> None:
         """Update the arrays `params` in place."""
         if self.beta_2 == 1:  # m alone changes; fastadam refuses it
             super().update_params(params, grads)
             return
+        params, grads = list(params), list(grads)
+        both = zip(params, grads, strict=False)  # a wrong number is refused below
+        if any(p.dtype == "float32" and getattr(g, "dtype", None) == "float64" for p, g in both):
+            if not self._warned:
+                warnings.warn(FLOAT64, fastadam.PerformanceWarning, stacklevel=2)
+            self._warned = True
+            grads = [g.astype("float32") for g in grads]
         t, betas = self.t + 1, (self.beta_1, self.beta_2)
         options = {"lr": self.learning_rate_init, "betas": betas, "eps": self.epsilon, "threads": self.threads}
-        fastadam.adam_update(list(params), list(grads), self.ms, self.vs, t, eps_hat=True, **options)
+        fastadam.adam_update(params, grads, self.ms, self.vs, t, eps_hat=True, **options)
         self.t = t
         self.learning_rate = self.learning_rate_init * math.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
 
@@ -86,14 +100,16 @@ class _Fast:
     """Comes before one of scikit-learn's MLP classes."""
 
     optimizer_class: type[Any] = AdamOptimizer
-    """Takes the steps. A class of your own has AdamOptimizer's arguments, update_params and t."""
+    """Takes the steps. A class of your own derives from AdamOptimizer, and counts its steps in t."""
 
     solver: str
+    coefs_: list[Any]
+    intercepts_: list[Any]
     _steps_seen = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         if type(value) is StockOptimizer:  # each fit, and the first partial_fit, assigns one
-            value = self.optimizer_class(value.ms, value.learning_rate_init, value.beta_1, value.beta_2, value.epsilon)
+            value = self._optimizer_like(value)
             self._steps_seen = 0
         elif name == "n_iter_" and value and self.solver == "adam":  # an epoch is over
             steps = next((each.t for each in vars(self).values() if isinstance(each, self.optimizer_class)), 0)
@@ -105,6 +121,22 @@ class _Fast:
             self._steps_seen = steps
         super().__setattr__(name, value)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a model that scikit-learn's own class has trained, too: its moments are taken over."""
+        super().__setstate__(state)  # type: ignore[misc]
+        for name, stock in [(name, each) for name, each in vars(self).items() if type(each) is StockOptimizer]:
+            setattr(self, name, stock)
+            vars(self)[name].__dict__.update(t=stock.t, ms=stock.ms, vs=stock.vs)
+
+    def _optimizer_like(self, stock: StockOptimizer) -> Any:
+        if not hasattr(self.optimizer_class, "update_params"):
+            raise TypeError(
+                f"optimizer_class must be derived from fastadam.sklearn.AdamOptimizer, got {self.optimizer_class!r}; "
+                "one with an optimizer of your own is in docs/adapters.md"
+            )
+        params = [*self.coefs_, *self.intercepts_]
+        return self.optimizer_class(params, stock.learning_rate_init, stock.beta_1, stock.beta_2, stock.epsilon)
+
 
 class FastMLPClassifier(_Fast, neural_network.MLPClassifier):
     """MLPClassifier whose steps are fastadam's.
@@ -113,7 +145,13 @@ class FastMLPClassifier(_Fast, neural_network.MLPClassifier):
     ----------
     **options
         Those of ``sklearn.neural_network.MLPClassifier``, with its defaults. Only ``solver="adam"``, the default, is
-        stepped by fastadam. Give it float32 X: half the memory to move.
+        stepped by fastadam. Give it float32 X: half the memory to move. And float32 sample_weight: otherwise gradients
+        are float64, and are copied.
+
+    Attributes
+    ----------
+    optimizer_class : type
+        `AdamOptimizer`, or in a class of your own one that is derived from it (docs/adapters.md).
 
     Raises
     ------
@@ -137,8 +175,13 @@ class FastMLPRegressor(_Fast, neural_network.MLPRegressor):
     Parameters
     ----------
     **options
-        Those of ``sklearn.neural_network.MLPRegressor``, with its defaults. Give float32 X a float32 y: otherwise
-        gradients are float64, and each is copied.
+        Those of ``sklearn.neural_network.MLPRegressor``, with its defaults. Give float32 X a float32 y, and float32
+        sample_weight: otherwise gradients are float64, and are copied.
+
+    Attributes
+    ----------
+    optimizer_class : type
+        As of `FastMLPClassifier`.
 
     Raises
     ------

@@ -252,6 +252,74 @@ def test_another_optimizer_can_be_plugged_in(ours, kind):
     assert hyper == [0.5, 0.25, 0.999, 1e-8]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_optimizer_is_given_the_arrays_that_it_will_update(ours, kind):
+    class Watching(ours.AdamOptimizer):
+        def __init__(self, params, *args):
+            super().__init__(params, *args)
+            self.given = params
+
+        def update_params(self, params, grads):
+            assert all(a is b for a, b in zip(params, self.given, strict=True))
+            super().update_params(params, grads)
+
+    x, y = data(kind)
+    _, fast = both(ours, kind, max_iter=2)
+    watched = type("Watched", (type(fast),), {"optimizer_class": Watching})(**fast.get_params()).fit(x, y)
+    assert watched._optimizer.t == 2 * 19
+
+
+def test_the_pages_optimizer_of_ones_own_trains(ours):
+    """Other arrays in place of those that it began with, too."""
+    page = (Path(__file__).parent.parent / "docs/adapters.md").read_text()
+    first, own = (block.split("```")[0] for block in page.split("```python\n")[1:3])
+    x, y = data("classifier", "float64")
+    names = {"x": x, "y": y}
+    exec(first.split("model =")[0] + own, names)
+    options = {"random_state": 0, "max_iter": 8, "hidden_layer_sizes": 16, "learning_rate_init": 0.02}
+    model = names["MyClassifier"](**options).fit(x, y)
+    optimizer, before = model._optimizer, model.score(x, y)
+    assert optimizer.opt.steps == optimizer.t > 0 and optimizer.opt.grad_norm > 0
+    model.coefs_, kept = [w.copy() for w in model.coefs_], copy.deepcopy(model.coefs_)
+    for _ in range(8):
+        model.partial_fit(x, y)
+    assert model.score(x, y) > before > 0.5
+    assert not any(np.array_equal(w, old) for w, old in zip(model.coefs_, kept, strict=True))
+
+
+@pytest.mark.parametrize("wrong", [lambda *args: None, "adam"])
+def test_an_optimizer_class_of_another_kind_is_named(ours, wrong):
+    x, y = data("classifier")
+    model = type(
+        "Wrong", (ours.FastMLPClassifier,), {"optimizer_class": staticmethod(wrong) if callable(wrong) else wrong}
+    )
+    with pytest.raises(TypeError, match="derived from fastadam.sklearn.AdamOptimizer, got "):
+        model().fit(x, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_scikit_learn_has_trained_goes_on(ours, kind, dtype):
+    x, y = data(kind, dtype)
+    stock, fast = both(ours, kind)
+    fast.__setstate__(stock.fit(x, y).__getstate__())
+    assert fast._optimizer.t == stock._optimizer.t == 8 * 19
+    for model in stock, fast:
+        model.coefs_ = [w.copy() for w in model.coefs_]  # they shared them
+        model.intercepts_ = [w.copy() for w in model.intercepts_]
+        model._optimizer.ms, model._optimizer.vs = copy.deepcopy((model._optimizer.ms, model._optimizer.vs))
+        model.set_params(random_state=1).partial_fit(x, y)
+    assert_same_network(stock, fast, x)
+
+
+def test_float64_labels_of_float32_rows_are_named_once(ours):
+    x, y = data("regressor")
+    with pytest.warns(ours.fastadam.PerformanceWarning, match="give y and sample_weight as float32") as found:
+        wide = both(ours, "regressor")[1].fit(x, y.astype("float64"))
+    assert [each.category for each in found].count(ours.fastadam.PerformanceWarning) == 1
+    assert wide.coefs_[0].dtype == "float32"
+
+
 def test_fit_of_one_epoch_twice_is_no_error(ours):
     """Both optimizers have taken as many steps when they are looked at."""
     x, y = data("classifier")
@@ -325,7 +393,7 @@ def test_what_is_refused_changes_nothing(ours):
     assert (weights[0] == 1.0).all() and not adam.ms[0].any() and adam.t == 0
 
 
-@pytest.mark.filterwarnings("ignore:grad.* is copied")  # float32 X, float64 y
+@pytest.mark.filterwarnings("ignore:gradients are float64")  # float32 X, float64 y
 @pytest.mark.parametrize("name", ["FastMLPClassifier", "FastMLPRegressor"])
 def test_scikit_learns_checks_of_estimators_pass(ours, name):
     from sklearn.exceptions import SkipTestWarning
