@@ -21,14 +21,18 @@ def is_container(x):
     )
 
 
+class Top:
+    """The path of the whole. None is a key like others."""
+
+
 class Tree:
     """The shape of one container: an array (no children), a sequence (names is None) or a mapping."""
 
-    def __init__(self, path, names, children, why="as params is"):
+    def __init__(self, path, names, children, each="of params"):
         self.path = path
         self.names = names
         self.children = children
-        self.why = why  # it is a sequence
+        self.each = each  # of a sequence, in words
         self.is_flat = children is not None and all(child.children is None for child in children)
 
     @classmethod
@@ -41,7 +45,7 @@ class Tree:
             raise ValueError("params contains itself, or is nested too deeply") from None
 
     @classmethod
-    def of(cls, container, leaves, path=None, start=0):
+    def of(cls, container, leaves, path=Top, start=0):
         if isinstance(container, Mapping):
             names = list(container)
             children = [cls.of(container[name], leaves, join(path, name)) for name in names]
@@ -49,7 +53,7 @@ class Tree:
         if is_container(container):
             children = [cls.of(x, leaves, join(path, i)) for i, x in enumerate(container, start)]
             return cls(path, None, children)
-        leaves.append((start if path is None else path, container))
+        leaves.append((start if path is Top else path, container))
         return cls(path, None, None)
 
     def match(self, grads, out):
@@ -71,12 +75,14 @@ class Tree:
         if type(grads) is list or type(grads) is tuple:
             items = grads
         elif isinstance(grads, Mapping) or not is_container(grads):
-            raise TypeError(f"grads{self.where} must be a sequence, {self.why}, got a {type(grads).__name__}")
+            raise TypeError(
+                f"grads{self.where} must be a sequence, one item for each {self.each}, got a {type(grads).__name__}"
+            )
         else:
             items = list(grads)
         if len(items) != len(self.children):
             raise ValueError(
-                f"grads{self.where} must have {len(self.children)} items, one for each of params, got {len(items)}; "
+                f"grads{self.where} must have {len(self.children)} items, one for each {self.each}, got {len(items)}; "
                 "use None for an array to leave alone"
             )
         return items
@@ -109,7 +115,7 @@ class Tree:
 
     @property
     def where(self):
-        return f" at {self.path!r}" if self.path is not None else ""
+        return f" at {self.path!r}" if self.path is not Top else ""
 
 
 class Structure:
@@ -118,7 +124,7 @@ class Structure:
     def __init__(self, trees: Sequence[Tree], order: list[int] | None, grouped: bool) -> None:
         self.trees, self.order, self.began_grouped = trees, order, grouped
         is_grouped = grouped or len(trees) != 1
-        self.whole = Tree(None, None, trees, "one for each group of the optimizer") if is_grouped else trees[0]
+        self.whole = Tree(Top, None, trees, "group of the optimizer") if is_grouped else trees[0]
         # The length of a list of gradients that `flatten` would return as it is; -1 if there is none.
         is_list = self.whole.is_flat and self.whole.names is None and order is None
         self.flat = len(self.whole.children) if is_list else -1
@@ -141,24 +147,42 @@ class Structure:
 
 def join(path, name):
     """The key of a part: its name or index alone at the top, else joined to the path by a dot."""
-    return name if path is None else f"{path}.{name}"
+    return name if path is Top else f"{path}.{name}"
 
 
 def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
     """The groups that `params` stands for, and whether it was given as groups."""
-    if isinstance(params, Mapping) and any(name in options for name in params):
+    if isinstance(params, Mapping) and any(has_option(params, name) for name in options):
         raise ValueError(
             f"params has the keys {list(params)}; a group must be in a list: [{{'params': ..., 'lr': ...}}]"
         )
     if not is_container(params) or isinstance(params, Mapping):
         return [{"params": params}], False
     items = list(params)
-    are_groups = [isinstance(item, Mapping) and any(key in ("params", *options) for key in item) for item in items]
+    are_groups = [is_group(item, options) for item in items]
     if items and all(are_groups):
         return items, True
     if any(are_groups):
-        raise ValueError("params mixes groups (dicts with the key 'params') with other items; make all of them groups")
+        i = are_groups.index(False)
+        what = f"has the keys {list(items[i])}" if isinstance(items[i], Mapping) else f"is a {type(items[i]).__name__}"
+        raise ValueError(
+            f"params mixes groups (dicts with the key 'params') with other items: item {i} {what}; make all of them "
+            "groups"
+        )
     return [{"params": items}], False
+
+
+def is_group(item: Any, options: Iterable[str]) -> bool:
+    return isinstance(item, Mapping) and ("params" in item or any(has_option(item, name) for name in options))
+
+
+def has_option(item: Mapping[Any, Any], name: str) -> bool:
+    """Has it an option of this name, and not arrays that a model calls so ("alpha")?"""
+    return name in item and not holds_arrays(item[name])
+
+
+def holds_arrays(x: Any) -> bool:
+    return isinstance(x, np.ndarray | Mapping) or (isinstance(x, list | tuple) and any(map(holds_arrays, x)))
 
 
 def split(keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Sequence[int]]]:

@@ -197,8 +197,11 @@ class Options:
         raise AttributeError("there is no zero_grad: gradients are yours, and only read; leave the call out")
 
     def _shared(self, name: str) -> Any:
-        first = self.param_groups[0][name]
-        if any(group[name] != first for group in self.param_groups):
+        lost = next((i for i, group in enumerate(self.param_groups) if name not in group), None)
+        if lost is not None:
+            raise ValueError(f"param_groups[{lost}] has lost its {name}; set opt.param_groups[{lost}][{name!r}]")
+        first, *others = (with_own_betas({name: group[name]})[name] for group in self.param_groups)
+        if any(other != first for other in others):
             raise ValueError(f"the groups differ in {name}; read opt.param_groups[i][{name!r}]")
         return first
 

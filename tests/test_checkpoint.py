@@ -208,6 +208,22 @@ def test_a_bar_is_shown_where_it_is_asked_for(path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_arrays_that_the_optimizer_does_not_step_are_refused_beside_it(tmp_path):
+    """A model made anew after its optimizer would be loaded, and then trained without effect."""
+    path, model = tmp_path / "c.npz", {"w": np.ones(3), "frozen": np.ones(2)}
+    opt = fastadam.SGD({"w": model["w"]}, lr=1.0)
+    fastadam.save(path, params=model, optimizer=opt)  # more than the optimizer has is fine
+    remade = {"w": np.zeros(3), "frozen": np.zeros(2)}
+    for call in fastadam.load, fastadam.save:
+        with pytest.raises(ValueError, match=r"^parameter 'w' is another array than .* opt.rebind\('w', array\)"):
+            call(path, params=remade, optimizer=opt)
+    assert not remade["w"].any()
+    opt.rebind("w", remade["w"])
+    fastadam.load(path, params=remade, optimizer=opt)
+    opt.step({"w": np.ones(3)})
+    assert not remade["w"].any() and remade["frozen"].all() and model["w"].all()
+
+
 # ---- arguments
 
 

@@ -18,6 +18,11 @@ def keys(params):
     return list(fastadam.Adam(params).state)
 
 
+def test_none_is_a_key_like_others():
+    assert list(fastadam.Adam({None: one(), 0: one(), "x": {None: one()}}).state) == [None, 0, "x.None"]
+    assert list(fastadam.Adam({None: {"w": one()}}).state) == ["None.w"]
+
+
 def test_keys():
     assert keys(one()) == [0]
     assert keys([one(), one()]) == [0, 1]
@@ -165,7 +170,7 @@ def test_container_that_holds_itself_is_an_error_not_a_crash():
 def test_gradients_of_groups_are_asked_for_as_one_for_each_group():
     opt = fastadam.SGD({"a": np.ones(2)})
     opt.add_param_group({"params": {"b": np.ones(2)}})
-    with pytest.raises(TypeError, match="must be a sequence, one for each group of the optimizer, got a dict"):
+    with pytest.raises(TypeError, match="must be a sequence, one item for each group of the optimizer, got a dict"):
         opt.step({"a": np.ones(2)})
 
 

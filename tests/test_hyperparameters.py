@@ -254,6 +254,32 @@ def test_group_outside_a_list_is_explained(params):
         fastadam.Adam(params)
 
 
+@pytest.mark.parametrize(
+    "params", [{"w": ones(), "alpha": ones()}, [{"w": ones(), "lr": [ones()]}], [{"eps": {"w": ones()}}, {"w": ones()}]]
+)
+def test_an_array_may_be_called_as_a_hyper_parameter(params):
+    opt = fastadam.RMSprop(params)
+    assert len(opt.param_groups) == 1 and sum(map(len, (g["params"] for g in opt.param_groups))) == 2
+
+
+def test_what_is_no_group_among_groups_is_named():
+    with pytest.raises(ValueError, match=r"with other items: item 1 has the keys \['param'\]; make all of them groups"):
+        fastadam.Adam([{"params": ones(), "lr": 0.1}, {"param": ones()}])
+    with pytest.raises(ValueError, match="with other items: item 0 is a ndarray; make"):
+        fastadam.Adam([ones(), {"params": ones()}])
+
+
+def test_betas_are_read_as_steps_read_them():
+    opt = fastadam.Adam([{"params": ones()}, {"params": ones()}])
+    for betas in [0.9, 0.999], np.array([0.9, 0.999]):
+        opt.param_groups[1]["betas"] = betas
+        opt.step([ones(), ones()])
+        assert opt.betas == (0.9, 0.999)
+    del opt.param_groups[1]["lr"]
+    with pytest.raises(ValueError, match=r"param_groups\[1\] has lost its lr; set"):
+        opt.lr  # noqa: B018
+
+
 def test_group_without_params_is_explained():
     with pytest.raises(ValueError, match="a parameter group needs the key 'params'"):
         fastadam.Adam([{"param": ones(), "lr": 0.1}])

@@ -106,6 +106,24 @@ def test_a_checkpoint_of_other_groups_says_so(tmp_path):
         fastadam.SGD(weights).load(tmp_path / "c.npz")
 
 
+def test_a_checkpoint_of_the_same_groups_in_another_order_loads(tmp_path):
+    """Of the names within a group, that is: `step` takes gradients in any order, too."""
+    one = {"a": np.ones(1, "f4"), "b": np.ones(2, "f4"), "c": np.ones(3, "f4")}
+    other = {"c": np.zeros(3, "f4"), "b": np.zeros(2, "f4"), "a": np.zeros(1, "f4")}
+    grads = {name: np.arange(1, 1 + a.size, dtype="f4") for name, a in one.items()}
+    saved, loaded = (
+        fastadam.Adam(arrays, state_dtype="bfloat16", overrides={"b": {"lr": 0.5, "state_dtype": "float32"}})
+        for arrays in (one, other)
+    )
+    saved.step(grads)
+    fastadam.save(tmp_path / "c.npz", params=one, optimizer=saved)
+    fastadam.load(tmp_path / "c.npz", params=other, optimizer=loaded)
+    for opt in saved, loaded:
+        opt.step(grads)
+    for name, array in one.items():
+        assert_same_bits(array, other[name])
+
+
 def test_a_state_file_takes_overrides(tmp_path):
     make = lambda: fastadam.Adam([np.ones(1), np.ones(2)], overrides={"0": {"lr": 0.5}}, state_file=tmp_path / "s")  # noqa: E731
     opt = make()

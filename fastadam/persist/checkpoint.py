@@ -30,7 +30,10 @@ from fastadam.persist.model import (
     Optimizer,
     add_optimizer,
     add_params,
+    check_are_stepped,
     class_of,
+    in_groups,
+    in_order,
     leaves_of,
     params_to_load,
     state_dict_of,
@@ -73,8 +76,8 @@ def save(
     Raises
     ------
     TypeError, ValueError
-        There is nothing to save; a path, an array or metadata cannot be stored; two keys have one name; or another
-        thread changed an array meanwhile. The old file is kept.
+        There is nothing to save; a path, an array or metadata cannot be stored; two keys have one name; params has
+        another array than the optimizer; or another thread changed an array meanwhile. The old file is kept.
     ImportError
         ``progress=True`` needs tqdm.
     OSError
@@ -110,7 +113,9 @@ def save(
         text["metadata"] = as_metadata(metadata)
     with lock_of(optimizer):
         if params is not None:
-            text["params"] = add_params(arrays, leaves_of(params))
+            leaves = leaves_of(params)
+            text["params"] = add_params(arrays, leaves)
+            check_are_stepped(leaves, optimizer)
         if optimizer is not None:
             text["optimizer"] = add_optimizer(arrays, optimizer)
         with bar(sum(array.nbytes for array in arrays.values()), progress, "summing") as advance:
@@ -149,15 +154,15 @@ def load(
     params : container of ndarrays, default None
         With the keys, shapes and dtypes of those that were saved. They need not be all that is in the file.
     optimizer : Optimizer, default None
-        Of the same class and groups as the one saved. Hyper-parameters that were saved replace what it has, schedules
-        too; those that were schedules then stay as they are. The common options (max_norm, nonfinite, ...) are not
-        in the file. Averages that are not in it begin with the parameters.
+        Of the same class and groups as the one saved; names may come in another order. Hyper-parameters that were saved
+        replace what it has, schedules too; those that were schedules then stay as they are. The common options
+        (max_norm, nonfinite, ...) are not in the file. Averages that are not in it begin with the parameters.
     mmap : bool, default True
         Check the file piece by piece, then copy from a memory map of it, which takes as much address space. Arrays in
         another order than C need memory for a second copy; so does state in another format than the file's, for all of
-        it. Nobody may write into or truncate the file meanwhile (`save` never does: it puts
-        another in its place). With False, or where files cannot be mapped, the arrays are read into memory first, so
-        that the file may change in any way.
+        it. Nobody may write into or truncate the file meanwhile (`save` never does: it puts another in its place). With
+        False, or where files cannot be mapped, the arrays are read into memory first, so that the file may change in
+        any way.
     progress : bool or None, default None
         Show a bar (needs tqdm). None: for more than 1 GiB, in a terminal.
 
@@ -169,8 +174,8 @@ def load(
     Raises
     ------
     ValueError, TypeError
-        The file is damaged, not a checkpoint, of a newer format, or of another model; the message says what differs.
-        Nothing has changed.
+        The file is damaged, not a checkpoint, of a newer format, or of another model, or params has another array than
+        the optimizer; the message says what differs. Nothing has changed.
     ImportError
         ``progress=True`` needs tqdm.
     OSError
@@ -344,23 +349,25 @@ def plan_load(
     with error_context(f"{file!r} does not fit", but=(ValueError, TypeError, MemoryError)):
         if leaves is not None:
             pairs = params_to_load(leaves, section(text, "params", file), arrays)
+            check_are_stepped(leaves, optimizer)
             used |= {f"params/{key}" for key, _ in leaves}
         if optimizer is not None:
-            saved, ours = section(text, "optimizer", file), class_of(optimizer)
-            if saved["class"] != ours:
-                raise ValueError(f"{file!r} has the state of {saved['class']}, not of {ours}")
+            saved, kind = section(text, "optimizer", file), class_of(optimizer)
+            if saved["class"] != kind:
+                raise ValueError(f"{file!r} has the state of {saved['class']}, not of {kind}")
             keys = [str(key) for key in optimizer.state]
-            if saved["keys"] != keys and sorted(saved["keys"]) == sorted(keys):
-                raise ValueError(
-                    f"{file!r} has the same parameters in other groups: {saved['keys']}, the optimizer {keys}; make it "
-                    "with the groups, or the overrides in their order, of the one that was saved"
-                )
-            if saved["keys"] != keys:
-                raise ValueError(f"{file!r} has the parameters {saved['keys']}, the optimizer {keys}")
             counts = [group["count"] for group in saved["groups"]]
             expected = [len(group["params"]) for group in optimizer.param_groups]
-            if counts != expected:
-                raise ValueError(f"{file!r} has groups of {counts} parameters, the optimizer of {expected}")
+            if sorted(saved["keys"]) != sorted(keys):
+                raise ValueError(f"{file!r} has the parameters {saved['keys']}, the optimizer {keys}")
+            theirs, ours = in_groups(saved["keys"], counts), in_groups(keys, expected)
+            if counts != expected or theirs != ours:
+                raise ValueError(
+                    f"{file!r} has the same parameters in other groups: {theirs}, the optimizer {ours}; make it with "
+                    "the groups, or the overrides in their order, of the one that was saved"
+                )
+            if saved["keys"] != keys:
+                saved = saved | in_order(saved, keys)
             state = state_dict_of(saved, arrays)
             used |= {value for entry in saved["state"] for value in entry.values() if isinstance(value, str)}
             optimizer._plan_load(state, pairs)

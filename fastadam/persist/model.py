@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,6 +93,20 @@ def state_dict_of(saved: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> di
     return {"state": state, "param_groups": groups}
 
 
+def in_groups(keys: list[str], counts: list[int]) -> list[list[str]]:
+    """The keys of each group, sorted."""
+    return [sorted(keys[end - count : end]) for count, end in zip(counts, accumulate(counts), strict=True)]
+
+
+def in_order(saved: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """What is saved of each parameter, in the order of these keys."""
+    entries = dict(zip(saved["keys"], saved["state"], strict=True))
+    for key, entry in entries.items():
+        if any(isinstance(name, str) and not name.startswith(f"optimizer/{key}/") for name in entry.values()):
+            raise ValueError(f"under {key!r} it has the state of another parameter")
+    return {"keys": keys, "state": [entries[key] for key in keys]}
+
+
 def params_to_load(
     leaves: list[tuple[Any, Any]], saved: Any, arrays: Mapping[str, np.ndarray]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -119,6 +133,21 @@ def params_to_load(
         pairs.append((array, new.view(array.dtype)))  # C has two names for one integer type
     check_apart(leaves)
     return pairs
+
+
+def check_are_stepped(leaves: list[tuple[Any, Any]], optimizer: Optimizer | None) -> None:
+    """Raise if the optimizer has another array than params under a key: then training would not change params."""
+    if optimizer is None:
+        return
+    arrays = [array for group in optimizer.param_groups for array in group["params"]]
+    stepped = dict(zip(optimizer.state, arrays, strict=True))
+    for key, array in leaves:
+        other = stepped.get(key, array)
+        if array.size and not np.may_share_memory(array, other):
+            raise ValueError(
+                f"parameter {key!r} is another array than the one that the optimizer steps; opt.rebind({key!r}, array) "
+                "gives it yours. To use both as they are, call once with params and once with optimizer"
+            )
 
 
 def check_apart(leaves: list[tuple[Any, np.ndarray]]) -> None:
