@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 try:
     from mpi4py import MPI
@@ -19,12 +19,12 @@ except ImportError as error:
 import numpy as np
 
 from fastadam import _core, _numbers
+from fastadam._mpi.attributes import OF_ALL, Attributes
 from fastadam._mpi.ending import meet_at_end
 from fastadam._mpi.parts import Given, Parts
 from fastadam._mpi.ranks import CtrlCWaits, RankError, Ranks
 from fastadam._mpi.state import Whole, steps_of
 from fastadam._mpi.step import HALF_CHANGED, Steps
-from fastadam._names import did_you_mean
 from fastadam.optimizer import Optimizer
 from fastadam.persist import checkpoint
 from fastadam.persist.atomic import as_path
@@ -37,12 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RankError", "Sharded"]
 
-OF_ALL = ("max_norm", "max_norm_each", "nonfinite", "accumulate")  # options that parts do not decide about
-OF_PARTS = ("max_value", "ema_decay", "threads")
-READ = ("param_groups", "last_values", "steps", "threads_used", "seed", "lr")
 
-
-class Sharded:
+class Sharded(Attributes):
     """An optimizer whose state and steps are shared by the ranks of an MPI job.
 
     .. math:: p = rule(p, \\frac{1}{n} \\sum_{r=0}^{n-1} grad\\_scale_r \\cdot g_r)
@@ -231,37 +227,6 @@ class Sharded:
         """The bytes that this rank holds: all parameters, its part of the state, sums of gradients, and buffers."""
         params = sum(view.nbytes for view in self._parts.views)
         return {"params": params, "state": self._local.nbytes, **self._steps.nbytes}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # as before the constructor has come to its end
-            raise AttributeError(name)
-        if name in OF_ALL:
-            return getattr(self._whole, name)
-        if name in (*OF_PARTS, *READ, *self._local._defaults):
-            return getattr(self._local, name)
-        if name in ("state", "ema", "master", "rebind", "step_one", "step_rows"):
-            way = {"rebind": "opt.params[name][...] = new", "step_one": "step", "step_rows": "step"}
-            raise AttributeError(f"Sharded has no {name}; use {way.get(name, 'state_dict()')}, on all ranks alike")
-        known = [*OF_ALL, *OF_PARTS, *READ, *(each for each in dir(type(self)) if not each.startswith("_"))]
-        raise AttributeError(f"Sharded has no attribute {name!r}{did_you_mean(name, known)}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            super().__setattr__(name, value)
-        elif name in (*OF_ALL, *OF_PARTS):
-            setattr(self._whole, name, value)  # which has all of them, to check that they fit together
-            if name in OF_PARTS:
-                setattr(self._local, name, value)
-        elif name in ("lr", "param_groups"):
-            setattr(self._local, name, value)
-        else:
-            raise AttributeError(f"Sharded.{name} cannot be set; hyper-parameters are in opt.param_groups[i]")
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("this rank has only a part of the state, so there are no copies; use save and load")
-
-    def __repr__(self) -> str:
-        return f"Sharded, rank {self._ranks.rank} of {self._ranks.size}: {self._local!r}"
 
     # -- steps
 
