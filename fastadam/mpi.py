@@ -268,7 +268,11 @@ class Sharded(Attributes):
             held.enter_context(self._local.swap_ema())
 
         with CtrlCWaits():
-            self._ranks.together("swap_ema", begin)
+            try:
+                self._ranks.together("swap_ema", begin)
+            except BaseException:
+                held.close()  # this rank may have begun where another could not, or was in another call
+                raise
             self._steps.refusal = "leave the block of swap_ema first"
             self._steps.share_all()
         try:

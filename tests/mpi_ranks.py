@@ -326,7 +326,20 @@ def averages():
         except raised:
             assert LAST
         assert_same_arrays(opt.params, one_params)
-    opt.step(gradients(one_params, 9, RANK))
+    good = gradients(one_params, 9, RANK)
+    for grads in good, None:  # one takes a step, or cannot, where the others enter a block: then none is in it
+        with raises(TypeError if LAST and grads is None else fastadam.mpi.RankError):
+            if LAST:
+                opt.step(grads)
+            else:
+                with opt.swap_ema():
+                    raise AssertionError
+        assert_same_arrays(opt.params, one_params)
+    for rank in range(RANKS):
+        one.step(gradients(one_params, 9, rank))
+    opt.step(good)
+    assert_same_arrays(opt.params, one_params)
+    assert_same_states(opt.state_dict(), one.state_dict())
 
 
 def state_in_parts():
