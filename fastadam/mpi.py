@@ -137,13 +137,14 @@ class Sharded(Attributes):
             settings |= {"bucket_mb": megabytes, "reduce": reduce, "mean": bool(mean)}
             return whole, parts, {"the class": optimizer.__name__, **parts.same, **settings}
 
-        self._whole, parts, _ = ranks.together("Sharded", read, lambda found: found[2])
-        self._share(parts)
-        own = {name: value for name, value in options.items() if name not in (*OF_ALL, "overrides")}
-        self._local = ranks.together("Sharded", lambda: optimizer(parts.groups, **own))
-        meet_at_end(ranks, MPI)
-        self._steps = Steps(ranks, parts, self._whole, self._local, reduce=reduce, mean=mean)
-        self._take_parts(parts)
+        with CtrlCWaits():
+            self._whole, parts, _ = ranks.together("Sharded", read, lambda found: found[2])
+            self._share(parts)
+            own = {name: value for name, value in options.items() if name not in (*OF_ALL, "overrides")}
+            self._local = ranks.together("Sharded", lambda: optimizer(parts.groups, **own))
+            meet_at_end(ranks, MPI)
+            self._steps = Steps(ranks, parts, self._whole, self._local, reduce=reduce, mean=mean)
+            self._take_parts(parts)
 
     def _share(self, parts: Parts) -> None:
         """Their new parameters are those of rank 0."""
@@ -261,29 +262,31 @@ class Sharded(Attributes):
 
         All ranks enter and leave it together. One in which something raises waits at the end for the others.
         """
-        held = ExitStack()
+        averages = ExitStack()
 
         def begin() -> None:
             self._steps.check()
-            held.enter_context(self._local.swap_ema())
+            averages.enter_context(self._local.swap_ema())
 
-        with CtrlCWaits():
-            try:
-                self._ranks.together("swap_ema", begin)
-            except BaseException:
-                held.close()  # this rank may have begun where another could not, or was in another call
-                raise
-            self._steps.refusal = "leave the block of swap_ema first"
-            self._steps.share_all()
-        try:
-            yield
-        finally:
+        def leave() -> None:
             with CtrlCWaits():
                 self._ranks.meet("the end of a block of swap_ema")
                 self._steps.refusal = HALF_CHANGED.format("a block of swap_ema")
-                self._ranks.together("the end of a block of swap_ema", held.close)
+                self._ranks.together("the end of a block of swap_ema", averages.close)
                 self._steps.share_all()
                 self._steps.refusal = ""
+
+        with ExitStack() as block:
+            with CtrlCWaits():
+                try:
+                    self._ranks.together("swap_ema", begin)
+                except BaseException:
+                    averages.close()  # this rank may have begun where another could not, or was in another call
+                    raise
+                block.callback(leave)  # now: Ctrl-C that has waited comes before the yield
+                self._steps.refusal = "leave the block of swap_ema first"
+                self._steps.share_all()
+            yield
 
     # -- state, and files
 

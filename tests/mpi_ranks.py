@@ -504,24 +504,6 @@ def constructors():
         pass
 
 
-def late_ctrl_c():
-    """It comes after the whole step, on all ranks."""
-    opt, one_params = fastadam.mpi.Sharded(fastadam.Adam, model()), model()
-    one = fastadam.Adam(one_params, accumulate=RANKS)
-
-    class Grads(dict):
-        def __getitem__(self, name):
-            signal.raise_signal(signal.SIGINT)
-            return super().__getitem__(name)
-
-    with raises(KeyboardInterrupt):
-        opt.step(Grads(gradients(one_params, 0, RANK)) if RANK == 0 else gradients(one_params, 0, RANK))
-        raise KeyboardInterrupt
-    for rank in range(RANKS):
-        one.step(gradients(one_params, 0, rank))
-    assert_same_arrays(opt.params, one_params)
-
-
 # ---- checkpoints
 
 

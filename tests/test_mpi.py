@@ -26,9 +26,9 @@ EXAMPLE = str(TESTS.parent / "examples/mpi_train.py")
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 
 
-def command(ranks, name, *arguments):
+def command(ranks, name, *arguments, file="mpi_ranks.py"):
     mpiexec = str(MPIEXEC) if MPIEXEC.exists() else shutil.which("mpiexec")
-    program = [sys.executable, "-m", "mpi4py", TESTS / "mpi_ranks.py", name, *map(str, arguments)]
+    program = [sys.executable, "-m", "mpi4py", TESTS / file, name, *map(str, arguments)]
     return [mpiexec, "-n", str(ranks), *map(str, program)]
 
 
@@ -40,9 +40,9 @@ def environment():
     }
 
 
-def run(ranks, name, *arguments):
+def run(ranks, name, *arguments, file="mpi_ranks.py"):
     """The time-out ends what hangs."""
-    line = command(ranks, name, *arguments)
+    line = command(ranks, name, *arguments, file=file)
     result = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -71,7 +71,6 @@ SCENES = [
     "faults",
     "nonfinite",
     "constructors",
-    "late_ctrl_c",
 ]
 
 
@@ -86,9 +85,15 @@ def test_four_ranks(scene):
     run(4, scene)
 
 
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scene", ["in_a_step", "in_the_constructor", "in_front_of_averages"])
+def test_ctrl_c_comes_after_the_whole_call_on_all_ranks(scene, ranks):
+    run(ranks, scene, file="mpi_ctrl_c.py")
+
+
 def end(ranks, name, *, under_mpi4py=True):
     """What ranks say that come to their ends in different ways. The time-out ends what hangs."""
-    line = [word.replace("mpi_ranks.py", "mpi_ends.py") for word in command(ranks, name)]
+    line = command(ranks, name, file="mpi_ends.py")
     line = line if under_mpi4py else [word for word in line if word not in ("-m", "mpi4py")]
     return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60, check=False)
 
