@@ -169,19 +169,19 @@ class Steps:
     def step_parts(self, call: Call) -> bool:
         """False: ``nonfinite`` has left it out."""
         totals: Iterable[tuple[Bucket, list[Any]]] = self.totals(call)
-        scales = [call.scale if call.direct else 1.0]
+        scale, scales = call.scale if call.direct else 1.0, None
         norm, is_good = None, True
         if call.measured:
             totals = list(totals)
-            norm, scales, is_good = self.clipping(call, totals, scales[0])
+            norm, scale, scales, is_good = self.clipping(call, totals, scale)
         self.norm = norm
         if not is_good:
             return False
         self.refusal = HALF_CHANGED.format("a step")
         under_way: deque[Any] = deque()
         for bucket, grads in totals:
-            if len(scales) == 1:
-                _core.update_part(self.engine, bucket.first, grads, scales[0])
+            if scales is None:
+                _core.update_part(self.engine, bucket.first, grads, scale)
             else:
                 for k, grad in enumerate(grads, bucket.first):
                     _core.update_part(self.engine, k, [grad], scales[self.parts.pieces[k].array])
@@ -287,23 +287,27 @@ class Steps:
 
     # -- the norm, NaN and infinity
 
-    def clipping(self, call: Call, totals: list[tuple[Bucket, Any]], scale: float) -> tuple[float, list[float], bool]:
-        """The norm; what gradients are multiplied by, all, or those of each array; and whether the step is taken."""
+    def clipping(
+        self, call: Call, totals: list[tuple[Bucket, Any]], scale: float
+    ) -> tuple[float, float, list[float] | None, bool]:
+        """The norm; what all gradients are multiplied by, or, if not None, those of each array; is the step taken?"""
         grads: list[Any] = [None] * len(self.parts.pieces)
         for bucket, own in totals:
             grads[bucket.first : bucket.first + len(own)] = own
         squares = self.all_squares(grads, scale)
         size = 1.0 if self.local.max_value is not None else abs(scale)  # else it is in the squares
         norm = norm_of(squares) * size
-        limit, each, norms = self.whole.max_norm, self.whole.max_norm_each, []
-        scales = [scale if limit is None else _core.clipped(scale, limit, norm)]
+        limit, each = self.whole.max_norm, self.whole.max_norm_each
+        norms, scales = [], None
+        if limit is not None:
+            scale = _core.clipped(scale, limit, norm)
         if each is not None:
             norms = [norm_of(squares[a:b]) * size for a, b in pairwise(self.starts)]
-            scales = [_core.clipped(scale, each, own) for own in norms] * (2 if len(norms) == 1 else 1)
+            scales = [_core.clipped(scale, each, own) for own in norms]
         if self.whole.nonfinite == "propagate":
-            return norm, scales, True
-        of_pieces = [scales[piece.array] for piece in self.parts.pieces] if norms else []
-        one = 1.0 if self.local.max_value is not None else scales[0]
+            return norm, scale, scales, True
+        of_pieces = [] if scales is None else [scales[piece.array] for piece in self.parts.pieces]
+        one = 1.0 if self.local.max_value is not None else scale
         kind, which = _core.find_anomaly(self.engine, inf if limit is None else limit, norm, one, of_pieces)
         # A gradient that is not finite goes before a norm that is not, and an array before the next.
         count = len(self.parts.leaves)
@@ -313,7 +317,7 @@ class Steps:
         first = int(self.ranks.gather([min(bad, default=2 * count)]).min())
         if first < 2 * count:
             self.refuse(call, first % count)
-        return norm, scales, first == 2 * count
+        return norm, scale, scales, first == 2 * count
 
     def all_squares(self, grads: list[Any], scale: float) -> np.ndarray:
         """The sums of squares of all blocks, in the order of arrays. Each is of one rank, and 0 on the others."""
