@@ -182,7 +182,6 @@ class Sharded(Attributes):
 
         def read() -> tuple[Optimizer, Parts, dict[str, Any]]:
             self._check_between_steps()
-            self._local._engine.check_groups(self._local.param_groups)
             given, whole = Given([group]), copy.deepcopy(self._whole)
             whole.add_param_group(given.stands()[0])
             return whole, self._parts.joined_by(whole, given), given.groups[0]
@@ -418,5 +417,6 @@ class Sharded(Attributes):
     def _check_between_steps(self) -> None:
         self._steps.check()
         self._local._engine.check_readable()
+        self._local._engine.check_groups(self._local.param_groups)
         if any(self._steps.counts):
             raise ValueError("gradients wait for a step, and each rank has others; step until accumulate is reached")

@@ -353,6 +353,11 @@ def state_in_parts():
                 assert_same_states(found, one.state_dict(raw=raw))
     with raises(ValueError, "rank"):
         opt.state_dict(rank=RANKS)
+    lr = opt.lr
+    opt.param_groups[0]["lr"] = -1.0 if LAST else lr
+    with raises(ValueError if LAST else fastadam.mpi.RankError, "lr must be"):
+        opt.state_dict()
+    opt.lr = lr
     held = opt.rank_bytes
     assert held["params"] == sum(p.nbytes for p in model().values())
     assert abs(held["state"] - 2 * held["params"] / RANKS) < 2 * 4096 * 8 * 7
