@@ -297,30 +297,37 @@ class Options:
         """A table of the groups with their values now, and the common options."""
         if "_engine" not in self.__dict__:
             return f"<{type(self).__name__} that was not made>"
-        numbers = [name for name, value in self._defaults.items() if not isinstance(value, bool | np.bool_)]
-        flags = [name for name in self._defaults if name not in numbers]
-        for name, usual in ("state_dtype", "float32"), ("master_bits", None):
-            if all(group.get(name) == usual for group in self.param_groups):
-                numbers.remove(name)
-        rows = [("group", "arrays", "elements", *numbers, "flags")]
-        for i, (group, last) in enumerate(zip(self.param_groups, self.last_values, strict=False)):
-            arrays = group.get("params", ())
-            values = [shown(group.get(name, "missing"), last.get(name)) for name in numbers]
-            on = ", ".join(name for name in flags if group.get(name))
-            rows.append((str(i), str(len(arrays)), str(sum(array.size for array in arrays)), *values, on or "none"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        clipping = f"max_norm={self.max_norm}, max_norm_each={self.max_norm_each}, max_value={self.max_value}"
-        clipping += f", nonfinite={self.nonfinite!r}"
-        averages = f"ema_decay={self.ema_decay}, accumulate={self.accumulate}"
-        threads = f"threads={self.threads}, {self.threads_used} used by the last step"
-        return "\n".join([type(self).__name__, *table, f"{clipping}; {averages}; steps={self.steps}; {threads}"])
+        sizes = [[array.size for array in group.get("params", ())] for group in self.param_groups]
+        return f"{type(self).__name__}\n{as_table(self, self._defaults, sizes)}"
 
 
 def with_own_betas(values: Mapping[str, Any]) -> dict[str, Any]:
     """Hyper-parameters that were checked, with a pair of betas that is nobody else's list."""
     betas = values.get("betas", ())
     return {**values, "betas": tuple(betas)} if "betas" in values and not callable(betas) else dict(values)
+
+
+def as_table(optimizer: Any, defaults: Mapping[str, Any], sizes: list[list[int]]) -> str:
+    """Of its groups, whose arrays have these sizes, with their values now; and the common options."""
+    numbers = [name for name, value in defaults.items() if not isinstance(value, bool | np.bool_)]
+    flags = [name for name in defaults if name not in numbers]
+    for name, usual in ("state_dtype", "float32"), ("master_bits", None):
+        if all(group.get(name) == usual for group in optimizer.param_groups):
+            numbers.remove(name)
+    rows = [("group", "arrays", "elements", *numbers, "flags")]
+    for i, (group, last, arrays) in enumerate(zip(optimizer.param_groups, optimizer.last_values, sizes, strict=False)):
+        values = [shown(group.get(name, "missing"), last.get(name)) for name in numbers]
+        on = ", ".join(name for name in flags if group.get(name))
+        rows.append((str(i), str(len(arrays)), str(sum(arrays)), *values, on or "none"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    clipping = (
+        f"max_norm={optimizer.max_norm}, max_norm_each={optimizer.max_norm_each}, max_value={optimizer.max_value}"
+    )
+    clipping += f", nonfinite={optimizer.nonfinite!r}"
+    averages = f"ema_decay={optimizer.ema_decay}, accumulate={optimizer.accumulate}"
+    threads = f"threads={optimizer.threads}, {optimizer.threads_used} used by the last step"
+    return "\n".join([*table, f"{clipping}; {averages}; steps={optimizer.steps}; {threads}"])
 
 
 def shown(value: Any, last: Any) -> str:

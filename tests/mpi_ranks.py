@@ -504,7 +504,10 @@ def constructors():
         import copy
 
         copy.deepcopy(opt)
-    assert "rank" in repr(opt)
+    options = {"max_norm": 1.0, "accumulate": 2, "nonfinite": "skip", "overrides": {"[bf]": {"lr": 0.5}}}
+    title, table = repr(fastadam.mpi.Sharded(fastadam.Adam, model(), bucket_mb=0.0625, **options)).split("\n", 1)
+    assert title == f"Sharded, rank {RANK} of {RANKS}: Adam"
+    assert table == repr(fastadam.Adam(model(), **options)).split("\n", 1)[1]  # of whole arrays
     with unchanged(opt):
         pass
 

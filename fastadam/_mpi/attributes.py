@@ -1,11 +1,13 @@
 """The attributes of an optimizer that ranks share: of the whole, of this rank's part, and errors for all others."""
 
+from itertools import accumulate, pairwise
 from typing import Any, NoReturn
 
 from fastadam._mpi.parts import Parts
 from fastadam._mpi.ranks import Ranks
 from fastadam._names import did_you_mean
 from fastadam.optimizer import Optimizer
+from fastadam.options import as_table
 
 OF_ALL = ("max_norm", "max_norm_each", "nonfinite", "accumulate")  # options that parts do not decide about
 OF_PARTS = ("max_value", "ema_decay", "threads")
@@ -49,4 +51,8 @@ class Attributes:
         raise TypeError("this rank has only a part of the state, so there are no copies; use save and load")
 
     def __repr__(self) -> str:
-        return f"Sharded, rank {self._ranks.rank} of {self._ranks.size}: {self._local!r}"
+        """That of one process, but for its first line."""
+        sizes = [leaf.size for leaf in self._parts.leaves]
+        of_groups = [sizes[a:b] for a, b in pairwise([0, *accumulate(self._parts.counts)])]
+        title = f"Sharded, rank {self._ranks.rank} of {self._ranks.size}: {type(self._local).__name__}"
+        return f"{title}\n{as_table(self, self._local._defaults, of_groups)}"
