@@ -176,6 +176,8 @@ class Sharded(Attributes):
         ------
         TypeError, ValueError
             As `fastadam.Optimizer.add_param_group`; or gradients wait for a step. Nothing has changed on any rank.
+        RuntimeError
+            Inside `swap_ema`, or a call before has ended in the middle.
         RankError
             Another rank raised, or has another group.
         """
@@ -213,16 +215,6 @@ class Sharded(Attributes):
         return [{"params": each} for each in self._parts.containers]
 
     @property
-    def grad_norm(self) -> float | None:
-        """The norm of the mean of the last step's gradients, before clipping; None if nothing asked for it."""
-        return self._steps.norm
-
-    @property
-    def skipped_steps(self) -> int:
-        """How many calls ``nonfinite="skip"`` has left out."""
-        return self._steps.skipped
-
-    @property
     def rank_bytes(self) -> dict[str, int]:
         """The bytes that this rank holds: all parameters, its part of the state, sums of gradients, and buffers."""
         params = sum(view.nbytes for view in self._parts.views)
@@ -244,6 +236,8 @@ class Sharded(Attributes):
         ------
         TypeError, ValueError, FloatingPointError
             As `fastadam.Optimizer.step`.
+        RuntimeError
+            Inside `swap_ema`, or a call before has ended in the middle: load a checkpoint.
         RankError
             Another rank raised, or the ranks differ in a hyper-parameter, an option, or which gradients are None.
 
@@ -260,6 +254,16 @@ class Sharded(Attributes):
         """A context manager in which the parameters hold their averages, as `fastadam.Optimizer.swap_ema`.
 
         All ranks enter and leave it together. One in which something raises waits at the end for the others.
+
+        Raises
+        ------
+        ValueError
+            As `fastadam.Optimizer.swap_ema`. Then none is in the block.
+        RuntimeError
+            Inside another `swap_ema`, or a call before has ended in the middle.
+        RankError
+            Another rank raised, or made another call: then none is in the block. Or, at its end, another rank waits
+            elsewhere.
         """
         averages = ExitStack()
 
@@ -302,6 +306,15 @@ class Sharded(Attributes):
             As for `fastadam.Optimizer.state_dict`.
         rank : int or None, default None
             The rank that gets it, the others None; None for all, each of which then needs the memory.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `rank` is none of the ranks; a hyper-parameter is wrong; or gradients wait for a step.
+        RuntimeError
+            Inside `swap_ema`, or a call before has ended in the middle.
+        RankError
+            Another rank raised, or gave another `raw` or `rank`.
         """
 
         def check() -> None:
@@ -318,12 +331,20 @@ class Sharded(Attributes):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take our part of a state_dict of one process or of all ranks. All ranks call it, each with all of it.
 
+        Parameters
+        ----------
+        state_dict : dict
+            As for `fastadam.Optimizer.load_state_dict`, of the same groups.
+
         Raises
         ------
         TypeError, ValueError
-            As `fastadam.Optimizer.load_state_dict`. Nothing has changed on any rank.
+            As `fastadam.Optimizer.load_state_dict`; or it was made with ``raw=True``, and an array lies in another
+            memory order. Nothing has changed on any rank.
+        RuntimeError
+            Inside `swap_ema`.
         RankError
-            Another rank raised.
+            Another rank raised, or its state_dict has taken another number of steps.
         """
         with CtrlCWaits() as held:
 
@@ -357,8 +378,10 @@ class Sharded(Attributes):
         ------
         ValueError, TypeError, OSError
             As `fastadam.save`; or gradients wait for a step. The old file is kept.
+        RuntimeError
+            Inside `swap_ema`, or a call before has ended in the middle.
         RankError
-            Another rank raised. The old file is kept.
+            Another rank raised, or gave something else. The old file is kept.
         """
         with CtrlCWaits() as held:
             arrays: dict[str, np.ndarray] = {}
@@ -399,8 +422,10 @@ class Sharded(Attributes):
         ------
         ValueError, TypeError, OSError
             As `fastadam.load`. Nothing has changed on any rank.
+        RuntimeError
+            Inside `swap_ema`.
         RankError
-            Another rank raised, or has read another file.
+            Another rank raised, or has read other metadata or another number of steps.
         """
         with CtrlCWaits() as held:
 

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 from fastadam._mpi.parts import Parts
 from fastadam._mpi.ranks import Ranks
+from fastadam._mpi.step import Steps
 from fastadam._names import did_you_mean
 from fastadam.optimizer import Optimizer
 from fastadam.options import as_table
@@ -21,6 +22,17 @@ class Attributes:
     _whole: Optimizer
     _local: Optimizer
     _parts: Parts
+    _steps: Steps
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of the mean of the last step's gradients, before clipping; None if nothing asked for it."""
+        return self._steps.norm
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many calls ``nonfinite="skip"`` has left out."""
+        return self._steps.skipped
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # as before the constructor has come to its end
