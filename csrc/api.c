@@ -161,7 +161,7 @@ static int check_call(const fastadam_array *arrays, int64_t count, int threads)
 {
     if (count < 0 || (count > 0 && !arrays))
         return FASTADAM_BAD_COUNT;
-    return threads < 0 || threads > 1024 ? FASTADAM_BAD_THREADS : 0;
+    return threads < 0 || threads > FA_MOST_THREADS ? FASTADAM_BAD_THREADS : 0;
 }
 
 static int check_one(const void *array, size_t size)

@@ -265,6 +265,7 @@ void fa_tuner_done(fa_tuner *tuner, double now);
  * threads, it is always 1. Call it between fa_gate_enter and fa_gate_leave. */
 int fa_run(fa_task *tasks, int64_t count, int threads, int bound, fa_tuner *tuner);
 int fa_guess(int64_t lines, int bound); /* how many it would take without an order and a tuner, for so much work */
+enum { FA_MOST_THREADS = 1024 }; /* of a step */
 int fa_order(int threads);      /* how many threads would such an order get? It may ask the system */
 /* The bound that callers should pass: what Python sets for all threads. */
 void fa_set_thread_bound(int most);

@@ -9,8 +9,6 @@
  * one says whose it is when it works, and its end is noticed. */
 #include "threads.h"
 
-enum { MOST = 1024 /* threads of a team */ };
-
 #if FA_POSIX && defined(_OPENMP)
 #include <stdlib.h>
 #include <string.h>
@@ -115,8 +113,8 @@ static int threads_of(const fa_caller *c)
 /* ---- threads that only show that they can be made */
 
 static pthread_mutex_t barrier = PTHREAD_MUTEX_INITIALIZER; /* closed until all are there */
-static pthread_t made[MOST];
-static long ids[MOST];
+static pthread_t made[FA_MOST_THREADS];
+static long ids[FA_MOST_THREADS];
 
 static void *show(void *id)
 {
@@ -191,7 +189,7 @@ static int room(fa_caller *caller, int team)
     int known = caller && caller->asked >= 0 && now - caller->asked < BELIEVED && caller->after == regions;
     if (known && (team <= caller->found || caller->all))
         return team <= caller->found ? team : caller->found > there ? caller->found : there;
-    int more = make((team < MOST ? team : MOST) - there + 1) - 1;
+    int more = make((team < FA_MOST_THREADS ? team : FA_MOST_THREADS) - there + 1) - 1;
     int found = there + (more > 0 ? more : 0);
     if (caller) {
         caller->found = found;
@@ -243,7 +241,7 @@ void fa_promise(int team)
 int fa_known_room(void)
 {
     const fa_caller *caller = fa_caller_here();
-    return caller && caller->all ? caller->found : MOST;
+    return caller && caller->all ? caller->found : FA_MOST_THREADS;
 }
 
 static void forget(void) /* in a forked child, which has one thread */
@@ -265,7 +263,7 @@ void fa_room_start(void)
 #else /* no threads, or nobody knows */
 
 int fa_has_room(int team) { (void)team; return 1; }
-int fa_known_room(void) { return MOST; }
+int fa_known_room(void) { return FA_MOST_THREADS; }
 void fa_room_start(void) {}
 fa_caller *fa_caller_here(void) { return 0; }
 int fa_room(fa_caller *caller, int team) { (void)caller; return team; }

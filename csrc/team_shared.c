@@ -18,7 +18,7 @@
 #endif
 
 static const double LOOK_FOR = 0.02, ASK_AGAIN = 0.1; /* seconds */
-enum { LOOKS_A_CLOCK = 64, MOST_WORKERS = 1024 };
+enum { LOOKS_A_CLOCK = 64 };
 
 typedef struct {
     fa_part run;
@@ -35,7 +35,7 @@ typedef struct {
 /* Free in a forked child: taken behind the gate only. */
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t sleeping = PTHREAD_MUTEX_INITIALIZER; /* of workers that fall asleep, and of who wakes them */
-static worker workers[MOST_WORKERS];
+static worker workers[FA_MOST_THREADS];
 static int started;
 
 /* ---- the workers */
@@ -124,7 +124,7 @@ static void start(int wanted, int must)
     pthread_attr_t detached;
     if (wanted <= started || (!must && refused > 0 && fa_now() - refused < ASK_AGAIN))
         return;
-    if (wanted > MOST_WORKERS)
+    if (wanted > FA_MOST_THREADS)
         give_up();
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);

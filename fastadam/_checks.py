@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastadam._layout import Order, axes_of, order_of
+from fastadam.containers import holds_arrays
 
 if TYPE_CHECKING:
     import mmap
@@ -33,6 +34,14 @@ def is_masked(x: Any) -> bool:
 def is_rows(x: Any) -> bool:
     """Is it fastadam.Rows, which this file does not know?"""
     return hasattr(type(x), "grads") and hasattr(type(x), "rows")
+
+
+def has_arrays(x: Any) -> bool:
+    """Is it no array itself, and has it arrays as attributes?"""
+    try:
+        return not hasattr(type(x), "__array__") and any(map(holds_arrays, vars(x).values()))
+    except TypeError:  # it has no attributes of its own
+        return False
 
 
 def describe(x: Any) -> str:
@@ -67,6 +76,8 @@ def array_of(x: Any, written: bool) -> str:
         return "; use .detach().numpy()"
     if hasattr(kind, "toarray") and not written:
         return "; use .toarray(), or for some rows of a table fastadam.Rows(rows, x.tocsr()[rows].toarray())"
+    if has_arrays(x):
+        return "; give its arrays in a dict or list: vars(x), for example"
     how = ".toarray()" if hasattr(kind, "toarray") else "np.array(x)" if written else "np.asarray(x)"
     return f"; use {how}{keep}"
 
@@ -109,7 +120,7 @@ def as_array(array: Any, name: str, written: bool) -> np.ndarray:
 def check_is_no_container(x: Any, name: str, in_list: bool) -> None:
     """Raise if it is one, where a function takes an array."""
     if isinstance(x, list | tuple):
-        how = "give all arrays in one list" if in_list else ""
+        how = "give all arrays in one list" if in_list and holds_arrays(x) else ""
     else:
         how = "use list(x.values())" if hasattr(type(x), "keys") else "use list(x)" if hasattr(x, "__next__") else ""
     if how:
@@ -291,6 +302,14 @@ def copied_at_every_step(grad: np.ndarray, like: np.ndarray, name: str) -> str:
         f"{name} is copied at every step: it is {describe(grad)}, strides {grad.strides}, and its parameter is "
         f"{describe(like)}, strides {like.strides}; make it with that dtype{or_float32} and order to save the copy"
     )
+
+
+def level_of_caller() -> int:
+    """The stacklevel of a warning that should point at the caller of this package, or of torch's or thinc's call."""
+    level, frame, inside = 1, sys._getframe(1), ("fastadam.", "torch.", "thinc.")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def overlap_error(name: str, other: str) -> ValueError:

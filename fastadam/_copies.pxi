@@ -40,7 +40,8 @@ cdef class Copies:
             if not (isinstance(old, np.ndarray) and is_plain(<Array *>new) and is_native(<Array *>new)
                     and (flags_of(<Array *>old) & WRITEABLE) != 0 and is_native(<Array *>old)
                     and type_of(<Array *>new) == type_of(<Array *>old) and same_layout(<Array *>new, <Array *>old)):
-                raise ValueError("an array changed while it was being loaded")
+                raise ValueError("an array was changed while it was being loaded, by another thread; nothing was "
+                                 "loaded: load again")
             self.copies[i].target, self.copies[i].source = data_of(<Array *>old), data_of(<Array *>new)
             self.copies[i].size = nbytes_of(<Array *>old)
         return 0

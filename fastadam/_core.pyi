@@ -17,6 +17,8 @@ _Gradients: TypeAlias = np.ndarray | np.floating | Sequence[np.ndarray | np.floa
 _Steps: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 
 HYPER_PARAMETERS: frozenset[str]
+FIXED_FLAGS: tuple[str, ...]
+FORMATS: tuple[str, ...]
 SHARED_TEAM: bool
 BLAS_NUMBERS: int
 MOST_CALLBACK: int
@@ -187,6 +189,9 @@ def has_openmp() -> bool: ...
 
 LEAST_SCALES: tuple[int, int]
 GROUP: int
+SQUARES: int
+NONFINITE: int
+OVERFLOWS: int
 
 def decoded_state(
     codes: np.ndarray,
@@ -276,7 +281,7 @@ def find_anomaly(
     engine: Engine, max_norm: float, norm: float, scale: float, scales: list[float]
 ) -> tuple[int, int]: ...
 def clipped(scale: float, max_norm: float, norm: float) -> float: ...
-def converted(grad: np.ndarray, param: np.ndarray, name: str, warn: bool, stacklevel: int) -> np.ndarray: ...
+def converted(grad: np.ndarray, param: np.ndarray, name: str, warn: bool) -> np.ndarray: ...
 def make_gradients(
     out: np.ndarray,
     grads: list[Any],

@@ -30,7 +30,7 @@ import numpy
 from fastadam import _layout, _numbers
 from fastadam._checks import (
     as_gradient, as_rows, check_is_no_container, check_like, check_replacement, check_table, check_writable,
-    copied_at_every_step, describe, is_bfloat16, maps_of, name_of_dtype, overlap_error)
+    copied_at_every_step, describe, is_bfloat16, level_of_caller, maps_of, name_of_dtype, overlap_error)
 from fastadam._cpus import cgroup_cpus
 from fastadam._forks import watch
 from fastadam._names import did_you_mean
@@ -60,6 +60,7 @@ class PerformanceWarning(UserWarning):
 
 # Of 8-bit state: elements with one scale; the least scale where it may be negative, and where it may not.
 GROUP, LEAST_SCALES = int(FA_GROUP), (int(FA_LEAST_M), int(FA_LEAST_V))
+SQUARES, NONFINITE, OVERFLOWS = int(FA_SQUARES), int(FA_NONFINITE), int(FA_OVERFLOWS)
 
 
 # ---- instruction set and threads ------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def steps_on():
     return fa_steps_on().decode()
 
 
-cdef bint has_fewer_threads(int order, int64_t lines, bint warn, int stacklevel) except -1:
+cdef bint has_fewer_threads(int order, int64_t lines, bint warn) except -1:
     """Ask the system for the threads of an order; warn if it has fewer. The step then takes those that there are."""
     cdef int wanted = <int>min(<int64_t>order, lines), there
     with nogil:
@@ -174,7 +175,7 @@ cdef bint has_fewer_threads(int order, int64_t lines, bint warn, int stacklevel)
         warnings.warn(
             f"threads={order} asks for {wanted} threads, and the system has room for {there}: this step takes those; "
             f"raise its limit on threads (ulimit -u, ulimit -v, the pids limit of a container), or set threads={there}",
-            RuntimeWarning, stacklevel=stacklevel)
+            RuntimeWarning, stacklevel=level_of_caller())
     return there < wanted
 
 
@@ -194,13 +195,13 @@ cdef inline bint is_decodable(Array *grad, Array *param) noexcept nogil:
             and (flags_of(grad) & ALIGNED) != 0 and same_layout(grad, param))
 
 
-cpdef object converted(object grad, object param, str name, bint warn, int stacklevel):
+cpdef object converted(object grad, object param, str name, bint warn):
     """The gradient rounded to the parameter's type, in the parameter's memory order."""
     cdef fenv_t env
     cdef fa_fp_state saved
     like = numpy.asarray(param)
     if warn:
-        warnings.warn(copied_at_every_step(grad, like, name), PerformanceWarning, stacklevel=stacklevel)
+        warnings.warn(copied_at_every_step(grad, like, name), PerformanceWarning, stacklevel=level_of_caller())
     copy = numpy.empty_like(like, numpy.float32 if is_bfloat16(like.dtype) else None)
     with numpy.errstate(all="ignore"):      # what overflows becomes Inf, as IEEE rounding has it
         fegetenv(&env)                      # long double is rounded by the x87 unit, which has a state of its own
@@ -228,6 +229,10 @@ include "_parts.pxi"
 
 
 assert ARRAYS == FA_ARRAYS and STATES == FA_STATES
+assert (EMA_BIT, SUM_BIT, LOW_BIT) == (1 << (FA_EMA - FA_STATE), 1 << (FA_SUM - FA_STATE), 1 << (FA_LOW - FA_STATE))
+assert _numbers.MODES[RAISE] == "raise" and _numbers.MAX_THREADS == FA_MOST_THREADS
+assert [STATE_DTYPES.index(name) for name in ("float32", "bfloat16", "8bit")] == [
+    FA_STATE_PLAIN, FA_STATE_BFLOAT16, FA_STATE_8BIT]
 assert (_layout.RECORD.itemsize, _layout.HEADER.itemsize) == (sizeof(fa_record), sizeof(Header))
 assert (_layout.CODE, _layout.FLUSHED, _layout.WRITTEN, _layout.TORN) == (CODE, IS_FLUSHED, IS_WRITTEN, IS_TORN)
 select_isa(os.environ.get("FASTADAM_ISA"))

@@ -8,12 +8,11 @@ cdef extern from "fastadam.h" nogil:
 
     ctypedef enum fa_real: FA_FLOAT32, FA_FLOAT64, FA_REALS
     enum: FA_PARAM, FA_GRAD, FA_M, FA_V, FA_W, FA_EMA, FA_SUM, FA_VALUES, FA_LOW, FA_M_SCALE, FA_ARRAYS
-    enum: FA_STATE, FA_STATES, FA_SQUARES
+    enum: FA_STATE, FA_STATES, FA_SQUARES, FA_MOST_THREADS
 
     ctypedef struct fa_options:     # what Cython names; fa_hypers has all
-        double lr, beta1, beta2, eps, weight_decay, eps_root, momentum, dampening, initial_accumulator_value
-        int decoupled_weight_decay, amsgrad, maximize, bias_correction, eps_hat, nesterov, centered
-        int state_dtype, master_bits
+        double momentum, dampening, initial_accumulator_value
+        int amsgrad, nesterov, centered, state_dtype, master_bits
 
     ctypedef enum fa_kind:
         FA_MAGNITUDE, FA_BETA, FA_BETAS, FA_FLAG, FA_FIXED_FLAG, FA_INITIAL, FA_STATE_DTYPE, FA_MASTER_BITS

@@ -220,7 +220,7 @@ cdef class Engine(Parameters):
         for i in range(self.call.count):
             if self.call.slots[i].active:
                 lines += lines_of(self.call.slots[i].n * (8 if self.call.slots[i].real else 4))
-        if lines > 1 and has_fewer_threads(order, lines, order != self.denied, 2):
+        if lines > 1 and has_fewer_threads(order, lines, order != self.denied):
             self.denied = order
         return 0
 
@@ -347,7 +347,7 @@ cdef class Engine(Parameters):
                 written = self.written_by(grad)
                 if written is not None:
                     raise overlap_error(name, written)
-                grad = converted(grad, param, name, not self.layouts[i].warned, 2)
+                grad = converted(grad, param, name, not self.layouts[i].warned)
                 self.layouts[i].warned = True
             grads[i - self.first] = grad
         return 0
@@ -360,7 +360,7 @@ cdef class Engine(Parameters):
             rows = numpy.array(rows, order="C")
         if not is_rows_of(&self.layouts[i], self.shapes, <Array *>rows, <Array *>grads):
             grads = converted(grads, numpy.empty(grads.shape, numpy.asarray(param).dtype), name,
-                              not self.layouts[i].warned, 2)
+                              not self.layouts[i].warned)
             self.layouts[i].warned = True
         return Rows(rows, grads)
 

@@ -10,6 +10,9 @@ cdef int note_kinds() except -1:
 
 note_kinds()
 HYPER_PARAMETERS = frozenset(KINDS)     # of all optimizers
+# Chosen when a group is made, because state depends on them.
+FIXED_FLAGS = tuple(name for name, (kind, _) in KINDS.items() if kind == <int>FA_FIXED_FLAG)
+FORMATS = tuple(name for name, (kind, _) in KINDS.items() if kind in (<int>FA_STATE_DTYPE, <int>FA_MASTER_BITS))
 
 cdef tuple STATE_DTYPES = ("float32", "bfloat16", "8bit")      # as fa_state_format has them
 cdef object UNKNOWN = object()

@@ -9,9 +9,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Other libraries' names for the same, where the spelling does not tell.
-ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "wd": "weight_decay", "num_threads": "threads"}
-ELSEWHERE |= dict.fromkeys(["global_clipnorm", "max_grad_norm", "grad_clip"], "max_norm")
-ELSEWHERE |= {"clipnorm": "max_norm_each", "clipvalue": "max_value", "ema_momentum": "ema_decay"}
+ELSEWHERE = {"learning_rate": "lr", "schedule": "lr", "wd": "weight_decay", "num_threads": "threads", "rho": "alpha"}
+ELSEWHERE |= dict.fromkeys(["b1", "b2", "beta1", "beta2", "beta_1", "beta_2"], "betas")
+ELSEWHERE |= dict.fromkeys(["global_clipnorm", "max_grad_norm", "grad_clip", "clip_norm"], "max_norm")
+ELSEWHERE |= {"clipnorm": "max_norm_each", "clipvalue": "max_value", "ema": "ema_decay", "ema_momentum": "ema_decay"}
+ELSEWHERE |= {"Momentum": "SGD", "SparseAdam": "Rows"}
 FUSED = ("foreach", "fused")  # torch's choices of how to compute; here there is one
 
 
@@ -23,7 +25,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     if str(name) in FUSED and "lr" in folded:
         return " (leave it out: every step is fused)"
     meant = ELSEWHERE.get(str(name), "")
-    found = [meant] if meant in folded else get_close_matches(str(name).casefold(), folded, 1)
+    found = [meant.casefold()] if meant.casefold() in folded else get_close_matches(str(name).casefold(), folded, 1)
     return f" (did you mean {folded[found[0]]}?)" if found else ""
 
 

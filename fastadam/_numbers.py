@@ -62,7 +62,7 @@ def as_pair(betas: Any) -> tuple[Any, Any]:
             return beta1, beta2
     except (TypeError, ValueError):
         pass
-    raise TypeError(f"betas must be a pair of numbers, got {betas!r}")
+    raise TypeError(f"betas must be a pair of numbers, (beta1, beta2), got {betas!r}")
 
 
 def as_threads(threads: Any, name: str) -> int:
@@ -86,10 +86,9 @@ def as_limit(value: Any, name: str) -> float:
 
 
 def as_nonfinite(value: Any) -> int:
-    if not isinstance(value, str):
-        raise TypeError(f"nonfinite must be a str, got {value!r}")
     if value not in MODES:
-        raise ValueError(f"nonfinite must be one of {', '.join(MODES)}, got {value!r}")
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"nonfinite must be one of {', '.join(map(repr, MODES))}, got {value!r}")
     return MODES.index(value)
 
 

@@ -61,7 +61,8 @@ cdef class Parameters(StateArrays):
         self.acquire()
         if self.changing:
             self.release()
-            raise RuntimeError("an optimizer was stepped or changed from inside its own step (by a schedule?)")
+            raise RuntimeError("an optimizer was stepped or changed from inside its own step (by a schedule?); do it "
+                               "after the step")
         if self.swapped:
             self.release()
             raise RuntimeError("the averages are in the parameters; leave `with opt.swap_ema():` first")

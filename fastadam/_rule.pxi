@@ -23,8 +23,8 @@ cdef class Rule:
     cdef tuple names            # of the arrays that are given
     cdef tuple hypers
     cdef int count              # of hyper-parameters
-    cdef int kinds[12]          # MOST_HYPERS
-    cdef Py_ssize_t offsets[12]
+    cdef int kinds[MOST_HYPERS]
+    cdef Py_ssize_t offsets[MOST_HYPERS]
     cdef dict needs
     cdef int always             # the state that every call needs
     cdef bint by_row

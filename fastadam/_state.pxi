@@ -259,7 +259,10 @@ cdef class StateArrays:
         return False
 
     cdef int refuse_changed(self, Py_ssize_t i) except -1:
-        raise ValueError(f"{self.name_of(i)} is no longer what it was when it was added; make a new optimizer")
+        dtype, shape, _ = self.what_it_was(i)
+        now = numpy.asarray(self.arrays[i][0])
+        raise ValueError(f"{self.name_of(i)} must stay what it was when it was added, {dtype} of shape {shape}, got "
+                         f"{now.dtype} of shape {now.shape}; change it back, or make a new optimizer")
 
     def encoded(self, Py_ssize_t i, str name, values):
         """float32 as it is stored, rounded to nearest, by the names of the arrays. In the parameter's memory order."""

@@ -13,7 +13,7 @@ cdef class Update:
     cdef fa_group group
     cdef bint many              # lists were given
     cdef list kept              # lists of our own, for each kind of array; None where there is none
-    cdef PyObject **given[6]    # and what is in them
+    cdef PyObject **given[ROWS + 1]     # and what is in them
     cdef Py_ssize_t most        # arrays that there is room for
     cdef fa_record *records
     cdef fa_range *ranges       # of memory that is written, sorted
@@ -169,8 +169,9 @@ cdef class Update:
             for i in range(self.call.count):
                 lines += lines_of(self.bytes_of(i))
             if lines > 1:
-                has_fewer_threads(order, lines, True, 1)
-        raise ValueError("an array changed during the call")
+                has_fewer_threads(order, lines, True)
+        raise ValueError("an array was changed during the call, by another thread or a warning filter; nothing was "
+                         "stepped: call again")
 
     cdef void fill_tasks(self) noexcept nogil:
         """Fill in the tasks. Ends at the first array to be written that is not as C needs it."""
@@ -263,7 +264,7 @@ cdef class Update:
                 note_bfloat16(grad)
                 if not is_ready(<Array *>grad, <Array *>param) and not is_decodable(<Array *>grad, <Array *>param):
                     self.check_apart(grad, name)
-                    grad = converted(grad, param, name, True, 1)
+                    grad = converted(grad, param, name, True)
                 self.kept[<int>FA_GRAD][i] = grad
         return 0
 
@@ -276,7 +277,7 @@ cdef class Update:
         if not (is_plain(<Array *>rows) and is_list_of_rows(<Array *>rows)):
             rows = numpy.array(rows, order="C")
         if not are_rows_of(<Array *>param, <Array *>rows, <Array *>grad):
-            grad = converted(grad, numpy.empty(grad.shape, param.dtype), name, True, 1)
+            grad = converted(grad, numpy.empty(grad.shape, param.dtype), name, True)
         self.kept[ROWS][i] = rows
         self.kept[<int>FA_GRAD][i] = grad
         return 0

@@ -42,7 +42,6 @@ INSTEAD = {
     "overrides": "the groups that came of it are in opt.param_groups",
     "seed": "it is chosen when an optimizer is made",
 }
-FIXED = ("amsgrad", "centered", "state_dtype", "master_bits")  # hyper-parameters that the state depends on
 
 
 def hyper_parameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,8 +130,8 @@ class Options:
             self._engine.check_groups(value)
         elif name == "seed" and "_engine" in self.__dict__:
             raise AttributeError(f"seed cannot be set: {INSTEAD[name]}")
-        elif name in FIXED and name in self.__dict__.get("_defaults", ()):
-            load = ", and load the state_dict() of this one" if name in FIXED[2:] else ""
+        elif name in (*_core.FIXED_FLAGS, *_core.FORMATS) and name in self.__dict__.get("_defaults", ()):
+            load = ", and load the state_dict() of this one" if name in _core.FORMATS else ""
             raise AttributeError(
                 f"{name} is chosen when a group is made, because it needs state: make a new optimizer{load}"
             )

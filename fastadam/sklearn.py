@@ -126,7 +126,8 @@ class _Fast:
         super().__setstate__(state)  # type: ignore[misc]
         for name, stock in [(name, each) for name, each in vars(self).items() if type(each) is StockOptimizer]:
             setattr(self, name, stock)
-            vars(self)[name].__dict__.update(t=stock.t, ms=stock.ms, vs=stock.vs)
+            ours = vars(self)[name]
+            ours.t, ours.ms, ours.vs = stock.t, stock.ms, stock.vs
 
     def _optimizer_like(self, stock: StockOptimizer) -> Any:
         if not hasattr(self.optimizer_class, "update_params"):

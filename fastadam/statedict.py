@@ -220,9 +220,9 @@ def match_groups(
         if foreign:
             raise ValueError(f"{where} is of another optimizer: it has {', '.join(foreign)}; known are {list(ours)}")
         # The rest is not for us: how torch computes, what its schedulers remember, labels.
-        change = {k: v for k, v in saved.items() if k in ours and k not in ("params", "state_dtype", "master_bits")}
+        change = {k: v for k, v in saved.items() if k in ours and k not in ("params", *_core.FORMATS)}
         _core.check_group({**ours, **change})
-        for flag in {"amsgrad", "centered"} & change.keys():
+        for flag in change.keys() & _core.FIXED_FLAGS:
             if change[flag] != ours[flag]:
                 raise ValueError(f"{where} has {flag}={change[flag]}, the optimizer {ours[flag]}")
         changes.append(with_own_betas(change))

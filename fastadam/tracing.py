@@ -180,7 +180,8 @@ def as_value_and_gradient(pair: Any, x: np.ndarray) -> tuple[float, np.ndarray]:
     try:
         value, gradient = pair
     except (TypeError, ValueError):
-        raise TypeError(f"f must return a pair (value, gradient), got a {type(pair).__name__}") from None
+        length = f" of length {len(pair)}" if hasattr(pair, "__len__") else ""
+        raise TypeError(f"f must return a pair (value, gradient), got a {type(pair).__name__}{length}") from None
     gradient = np.asarray(gradient)
     if gradient.dtype.kind not in "iuf":
         raise TypeError(f"f must return a gradient of real numbers, got {gradient.dtype}")

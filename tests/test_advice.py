@@ -124,6 +124,43 @@ def test_what_stands_for_arrays_and_is_none_is_explained():
             missing()
 
 
+def test_a_model_that_is_an_object_is_given_by_its_arrays():
+    class Net:
+        def __init__(self):
+            self.layers = [np.ones(2), np.ones(3)]
+            self.name = "net"
+
+    net = Net()
+    refused(net, r"got a Net; give its arrays in a dict or list: vars\(x\), for example$")
+    del net.name
+    opt = fastadam.SGD(vars(net), lr=0.5)
+    opt.step({"layers": [np.ones(2), np.ones(3)]})
+    assert list(opt.state) == ["layers.0", "layers.1"] and (net.layers[0] == 0.5).all()
+
+
+def test_numbers_in_a_list_are_made_an_array_and_arrays_are_given_in_one():
+    p, m, v = np.ones(2), np.zeros(2), np.zeros(2)
+    with pytest.raises(TypeError, match=r"grad\[0\] must be a numpy.ndarray, got a list; use np.asarray\(x\)$"):
+        fastadam.adam_update([p], [[1.0, 2.0]], [m], [v], 1)
+    fastadam.adam_update([p], [np.asarray([1.0, 2.0])], [m], [v], 1)
+    with pytest.raises(TypeError, match=r"grad\[0\] must be a numpy.ndarray, got a list; give all arrays in one list$"):
+        fastadam.adam_update([p], [[np.ones(2)]], [m], [v], 2)
+
+
+def test_numbers_of_other_libraries_in_metadata_are_made_python_s(tmp_path):
+    class Scalar:
+        def __array__(self, dtype=None, copy=None):
+            return np.array(0.5)
+
+        def item(self):
+            return 0.5
+
+    save = lambda loss: fastadam.save(tmp_path / "c.npz", params=np.ones(2), metadata={"loss": loss})  # noqa: E731
+    with pytest.raises(TypeError, match=r"^metadata\['loss'\] is a Scalar; JSON holds .*; use .item\(\)$"):
+        save(Scalar())
+    save(Scalar().item())
+
+
 def test_arrays_in_an_object_array_are_given_as_a_list():
     a, b = np.ones(2), np.ones((3, 1))
     x = np.empty(2, object)

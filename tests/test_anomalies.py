@@ -236,7 +236,7 @@ def ways_around_the_end_of_a_with(code):
             yield code.co_name, each.offset
 
 
-@pytest.mark.parametrize("module", ["optimizer", "threads", "persist/statefile", "_forks"])
+@pytest.mark.parametrize("module", ["optimizer", "saving", "threads", "persist/statefile", "_forks"])
 def test_no_lock_is_held_around_a_loop_that_ctrl_c_may_leave(module):
     path = Path(fastadam.__file__).parent / f"{module}.py"
     assert list(ways_around_the_end_of_a_with(compile(path.read_text(), path, "exec"))) == []

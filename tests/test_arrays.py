@@ -340,7 +340,7 @@ def test_gradient_too_large_for_the_type_becomes_infinite():
     grad, m, v = np.array([1e300]), np.zeros(1, np.float32), np.zeros(1, np.float32)
     with pytest.warns(fastadam.PerformanceWarning) as caught:
         fastadam.Adam(p).step(grad)
-    assert len(caught) == 1
+    assert [each.filename for each in caught] == [__file__]
     reference.adam_update(q, grad, m, v, 1)
     assert_same_bits(p, q)
 

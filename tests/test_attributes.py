@@ -111,9 +111,11 @@ def test_what_other_libraries_need_and_this_one_does_not_is_explained():
         opt.zero_grad()
     with pytest.raises(TypeError, match=r"step needs the gradients, .*: opt.step\(grads\)"):
         opt.step()
-    match = r"module 'fastadam' has no attribute 'RMSProp' \(did you mean RMSprop\?\)"
-    with pytest.raises(AttributeError, match=match):
-        fastadam.RMSProp  # noqa: B018
+    for name, meant in ("RMSProp", "RMSprop"), ("Momentum", "SGD"), ("SparseAdam", "Rows"):
+        with pytest.raises(
+            AttributeError, match=rf"module 'fastadam' has no attribute '{name}' \(did you mean {meant}\?\)"
+        ):
+            getattr(fastadam, name)
     assert not hasattr(fastadam, "__wrapped__") and not hasattr(opt, "__array__")
 
 

@@ -61,6 +61,15 @@ def test_parameters_with_permuted_axes_keep_their_layout(torch, ours):
             opt.load_state_dict(copy.deepcopy(opt.state_dict()))
 
 
+def test_a_warning_points_at_the_call_of_step(torch, ours):
+    """Not at fastadam/torch.py, nor at the hooks that torch wraps around it."""
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    weight.grad = torch.ones(3, 4).t()
+    with pytest.warns(fastadam.PerformanceWarning) as caught:
+        ours.SGD([weight]).step()
+    assert [each.filename for each in caught] == [__file__]
+
+
 def test_a_parameter_given_twice_is_stepped_twice_as_in_torch(torch, ours):
     results = []
     for cls in ours.Adam, plain(torch, "Adam"):

@@ -20,7 +20,7 @@ from fastadam.containers import as_groups, is_container
 from fastadam.optimizer import Optimizer
 from fastadam.persist.model import check_apart, to_json
 
-BLOCK = 4096  # csrc's FA_SQUARES
+BLOCK = _core.SQUARES  # a sum of squares each
 
 
 def blocks_in(size: int) -> int:

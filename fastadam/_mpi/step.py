@@ -20,11 +20,9 @@ from fastadam._layout import flattened
 from fastadam._mpi.parts import BLOCK, Bucket, Parts, blocks_in, plain_values
 from fastadam._mpi.ranks import Ranks
 from fastadam.optimizer import Optimizer
-from fastadam.persist.atomic import level_of_caller
 
 RING = 2
 CHUNK = 1 << 18  # elements that are looked at at once
-NONFINITE, OVERFLOWS = 1, 2  # csrc's fa_anomaly
 HALF_CHANGED = "{} ended in the middle, so parameters and state may be half changed: load a checkpoint"
 
 
@@ -129,7 +127,7 @@ class Steps:
             is_ready = array.dtype == leaf.real or (leaf.real is np.float32 and array.dtype.itemsize == 2)
             is_ready = is_ready and array.flags.aligned and array.dtype.isnative
             if not (is_ready and is_dense(array) and lies_in(array, leaf.order)):
-                array = _core.converted(array, view, name, i not in self.warned, level_of_caller())
+                array = _core.converted(array, view, name, i not in self.warned)
                 self.warned.add(i)
         is_ours = any(np.may_share_memory(array, block) for block in self.parts.blocks)
         written = "the parameters" if is_ours else self.engine.written_by(array)
@@ -313,7 +311,7 @@ class Steps:
         count = len(self.parts.leaves)
         bad = [count + i for i, own in enumerate(norms) if not isfinite(own)]
         if kind:
-            bad.append(self.parts.pieces[which].array + (0 if kind in (NONFINITE, OVERFLOWS) else count))
+            bad.append(self.parts.pieces[which].array + (0 if kind in (_core.NONFINITE, _core.OVERFLOWS) else count))
         first = int(self.ranks.gather([min(bad, default=2 * count)]).min())
         if first < 2 * count:
             self.refuse(call, first % count)

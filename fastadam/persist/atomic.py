@@ -6,12 +6,13 @@ What concerns the data must succeed. The file's mode, and syncing a folder where
 import errno
 import os
 import stat
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from fastadam._checks import level_of_caller
 
 # Some systems cannot open or sync folders, and a folder may be closed to readers. Without the sync a new name in it may
 # be lost in a power failure; what it names is whole in any case.
@@ -109,11 +110,3 @@ def set_mode(path: Path, mode: int | None, target: Path) -> None:
             RuntimeWarning,
             stacklevel=level_of_caller(),
         )
-
-
-def level_of_caller() -> int:
-    """The stacklevel of a warning that should point at the caller of this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastadam."):
-        level, frame = level + 1, frame.f_back
-    return level

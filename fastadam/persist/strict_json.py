@@ -59,8 +59,8 @@ def check_json(value: Any, place: tuple[Any, ...], level: int, left: list[int]) 
     elif isinstance(value, int) and value.bit_length() > 14_000:  # Python reads no more than 4300 digits
         raise ValueError(f"{named(place)} is an int of more than 4000 digits; use hex(...)")
     elif value is not None and not isinstance(value, str | float | int):
-        ways_out = {np.ndarray: "; use .tolist()", np.generic: "; use .item()"}
-        way_out = next((words for kind, words in ways_out.items() if isinstance(value, kind)), "")
+        arrays = isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__")
+        way_out = "" if not arrays else "; use .tolist()" if np.ndim(value) else "; use .item()"
         raise TypeError(
             f"{named(place)} is a {type(value).__name__}; JSON holds dict, list, str, int, float, bool and None"
             f"{way_out}"
