@@ -41,8 +41,8 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
         AdamW instead: ``p *= 1 - lr * weight_decay``, and the gradient is left alone.
     amsgrad : bool, default False
         Divide by the largest v so far, kept in `max_exp_avg_sq`.
-    max_exp_avg_sq : ndarray, or as many, with `amsgrad` only
-        Like `exp_avg_sq`.
+    max_exp_avg_sq : ndarray, or as many, or None, default None
+        With `amsgrad` only; like `exp_avg_sq`.
     maximize : bool, default False
         Ascend: the gradient is negated.
     bias_correction : bool, default True
@@ -57,7 +57,7 @@ def adam_update(param=MISSING, grad=MISSING, exp_avg=MISSING, exp_avg_sq=MISSING
     rows : ndarray of int32 or int64, shape (k,), default None
         Update these rows of a table alone. `grad` is then theirs, of shape (k,) + param.shape[1:]; see `Rows`. For
         many arrays one ndarray or None each.
-    threads : int, 1 to 1024, or None
+    threads : int, 1 to 1024, or None, default None
         An order for exactly that many threads (at most one per cache line); None chooses. Where the system has fewer
         to give, a `RuntimeWarning` says so before the step takes those.
 
@@ -250,8 +250,8 @@ def sgd_update(param=MISSING, grad=MISSING, step=MISSING, *, momentum_buffer=Non
     ----------
     param, grad, step
         As for `adam_update`.
-    momentum_buffer : ndarray, or as many, with momentum > 0 only
-        b, as `adam_update` has m.
+    momentum_buffer : ndarray, or as many, or None, default None
+        With momentum > 0 only. b, as `adam_update` has m.
     lr, momentum, dampening, weight_decay, nesterov
         As for `SGD`, with its defaults; no schedules.
     maximize, grad_scale, rows, threads
@@ -299,10 +299,10 @@ def rmsprop_update(param=MISSING, grad=MISSING, square_avg=MISSING, step=MISSING
         As for `adam_update`.
     square_avg : ndarray, or as many
         v, as `adam_update` has it.
-    momentum_buffer : ndarray, or as many, with momentum > 0 only
-        Zeros at the start.
-    grad_avg : ndarray, or as many, with `centered` only
-        The mean gradient. Zeros at the start.
+    momentum_buffer : ndarray, or as many, or None, default None
+        With momentum > 0 only. Zeros at the start.
+    grad_avg : ndarray, or as many, or None, default None
+        With `centered` only. The mean gradient. Zeros at the start.
     lr, alpha, eps, weight_decay, momentum, centered
         As for `RMSprop`, with its defaults; no schedules.
     maximize, grad_scale, rows, threads

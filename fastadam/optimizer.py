@@ -192,6 +192,8 @@ class Optimizer(Saving):
         ------
         TypeError, ValueError
             As the constructor; nothing has been added then.
+        RuntimeError
+            Inside `swap_ema` or a step of this optimizer; or in a forked child, with a `state_file`.
 
         Examples
         --------
@@ -246,6 +248,10 @@ class Optimizer(Saving):
             `Rows` with a row that the parameter does not have.
         FloatingPointError
             NaN or infinity in a gradient, with ``nonfinite="raise"``.
+        RuntimeError
+            Inside `swap_ema` or a step of this optimizer; or in a forked child, with a `state_file`.
+        OSError
+            An earlier `flush` failed, and the file may lack steps.
 
         Notes
         -----
@@ -288,7 +294,9 @@ class Optimizer(Saving):
         KeyError
             No parameter has this key.
         ValueError
-            `max_norm` is set: the norm is that of all gradients at once. And as `step`.
+            `max_norm` is set: the norm is that of all gradients at once.
+        TypeError, IndexError, FloatingPointError, RuntimeError, OSError
+            As `step`.
 
         Examples
         --------
@@ -326,7 +334,7 @@ class Optimizer(Saving):
             No parameter has this key.
         IndexError
             The parameter has no such row. As with all errors, nothing has changed.
-        TypeError, ValueError
+        TypeError, ValueError, FloatingPointError, RuntimeError, OSError
             As `Rows` and `step_one`.
 
         Examples
@@ -420,6 +428,8 @@ class Optimizer(Saving):
         ------
         KeyError
             No parameter has this key.
+        RuntimeError
+            Inside `swap_ema` or a step of this optimizer.
 
         Examples
         --------
@@ -457,6 +467,8 @@ class Optimizer(Saving):
         ------
         ValueError
             The optimizer was made without `ema_decay`, or a parameter has become read-only.
+        RuntimeError
+            Inside `swap_ema` or a step of this optimizer.
 
         Examples
         --------

@@ -86,6 +86,8 @@ class Saving(Options):
         TypeError, ValueError
             Something does not match in number, name, shape or dtype; nothing has changed. Nothing is ever cast, but
             between float32 and state in fewer bits, which is rounded to nearest.
+        RuntimeError
+            Inside `swap_ema` or a step of this optimizer; or in a forked child, with a `state_file`.
 
         Examples
         --------
@@ -172,6 +174,10 @@ class Saving(Options):
         ------
         OSError
             Writing to disk failed.
+        ValueError
+            The `state_file` has groups that this optimizer has not added yet.
+        RuntimeError
+            In a forked child.
 
         Examples
         --------

@@ -296,7 +296,27 @@ class Adapter(torch.optim.Optimizer):
 
         `step` then finds none; go on calling it. Not with `max_norm` or a GradScaler, and not where gradients of
         several calls of `backward` are added. Parameters that need no gradient now, and those added later, are left to
-        `step`. Returns a function that ends it.
+        `step`.
+
+        Returns
+        -------
+        function
+            Call it without arguments to end this.
+
+        Raises
+        ------
+        ValueError
+            `max_norm` is set, or a parameter is given twice.
+
+        Examples
+        --------
+        >>> import torch, fastadam.torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> end = fastadam.torch.SGD(model.parameters(), lr=0.1).free_gradients_in_backward()
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> model.weight.grad is None
+        True
+        >>> end()
         """
         self._prepare()
         if self.max_norm is not None or self._again:

@@ -366,7 +366,7 @@ def encode_state(name: str, x: np.ndarray, state_dtype: str, r: np.ndarray | Non
         Of the state. "exp_avg" and "momentum_buffer" have a sign, and take the bits of `other_bits`.
     x : ndarray of float32, in one dimension
     state_dtype : "bfloat16" or "8bit"
-    r : ndarray of uint16, or None
+    r : ndarray of uint16, or None, default None
         From `random_bits`. None is how loading stores: to nearest, every NaN the same, and no -0 where nothing is
         negative.
 
@@ -458,12 +458,12 @@ def stored_update(
         The counter of this step, 1 for the first.
     state : dict
         By the raw names of `opt.state`, as from `fresh_state`.
-    state_dtype : "float32", "bfloat16" or "8bit"
-    master_bits : 32, 24 or None
+    state_dtype : "float32", "bfloat16" or "8bit", default "float32"
+    master_bits : 32, 24 or None, default None
         Of bfloat16 parameters; None is 32.
-    seed : int
+    seed : int, default 0
         Of the array.
-    first : int
+    first : int, default 0
         The place of the state's first element, where it is a part of an array; with 8 bits a multiple of 32.
     **options
         Passed to `update`, whose result is returned.

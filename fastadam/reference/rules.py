@@ -281,7 +281,8 @@ def radam_update(
     maximize: bool = False,
     grad_scale: float = 1.0,
 ) -> None:
-    """Apply one step of RAdam in place: the twin of ``fastadam.radam_update``, which documents the arguments.
+    """Apply one step of RAdam in place: the twin of ``fastadam.radam_update``, which has the equations and documents
+    the arguments.
 
     Examples
     --------
