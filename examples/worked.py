@@ -3,9 +3,21 @@
 Each function returns its figures; tests/test_worked.py compares them with Adam written out by hand.
 """
 
+from functools import partial
+
 import numpy as np
 
 import fastadam
+
+COLUMNS = "t", "gradient", "m", "v", "m / (1 - 0.9**t)", "v / (1 - 0.999**t)", "step", "x"
+
+
+def first_steps(steps=3):
+    """x**2 from 5 at lr 0.1: what Adam computes in each step, a row of COLUMNS; x is where the step leads."""
+    record = fastadam.trace(partial(fastadam.Adam, lr=0.1), lambda x: (x**2, 2 * x), 5.0, steps)
+    state, corrected = record.state, record.corrected
+    averages = state["exp_avg"], state["exp_avg_sq"], corrected["exp_avg"], corrected["exp_avg_sq"]
+    return np.transpose([state["step"], record.gradient[:-1], *averages, record.update, record.x[1:]])
 
 
 def minimise(gradient, start, lr, steps):
@@ -79,6 +91,10 @@ def step_after_a_large_gradient(beta2):
 
 
 def main():
+    print("x**2 from 5, lr 0.1, step by step: m = 0.9 * m + 0.1 * gradient, v = 0.999 * v + 0.001 * gradient**2")
+    print("t", *(f"{name:>9}" for name in COLUMNS[1:]))
+    for t, *numbers in first_steps():
+        print(f"{t:.0f}", *(f"{x:{max(9, len(name))}.4f}" for name, x in zip(COLUMNS[1:], numbers, strict=True)))
     after_1000, arrived = square()
     print(f"x**2 from 5, lr 0.001: {after_1000:.4f} after 1000 steps; the first |gradient| < 1e-7 is number {arrived}")
     print("    an article: 0 after 817 steps; but Adam moves by about lr a step")

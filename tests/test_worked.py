@@ -32,6 +32,30 @@ def by_hand(gradients_at, position, lr, steps, beta2=0.999):
         yield tuple(x)
 
 
+def test_first_steps(worked):
+    x, m, v = 5.0, 0.0, 0.0
+    for t, row in enumerate(worked.first_steps(), 1):
+        g = 2 * x
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        corrected_m, corrected_v = m / (1 - 0.9**t), v / (1 - 0.999**t)
+        step = -0.1 * corrected_m / (math.sqrt(corrected_v) + 1e-8)
+        x += step
+        assert dict(zip(worked.COLUMNS, row.tolist(), strict=True)) == pytest.approx(
+            {
+                "t": t,
+                "gradient": g,
+                "m": m,
+                "v": v,
+                "m / (1 - 0.9**t)": corrected_m,
+                "v / (1 - 0.999**t)": corrected_v,
+                "step": step,
+                "x": x,
+            },
+            rel=1e-12,
+        )
+    assert t == 3
+
+
 def test_square(worked):
     path = [5.0, *(x for (x,) in by_hand(lambda t, x: (2 * x[0],), (5.0,), 0.001, 11_000))]
     after_1000, arrived = worked.square()
@@ -75,6 +99,8 @@ def test_a_large_gradient_is_remembered_for_as_long_as_beta2_says(worked, beta2,
 
 def test_it_runs_as_users_run_it():
     printed = subprocess.run([sys.executable, str(PATH)], capture_output=True, text=True, check=True).stdout
+    shown = re.search(r"```text\n(.*?)```", (PATH.parent.parent / "docs" / "pictures.md").read_text(), re.DOTALL)[1]
+    assert len(shown.splitlines()) == 4 and shown in printed
     for figure in (
         "4.0447",
         "10813",
