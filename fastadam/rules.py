@@ -282,8 +282,8 @@ class RAdam(Optimizer):
     -----
     State: `exp_avg` (m), `exp_avg_sq` (v): 8 bytes for each float32 parameter, 16 for float64. As torch's, which adds
     eps before the bias correction of v here (unlike in its Adam; optax after it) and rectifies where rho > 5 (the
-    paper: 4); docs/other-libraries.md has more. Choose it instead of Adam with a warm-up of the learning rate. A
-    gradient whose square overflows makes the parameter NaN in the first steps.
+    paper: 4); docs/other-libraries.md has more. The first steps are as long as gradients are large, like SGD's with
+    momentum (5 by default): lr must suit that. There a gradient whose square overflows makes the parameter NaN.
 
     Examples
     --------
@@ -349,8 +349,8 @@ class Adamax(Optimizer):
     Notes
     -----
     State: `exp_avg` (m), `exp_inf` (u): 8 bytes for each float32 parameter, 16 for float64. As torch's and optax's;
-    Keras adds eps to u instead (docs/other-libraries.md). Choose it instead of Adam where single large gradients should
-    have a long effect.
+    Keras adds eps to u instead (docs/other-libraries.md). A single large gradient moves p little, but makes steps short
+    for long, by default for more than a thousand of them. docs/choosing.md has figures, beside Adam's.
 
     Examples
     --------
@@ -570,8 +570,8 @@ class Adagrad(Optimizer):
     Notes
     -----
     State: `sum` (s): 4 bytes for each float32 parameter, 8 for float64. As torch's; Keras and optax start s at 0.1 and
-    add eps under the root (docs/other-libraries.md). Choose it for sparse features with a convex loss; in long
-    trainings its steps become ever smaller.
+    add eps under the root (docs/other-libraries.md). Choose it for sparse features with a convex loss, and try
+    lr 0.1 first: the default, torch's, is low. In long trainings its steps become ever smaller.
 
     Examples
     --------
