@@ -238,6 +238,45 @@ def test_parameters_without_an_entry_start_fresh(trained):
     assert opt.state["W"]["step"] == 5
 
 
+OWN_ADAMS = {  # docs/coming-from.md's: what it subtracts, of lr 0.01, and what to write here
+    "textbook": (lambda m, v, t: m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-3), {}),
+    "eps_hat": (
+        lambda m, v, t: np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-3),
+        {"eps_hat": True},
+    ),
+    "uncorrected": (lambda m, v, t: m / (np.sqrt(v) + 1e-3), {"bias_correction": False}),
+}
+
+
+@pytest.mark.parametrize("decay", ["none", "L2", "decoupled"])
+@pytest.mark.parametrize(("direction", "options"), OWN_ADAMS.values(), ids=OWN_ADAMS)
+def test_an_adam_of_ones_own_goes_on_here_in_mid_training(direction, options, decay):
+    def own(p, m, v, t, g):
+        if decay == "L2":
+            g = g + 0.1 * p
+        if decay == "decoupled":
+            p = p - 0.01 * 0.1 * p
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        return p - 0.01 * direction(m, v, t), m, v
+
+    rng = np.random.default_rng(0)
+    gradients = rng.standard_normal((20, 5))
+    p, m, v = rng.standard_normal(5), np.zeros(5), np.zeros(5)
+    for t in range(1, 11):
+        p, m, v = own(p, m, v, t, gradients[t - 1])
+    kind = fastadam.AdamW if decay == "decoupled" else fastadam.Adam
+    other, here = np.ones(2), p.copy()
+    opt = kind([other, here], 0.01, eps=1e-3, weight_decay=0.0 if decay == "none" else 0.1, **options)
+    saved = opt.state_dict()
+    saved["state"][1] = {"step": 10, "exp_avg": m, "exp_avg_sq": v}
+    opt.load_state_dict(saved)
+    for t in range(11, 21):
+        p, m, v = own(p, m, v, t, gradients[t - 1])
+        opt.step([None, gradients[t - 1]])
+    np.testing.assert_allclose(here, p, rtol=1e-12)
+    assert opt.state[1]["step"] == 20 and opt.state[0]["step"] == 0
+
+
 def test_loading_arrays_of_the_same_optimizer_in_another_order():
     a, b = np.ones(3), np.ones(3)
     opt = fastadam.Adam([a, b])
