@@ -218,6 +218,14 @@ def test_what_diverges_is_drawn_to_the_edge_and_named(page):
     assert y[gap - 1] == pytest.approx(landscape.view[1][0])  # it leaves through the lower edge
 
 
+def test_a_loss_beyond_float32_is_not_said_to_be_infinite(page):
+    choose(page, setting=SETTINGS.index(3.0), step=100)
+    rate = float(rows(page)["SGD"][0])
+    record = fastadam.trace(partial(fastadam.SGD, lr=rate), LANDSCAPES[0].f, LANDSCAPES[0].starts[0], 100)
+    assert np.finfo(np.float32).max < record.loss[-1] < np.inf
+    assert rows(page)["SGD"][1] == "> 3 \N{MULTIPLICATION SIGN} 1038"  # 38 is raised
+
+
 def test_animation_moves_and_can_be_stopped(open_page):
     page = open_page("no-preference")
     assert page.locator("#play").inner_text() == "Pause"

@@ -19,7 +19,8 @@ function draw() {
 }
 
 const exponent = (value) => {
-  if (!Number.isFinite(value)) return "not finite";
+  if (Number.isNaN(value)) return "not finite";
+  if (value === Infinity) return "&gt; 3 × 10<sup>38</sup>"; // the page's numbers are float32
   if (value === 0) return "0";
   const [digits, power] = value.toExponential(1).split("e");
   return Math.abs(power) < 3 ? String(Number(value.toPrecision(2))) : `${digits} × 10<sup>${Number(power)}</sup>`;
@@ -36,8 +37,8 @@ function words() {
     multiple === null
       ? `All run at the rate ${about.same}. What is large for one is small for another: SGD's step is the rate times the ` +
         `gradient, that of Adam about the rate itself.`
-      : `Each runs at ${multiple} × its own base rate on this landscape. Of the rates that stay in view, the base rate gives ` +
-        `the lowest loss curve over all starts, at β₁ = ${about.opening.beta1} and β₂ = ${about.opening.beta2}.`;
+      : `Each runs at ${multiple} × its own base rate on this landscape. Of the rates whose paths stay in view, the base rate has ` +
+        `the lowest mean logarithm of the loss, over all steps and starts, at β₁ = ${about.opening.beta1} and β₂ = ${about.opening.beta2}.`;
 }
 
 function outcome(record, line) {
