@@ -37,8 +37,8 @@ function words() {
     multiple === null
       ? `All run at the rate ${about.same}. What is large for one is small for another: SGD's step is the rate times the ` +
         `gradient, that of Adam about the rate itself.`
-      : `Each runs at ${multiple} × its own base rate on this landscape. Of the rates whose paths stay in view, the base rate has ` +
-        `the lowest mean logarithm of the loss, over all steps and starts, at β₁ = ${about.opening.beta1} and β₂ = ${about.opening.beta2}.`;
+      : `Each runs at ${multiple} × its own base rate on this landscape: of the rates whose paths stay in view, that with ` +
+        `the lowest mean of log(loss) over all steps and starts, at β₁ = ${about.opening.beta1} and β₂ = ${about.opening.beta2}.`;
 }
 
 function outcome(record, line) {
