@@ -14,7 +14,7 @@ nitpick_ignore = [  # arguments and attributes: they are in the lists of their o
     ("py:obj", name)
     for name in (
         *("accumulate", "ema_decay", "last_values", "max_norm", "nonfinite", "skipped_steps", "steps", "threads_used"),
-        *("nbytes", "end", "copy.deepcopy", "rows", "update"),
+        *("nbytes", "end", "copy.deepcopy", "rows"),
     )
 ]
 autodoc_mock_imports = ["mpi4py"]  # only fastadam.mpi needs it
