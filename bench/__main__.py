@@ -4,13 +4,11 @@ import importlib
 import sys
 
 COMMANDS = ("versus", "loop", "sklearn_fit", "spacy_fit", "busy", "scaling", "rows", "formats", "quality", "large")
-COMMANDS += ("embedded", "torch_adapter", "mpi", "instructions", "report")
-SHORT = {"torch": "torch_adapter"}
+COMMANDS += ("embedded", "torch", "mpi", "instructions", "report")
 
 
 def main():
     command, *arguments = sys.argv[1:] or ["--help"]
-    command = SHORT.get(command, command)
     if command not in COMMANDS:
         raise SystemExit(f"{__doc__}\ncommands: {', '.join(COMMANDS)}")
     module = importlib.import_module(f"bench.{command}")

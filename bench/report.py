@@ -27,7 +27,7 @@ IN_README = {
 }
 PAGES = {
     "benchmarks.md": ("Benchmarks", ("versus", "loop", "busy", "scaling", "rows")),
-    "benchmarks-adapters.md": ("Benchmarks inside other libraries", ("torch_adapter", "sklearn_fit", "spacy_fit")),
+    "benchmarks-adapters.md": ("Benchmarks inside other libraries", ("torch", "sklearn_fit", "spacy_fit")),
     "benchmarks-memory.md": ("Benchmarks of less memory", ("formats", "quality", "large")),
 }
 COMMANDS = [command for _, commands in PAGES.values() for command in commands]
