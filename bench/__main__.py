@@ -3,8 +3,8 @@
 import importlib
 import sys
 
-COMMANDS = ("versus", "loop", "sklearn_fit", "spacy_fit", "busy", "scaling", "rows", "formats", "quality", "large")
-COMMANDS += ("embedded", "torch", "mpi", "instructions", "report")
+COMMANDS = ("versus", "own", "loop", "sklearn_fit", "spacy_fit", "busy", "scaling", "rows", "formats", "quality")
+COMMANDS += ("large", "embedded", "torch", "mpi", "instructions", "report")
 
 
 def main():

@@ -157,6 +157,10 @@ def memory(n, arrays):
         yield promise({"what": said}, f"< {most}", round(came / arrays))
 
 
+def measure(chosen):
+    yield "own promises", promises(chosen.quick)
+
+
 def promises(quick):
     threads, rounds = fastadam.get_num_threads(), 5 if quick else 41
     yield from clipping((1 if quick else 64) << 20, rounds, threads)

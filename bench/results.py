@@ -5,6 +5,7 @@ measurements: [lower, median, upper]. A file in bench/results/ holds tables by n
 """
 
 import argparse
+import importlib.util
 import json
 import operator
 import platform
@@ -113,29 +114,49 @@ def load(name):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def some_of(names):
+    """A function that makes a list of a text: some of the names with commas between them, "all" or "none"."""
+
+    def chosen(given):
+        if given in ("all", "none"):
+            return list(names) if given == "all" else []
+        some = [name.strip() for name in given.split(",")]
+        if unknown := set(some).difference(names):
+            said = f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(names)}; or all, or none"
+            raise argparse.ArgumentTypeError(said)
+        return some
+
+    return chosen
+
+
+def must_have(module, package):
+    if importlib.util.find_spec(module) is None:
+        raise SystemExit(f"{package} is not installed: python -m pip install {package}")
+
+
 def options(command, doc, arguments, choices):
-    """--quick, --save, and for each of the choices an option that takes some of its names, all if it is not given."""
+    """--quick, --save, and an option for each of the choices. `everything`: none of these was given."""
     lines_kept = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(f"python -m bench {command}", description=doc, formatter_class=lines_kept)
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a smoke test")
+    parser.add_argument("--quick", action="store_true", help="small and few: shows that it runs, not how fast")
     parser.add_argument("--save", nargs="?", const=command, metavar="NAME", help="keep them in bench/results/NAME.json")
     for option, names in choices.items():
-        parser.add_argument(f"--{option}", default=",".join(names), help=f"some of {', '.join(names)}; or none")
+        said = f"only some of {', '.join(names)}; or none; default: all"
+        parser.add_argument(f"--{option}", type=some_of(names), help=said)
     chosen = parser.parse_args(arguments)
     if chosen.quick and chosen.save:
         parser.error("--quick is no measurement to keep")
-    for option, names in choices.items():
-        given = getattr(chosen, option)
-        setattr(chosen, option, [] if given == "none" else given.split(","))
-        if unknown := set(getattr(chosen, option)).difference(names):
-            parser.error(f"--{option}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
+    given = {option: getattr(chosen, option) for option in choices}
+    chosen.everything = not any(some is not None for some in given.values())
+    for option, some in given.items():
+        setattr(chosen, option, list(choices[option]) if some is None else some)
     return chosen
 
 
 def run(command, module, arguments):
     """Print, and save, the tables that the module measures, row by row: `measure(options)` yields (name, rows)."""
     chosen = options(command, module.__doc__, arguments, getattr(module, "CHOICES", {}))
-    print(f"{machine()}\nRatios are medians of rounds (lower to upper quartile).", flush=True)
+    print(f"{machine()}\nRatios are medians of rounds (lower to upper quartile); --help says of what.", flush=True)
     tables, printed = {}, None
     for name, rows in module.measure(chosen):
         for row in rows:
@@ -149,3 +170,5 @@ def run(command, module, arguments):
             versions = {package: installed[package] for package in PACKAGES if package in installed}
             about = {"machine": machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
             write(chosen.save, about, tables)
+    if any(row["why"].startswith("FAILED") for row in tables.get("absent", ())):
+        raise SystemExit("a contender failed")

@@ -1,6 +1,8 @@
 """What is said of results that are not complete, and whether they come back as they were written."""
 
-from . import results
+import pytest
+
+from . import results, versus
 from .versus import promises
 
 
@@ -29,3 +31,22 @@ def test_a_pivot_has_a_cell_for_each_case():
     assert results.table(results.pivot(rows, ("what",), "case", lambda row: row["x"])).splitlines() == [
         "| what | 2 | 3 |", "| --- | --- | --- |", "| a | 1 | 3 |", "| b |  | 2 |",
     ]  # fmt: skip
+
+
+def test_only_what_was_chosen_is_measured():
+    assert results.options("versus", "", [], versus.CHOICES).everything
+    chosen = results.options("versus", "", ["--workloads=none"], versus.CHOICES)
+    assert (chosen.everything, chosen.workloads, chosen.peers) == (False, [], versus.PEERS)
+    chosen.peers = []
+    assert [row for _, rows in versus.measure(chosen) for row in rows] == []
+
+
+def test_names_may_have_spaces_around_their_commas(capsys):
+    def peers(given):
+        return results.options("versus", "", [f"--peers={given}"], versus.CHOICES).peers
+
+    assert peers("thinc, autograd ,optax jit") == ["thinc", "autograd", "optax jit"]
+    assert (peers("all"), peers("none")) == (versus.PEERS, [])
+    with pytest.raises(SystemExit):
+        peers("thinc, Thinc")
+    assert "--peers: there is no Thinc; choose from NumPy tutorial, " in capsys.readouterr().err
