@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .results import promise, ratio
+from .results import must_have, promise, ratio
 
 CHOICES = {"ranks": ("1", "2", "4")}
 MIB = 1 << 20
@@ -16,7 +16,9 @@ MIB = 1 << 20
 
 def run(ranks, *arguments):
     beside = Path(sys.executable).with_name("mpiexec")
-    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec") or "mpiexec"
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        raise SystemExit("there is no mpiexec: python -m pip install mpich")
     command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", "bench.mpi_rank", *map(str, arguments)]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
@@ -28,6 +30,7 @@ def run(ranks, *arguments):
 
 
 def measure(chosen):
+    must_have("mpi4py", "mpi4py")
     size = MIB if chosen.quick else 64 * MIB
     for ranks in map(int, chosen.ranks):
         for max_norm in None, 1.0:

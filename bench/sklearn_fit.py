@@ -7,7 +7,6 @@ with fastadam must be scikit-learn's.
 
 import contextlib
 import functools
-import importlib.util
 import statistics
 import time
 import warnings
@@ -16,7 +15,7 @@ import numpy as np
 
 import fastadam
 
-from .results import promise, ratio
+from .results import must_have, promise, ratio
 from .workers import take_turns
 
 CASES = [((256, 256), 32, 8), ((256, 256), 200, 20), ((1024, 1024), 32, 2), ((1024, 1024), 200, 5)]
@@ -88,8 +87,7 @@ def promises(case, batch, seconds):
 
 
 def measure(chosen):
-    if importlib.util.find_spec("sklearn") is None:
-        raise SystemExit("scikit-learn is not installed: python -m pip install scikit-learn")
+    must_have("sklearn", "scikit-learn")
     warnings.filterwarnings("ignore", "Stochastic Optimizer: Maximum iterations")  # as many epochs as we want
     for hidden, batch, epochs in CASES[:1] if chosen.quick else CASES:
         case = f"{'x'.join(map(str, hidden))}, {batch}"

@@ -5,12 +5,11 @@ is over thinc's own Adam. The share is the time of a training without a step ove
 losses with fastadam must be thinc's.
 """
 
-import importlib.util
 import time
 
 import numpy as np
 
-from .results import promise, ratio
+from .results import must_have, promise, ratio
 from .workers import take_turns
 
 SENTENCES = 192
@@ -101,8 +100,7 @@ def rows(batch, found):
 
 
 def measure(chosen):
-    if importlib.util.find_spec("spacy") is None:
-        raise SystemExit("spaCy is not installed: python -m pip install spacy")
+    must_have("spacy", "spacy")
     for batch in [32] if chosen.quick else LEARN_RATES:
         found = fits(batch, *((4, 1) if chosen.quick else (4, 5)))
         yield "fits", rows(batch, found)

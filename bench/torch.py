@@ -6,11 +6,10 @@ iterations the weights must be torch's.
 """
 
 import copy
-import importlib.util
 import statistics
 import time
 
-from .results import promise, quartiles, ratio
+from .results import must_have, promise, quartiles, ratio
 
 ROUNDS, BLOCK = 41, 0.12  # seconds of a turn
 FUSED, OURS = "torch fused", "fastadam.torch"
@@ -83,8 +82,7 @@ def same_weights(trainings):
 
 
 def measure(chosen):
-    if importlib.util.find_spec("torch") is None:
-        raise SystemExit("torch is not installed: python -m pip install torch")
+    must_have("torch", "torch")
     iterations = []
     for name, (model, x) in models().items():
         trainings = {key: Training(make, model, x) for key, make in contenders().items()}
