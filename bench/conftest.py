@@ -1,55 +1,44 @@
-"""Which workloads pytest bench/ runs, and which contenders are not there to be measured."""
+"""The option --workloads, what could not be measured, and what pytest-benchmark has to be helped with."""
 
-from importlib.util import find_spec
+import re
+import warnings
+from importlib import import_module
 
-from bench.peers import COMPILER, CONTENDERS
+import pytest
+
+from bench.results import some_of
 from bench.workloads import WORKLOADS
 
 QUICK = ["1 x 1 K", "1 x 100 K", "1 x 1 M", "1000 x 1 K", "MLP 64-512-512-10"]
 QUICK += [f"1 x 1 M {rule}" for rule in ("AdamW", "AMSGrad", "clipped")]
-NEEDS = {"numba": "numba", "scikit": "sklearn", "thinc": "thinc", "autograd": "autograd", "optax": "optax",
-         "torch": "torch", "DeepSpeed": "deepspeed", "fastadam.sklearn": "sklearn", "fastadam.thinc": "thinc",
-         "fastadam.torch": "torch"}  # fmt: skip
-
-
-def missing(name):
-    if name == "torch compiled" and not COMPILER:
-        return True
-    module = next((module for prefix, module in NEEDS.items() if name.startswith(prefix)), None)
-    return module is not None and find_spec(module) is None
-
-
-PRESENT = [name for name in CONTENDERS if not missing(name)]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--workloads", help="comma-separated names from bench/workloads.py, or 'all'; default: quick ones")
+    said = "names from bench/workloads.py with commas between them, or 'all'; default: quick ones"
+    parser.addoption("--workloads", type=some_of(WORKLOADS), default=QUICK, help=said)
 
 
-def chosen_workloads(config):
-    names = config.getoption("--workloads", default=None)
-    if names == "all":
-        return list(WORKLOADS)
-    return names.split(",") if names else QUICK
+def pytest_configure(config):
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("bench needs pytest-benchmark: python -m pip install -e '.[bench]'")
+    # Its warnings are no errors, as that there is nothing to compare with yet. Now, and when pytest sets filters again:
+    warnings.simplefilter("default", import_module("pytest_benchmark.logger").PytestBenchmarkWarning)
+    config.addinivalue_line("filterwarnings", "default::pytest_benchmark.logger.PytestBenchmarkWarning")
 
 
-def pytest_generate_tests(metafunc):
-    if {"contender", "workload"} <= set(metafunc.fixturenames):
-        pairs = [
-            (name, workload)
-            for workload in chosen_workloads(metafunc.config)
-            for name in PRESENT
-            if WORKLOADS[workload].rule in CONTENDERS[name].rules
-        ]
-        metafunc.parametrize(("contender", "workload"), pairs, ids=[f"{w}-{name}" for name, w in pairs])
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_group_stats(benchmarks, group_by):
+    """By param:NAME, tests without that parameter are one more group: pytest-benchmark's own would fail."""
+    for name in re.findall(r"param:(\w+)", group_by):
+        for each in benchmarks:
+            each["params"] = {name: None, **(each["params"] or {})}
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    absent = [name for name in CONTENDERS if missing(name)]
-    if absent:
-        terminalreporter.write_line(f"absent, not measured: {', '.join(absent)} (bench/requirements.txt)")
-    rules = {WORKLOADS[workload].rule for workload in chosen_workloads(config)}
-    for rule in sorted(rules):
-        without = [name for name in PRESENT if rule not in CONTENDERS[name].rules]
-        if without:
-            terminalreporter.write_line(f"no {rule}, not measured with it: {', '.join(without)}")
+def pytest_terminal_summary(terminalreporter):
+    """A test that cannot measure something skips itself, saying "what: why"."""
+    found = {}
+    for report in terminalreporter.getreports("skipped"):
+        what, _, why = report.longrepr[2].removeprefix("Skipped: ").partition(": ")
+        found.setdefault(why, {})[what] = None
+    for why, names in found.items():
+        terminalreporter.write_line(f"not measured: {', '.join(names)} ({why})")

@@ -147,7 +147,7 @@ def options(command, doc, arguments, choices):
     if chosen.quick and chosen.save:
         parser.error("--quick is no measurement to keep")
     given = {option: getattr(chosen, option) for option in choices}
-    chosen.everything = not any(some is not None for some in given.values())
+    chosen.everything = all(some is None for some in given.values())
     for option, some in given.items():
         setattr(chosen, option, list(choices[option]) if some is None else some)
     return chosen

@@ -26,5 +26,5 @@ def test_peers_of_8_bits_move_as_float32_does(name):
     try:
         kept = in_new_process(step_peer, name)
     except ImportError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"{name}: {error}")
     assert 2 <= kept <= 2.1
