@@ -26,8 +26,12 @@ class Contender:
     warm_up = 1  # steps before all of them
 
     def __init_subclass__(cls, name=None):
-        if name:
-            CONTENDERS[name] = cls
+        if not name:
+            return
+        if not name.startswith("fastadam") and (others := set(cls.rules).difference(PEER_RULES)):
+            said = f"no peer can have {', '.join(sorted(others))}, which cannot be checked: choose from"
+            raise ValueError(f"{name}: {said} {', '.join(PEER_RULES)}")
+        CONTENDERS[name] = cls
 
     def __init__(self, params, grads, threads, rule="Adam"):
         if rule not in self.rules:
@@ -394,6 +398,11 @@ def check(contender, params, grads, steps):
             expected = kept**steps * start.astype(np.float64) - moves * exact / (np.abs(exact) + EPS)
             close(contender, end, expected, 2e-3 * steps * LR + steps * float(spacing), f"after {steps} steps")
     return check_later(contender, grads, steps, kept) if contender.varies else None
+
+
+def why_absent(error):
+    """What is said of a contender that raised it."""
+    return str(error) if isinstance(error, (ImportError, NotImplementedError)) else f"FAILED: {error}"
 
 
 def close(contender, end, expected, most, when):

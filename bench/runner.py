@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from .limits import LIMITS
-from .peers import CONTENDERS, FastadamSerial, FastadamShared, Nothing, check
+from .peers import CONTENDERS, FastadamSerial, FastadamShared, Nothing, check, why_absent
 from .workers import share_stolen
 
 BLOCK = 0.02  # seconds of work per turn, at least one step
@@ -32,8 +32,7 @@ class Runner:
                 contender = make(self.params, self.grads, threads, workload.rule)
                 contender.run(contender.warm_up)  # compiles and allocates
             except Exception as error:
-                expected = isinstance(error, (ImportError, NotImplementedError))
-                absent[name] = str(error) if expected else f"FAILED: {error}"
+                absent[name] = why_absent(error)
                 continue
             self.contenders[name], self.taken[name], self.steps[name] = contender, contender.warm_up, 1
             once = min(self.turn(name) for _ in range(2 if workload.nbytes < LARGE else 1))
@@ -59,7 +58,7 @@ class Runner:
                 if name not in LIMITS:
                     check(contender, self.params, self.grads, self.taken[name])
             except AssertionError as error:
-                failed[name] = f"FAILED: {error}"
+                failed[name] = why_absent(error)
         self.contenders = self.params = self.grads = None
         return failed
 

@@ -27,6 +27,10 @@ class Workload:
     dtype: type = np.float32
     rule: str = "Adam"  # of RULES
 
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise ValueError(f"{self.name}: there is no rule {self.rule}; choose from {', '.join(RULES)}")
+
     @property
     def size(self):
         return sum(map(math.prod, self.shapes))

@@ -91,7 +91,7 @@ def test_the_example_goes_on_from_its_checkpoint_to_the_last_bit(tmp_path):
 
 
 def test_the_benchmark_of_the_page_checks_its_result(tmp_path):
-    (code,) = code_in("docs/compare-yourself.md")
+    code = code_in("docs/compare-yourself.md")[0]
     names = {}
     exec(code, names)
 
