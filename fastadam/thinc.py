@@ -149,7 +149,7 @@ class Adam(Optimizer):
         found = [x(self.step, key=key, last_score=self.last_score) if callable(x) else x for x in found]
         for (name, below), value in zip([*BELOW.items(), ("lr_scale", math.inf)], [*found, lr_scale], strict=True):
             if not (0 <= value < below or (name == "grad_clip" and value == math.inf)):
-                allowed = "in [0, 1)" if below == 1 else "finite and >= 0"
+                allowed = ">= 0" if name == "grad_clip" else "in [0, 1)" if below == 1 else "finite and >= 0"
                 raise ValueError(f"{name} must be {allowed}, got {value}")
         if (found[2] > 0) != (found[3] > 0):
             raise ValueError(

@@ -312,7 +312,8 @@ class Adapter(torch.optim.Optimizer):
         --------
         >>> import torch, fastadam.torch
         >>> model = torch.nn.Linear(2, 1)
-        >>> end = fastadam.torch.SGD(model.parameters(), lr=0.1).free_gradients_in_backward()
+        >>> opt = fastadam.torch.SGD(model.parameters(), lr=0.1)
+        >>> end = opt.free_gradients_in_backward()
         >>> model(torch.ones(1, 2)).sum().backward()
         >>> model.weight.grad is None
         True

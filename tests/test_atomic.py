@@ -55,15 +55,17 @@ def test_the_warning_is_about_the_line_that_called_an_optimizer(path, monkeypatc
 
 
 def test_where_that_warning_is_an_error_nothing_has_changed(path, monkeypatch):
-    opt = fastadam.Adam(np.ones(1))
-    fastadam.save(path, params=np.ones(1), optimizer=opt)
+    weight = np.ones(1)
+    opt = fastadam.Adam(weight)
+    fastadam.save(path, params=weight, optimizer=opt)
     path.chmod(0o644)
     before = path.read_bytes()
     refuse_modes(monkeypatch, errno.EPERM)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(RuntimeWarning, match="could not be set"):
-            fastadam.save(path, params=np.full(1, 2.0), optimizer=opt)
+            weight[:] = 2.0
+            fastadam.save(path, params=weight, optimizer=opt)
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name] and mode(path) == 0o644
     opt.step(np.ones(1))  # nothing is locked any more
 

@@ -212,7 +212,8 @@ def test_arrays_that_the_optimizer_does_not_step_are_refused_beside_it(tmp_path)
     """A model made anew after its optimizer would be loaded, and then trained without effect."""
     path, model = tmp_path / "c.npz", {"w": np.ones(3), "frozen": np.ones(2)}
     opt = fastadam.SGD({"w": model["w"]}, lr=1.0)
-    fastadam.save(path, params=model, optimizer=opt)  # more than the optimizer has is fine
+    fastadam.save(path, params=model, optimizer=opt)  # more than the optimizer has is fine, in a list, too
+    fastadam.save(tmp_path / "list.npz", params=[model["frozen"], model["w"]], optimizer=fastadam.SGD([model["w"]]))
     remade = {"w": np.zeros(3), "frozen": np.zeros(2)}
     for call in fastadam.load, fastadam.save:
         with pytest.raises(ValueError, match=r"^parameter 'w' is another array than .* opt.rebind\('w', array\)"):
@@ -430,8 +431,8 @@ def test_metadata_that_save_would_not_take_is_not_loaded(tmp_path, metadata):
 
 
 def test_metadata_that_changes_while_it_is_saved_is_that_of_one_moment(path, monkeypatch):
-    metadata, describe = {"epoch": 1}, checkpoint.describe
-    monkeypatch.setattr(checkpoint, "describe", lambda *args: (metadata.update(epoch=2), describe(*args))[1])
+    metadata, entry = {"epoch": 1}, checkpoint.manifest_entry
+    monkeypatch.setattr(checkpoint, "manifest_entry", lambda *args: (metadata.update(epoch=2), entry(*args))[1])
     fastadam.save(path, params=np.ones(1), metadata=metadata)
     assert fastadam.load(path, params=np.ones(1)) == {"epoch": 1}
 

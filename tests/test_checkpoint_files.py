@@ -54,14 +54,14 @@ def test_what_changes_while_it_is_saved_does_not_replace_what_was_saved(path, mo
     array = np.zeros(1000)
     fastadam.save(path, params=array)
     before = path.read_bytes()
-    describe = checkpoint.describe
+    entry = checkpoint.manifest_entry
 
     def change_after(stored, advance):
-        described = describe(stored, advance)
+        made = entry(stored, advance)
         array[500] += 1
-        return described
+        return made
 
-    monkeypatch.setattr(checkpoint, "describe", change_after)
+    monkeypatch.setattr(checkpoint, "manifest_entry", change_after)
     with pytest.raises(ValueError, match="is not what was saved: was it changed by another thread"):
         fastadam.save(path, params=array)
     monkeypatch.undo()
@@ -82,7 +82,7 @@ def test_file_and_folder_are_synced_around_the_renaming(path, monkeypatch):
     assert calls == ["file", "replace", "folder"]
 
 
-@pytest.mark.parametrize(("function", "inside"), [(fastadam.save, "describe"), (fastadam.load, "verify")])
+@pytest.mark.parametrize(("function", "inside"), [(fastadam.save, "manifest_entry"), (fastadam.load, "verify")])
 def test_no_other_thread_steps_while_a_file_is_written_or_read(path, monkeypatch, function, inside):
     weights = {"w": np.ones(3)}
     opt = fastadam.Adam(weights)

@@ -38,7 +38,7 @@ from fastadam.persist.model import (
     params_to_load,
     state_dict_of,
 )
-from fastadam.persist.pieces import BFLOAT16, Place, describe, name_of, verify
+from fastadam.persist.pieces import BFLOAT16, Place, manifest_entry, name_of, verify
 from fastadam.persist.strict_json import as_metadata, parse
 from fastadam.statedict import as_counter
 
@@ -119,7 +119,7 @@ def save(
         if optimizer is not None:
             text["optimizer"] = add_optimizer(arrays, optimizer)
         with bar(sum(array.nbytes for array in arrays.values()), progress, "summing") as advance:
-            text["arrays"] = {name: describe(array, advance) for name, array in arrays.items()}
+            text["arrays"] = {name: manifest_entry(array, advance) for name, array in arrays.items()}
         text["crc32"] = crc_of_text(text)
 
         def write_and_read_back(aside: Path) -> None:

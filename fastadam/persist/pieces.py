@@ -56,7 +56,7 @@ def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
             yield piece.view(np.uint8)
 
 
-def describe(array: np.ndarray, advance: Callable[[int], Any]) -> dict[str, Any]:
+def manifest_entry(array: np.ndarray, advance: Callable[[int], Any]) -> dict[str, Any]:
     """What the text of a checkpoint says about an array."""
     crc = 0
     for piece in pieces(array):
