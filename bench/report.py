@@ -69,9 +69,10 @@ def versus_tables(tables):
         ratios[i] = {"workload": "", "fastadam, ms": row["ms"], "GB/s": round(row["GB/s"], 1), **limits, **ratio}
     yield table(ratios)
     yield (
-        'What was promised. "Measured" is the other\'s time over ours, with its quartiles. A bar of 1 is met if the '
-        'upper quartile reaches it. "A step at the limit" is what it would be if our step took no longer than the '
-        "slower of the two limits, where that is faster:"
+        "What was promised:\n\n"
+        "* *measured*: the other's time over ours, with its quartiles;\n"
+        "* *bar*: how large that had to be. A bar of 1 is met if the upper quartile reaches it;\n"
+        "* *a step at the limit*: the same if our step were as fast as the limits allow, where that is faster."
     )
     yield table([row for row in tables["promises"] if row["verdict"] != "not measured"])
     if "own promises" in tables:
@@ -103,7 +104,7 @@ def rows_tables(tables):
     measured = [row for row in tables["promises"] if row["verdict"] != "not measured"]
     yield table(pivot(measured, ("what",), "table", lambda row: f"{kept(row)}; bar {row['bar']}"))
     if "absent" in tables:
-        said = (f"{row.get('contender', row['table'])} ({row['why']})" for row in tables["absent"])
+        said = (f"{row.get('contender', 'all')} on {row['table']} ({row['why']})" for row in tables["absent"])
         yield f"Not measured: {'; '.join(dict.fromkeys(said))}."
 
 

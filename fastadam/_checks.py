@@ -306,8 +306,8 @@ def copied_at_every_step(grad: np.ndarray, like: np.ndarray, name: str) -> str:
 
 def level_of_caller() -> int:
     """The stacklevel of a warning that should point at the caller of this package, or of torch's or thinc's call."""
-    level, frame, inside = 1, sys._getframe(1), ("fastadam.", "torch.", "thinc.")
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
+    level, frame = 1, sys._getframe().f_back
+    while frame and str(frame.f_globals.get("__name__")).startswith(("fastadam.", "torch.", "thinc.")):
         level, frame = level + 1, frame.f_back
     return level
 

@@ -86,7 +86,7 @@ def as_limit(value: Any, name: str) -> float:
 
 
 def as_nonfinite(value: Any) -> int:
-    if value not in MODES:
+    if not isinstance(value, str) or value not in MODES:
         kind = ValueError if isinstance(value, str) else TypeError
         raise kind(f"nonfinite must be one of {', '.join(map(repr, MODES))}, got {value!r}")
     return MODES.index(value)

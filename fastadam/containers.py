@@ -152,7 +152,9 @@ def join(path, name):
 
 def as_groups(params: Any, options: Iterable[str]) -> tuple[list[Any], bool]:
     """The groups that `params` stands for, and whether it was given as groups."""
-    if isinstance(params, Mapping) and any(has_option(params, name) for name in options):
+    if isinstance(params, Mapping) and any(
+        has_option(params, name) or (name in params and "params" in params) for name in options
+    ):
         raise ValueError(
             f"params has the keys {list(params)}; a group must be in a list: [{{'params': ..., 'lr': ...}}]"
         )
@@ -182,7 +184,11 @@ def has_option(item: Mapping[Any, Any], name: str) -> bool:
 
 
 def holds_arrays(x: Any) -> bool:
-    return isinstance(x, np.ndarray | Mapping) or (isinstance(x, list | tuple) and any(map(holds_arrays, x)))
+    items = x.values() if isinstance(x, Mapping) else x if isinstance(x, list | tuple) else ()
+    try:
+        return isinstance(x, np.ndarray) or any(map(holds_arrays, items))
+    except RecursionError:  # it contains itself
+        return False
 
 
 def split(keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Sequence[int]]]:

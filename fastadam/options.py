@@ -10,6 +10,7 @@ import numpy as np
 
 from fastadam import _core
 from fastadam._names import did_you_mean
+from fastadam._numbers import as_pair
 from fastadam.containers import split
 
 Gradients: TypeAlias = "np.ndarray | np.floating | _core.Rows | Mapping[Any, Gradients] | Iterable[Gradients] | None"
@@ -301,9 +302,9 @@ class Options:
 
 
 def with_own_betas(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters that were checked, with a pair of betas that is nobody else's list."""
+    """Hyper-parameters with a pair of betas that is nobody else's list."""
     betas = values.get("betas", ())
-    return {**values, "betas": tuple(betas)} if "betas" in values and not callable(betas) else dict(values)
+    return {**values, "betas": as_pair(betas)} if "betas" in values and not callable(betas) else dict(values)
 
 
 def as_table(optimizer: Any, defaults: Mapping[str, Any], sizes: list[list[int]]) -> str:

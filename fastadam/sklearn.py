@@ -9,6 +9,7 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import sklearn
 from sklearn import neural_network
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer as StockOptimizer
@@ -83,17 +84,22 @@ class AdamOptimizer(StockOptimizer):
             super().update_params(params, grads)
             return
         params, grads = list(params), list(grads)
-        both = zip(params, grads, strict=False)  # a wrong number is refused below
-        if any(p.dtype == "float32" and getattr(g, "dtype", None) == "float64" for p, g in both):
+        if len(params) == len(grads) and any(map(_must_be_narrowed, params, grads)):
             if not self._warned:
                 warnings.warn(FLOAT64, fastadam.PerformanceWarning, stacklevel=2)
             self._warned = True
-            grads = [g.astype("float32") for g in grads]
+            with np.errstate(all="ignore"):  # what overflows is infinite, as in every step
+                pairs = zip(params, grads, strict=True)
+                grads = [g.astype("float32") if _must_be_narrowed(p, g) else g for p, g in pairs]
         t, betas = self.t + 1, (self.beta_1, self.beta_2)
         options = {"lr": self.learning_rate_init, "betas": betas, "eps": self.epsilon, "threads": self.threads}
         fastadam.adam_update(params, grads, self.ms, self.vs, t, eps_hat=True, **options)
         self.t = t
         self.learning_rate = self.learning_rate_init * math.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
+
+
+def _must_be_narrowed(param: Any, grad: Any) -> bool:
+    return isinstance(grad, np.ndarray) and grad.dtype == "float64" and getattr(param, "dtype", None) == "float32"
 
 
 class _Fast:

@@ -180,7 +180,7 @@ def as_value_and_gradient(pair: Any, x: np.ndarray) -> tuple[float, np.ndarray]:
     try:
         value, gradient = pair
     except (TypeError, ValueError):
-        length = f" of length {len(pair)}" if hasattr(pair, "__len__") else ""
+        length = f" of length {len(pair)}" if isinstance(pair, tuple | list) else ""
         raise TypeError(f"f must return a pair (value, gradient), got a {type(pair).__name__}{length}") from None
     gradient = np.asarray(gradient)
     if gradient.dtype.kind not in "iuf":

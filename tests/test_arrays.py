@@ -1,6 +1,8 @@
 """Promise 4: refuse, never corrupt. What arrays may be, and proof that a refusal changes nothing."""
 
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -333,6 +335,26 @@ def test_converted_gradients_do_not_mix_up_groups():
             reference.adam_update(twin[0], grad, *twin[1:], step, lr=lr)
     for p, twin in zip(params, twins, strict=True):
         assert_same_bits(p, twin[0])
+
+
+@pytest.mark.filterwarnings("ignore::fastadam.PerformanceWarning")
+@pytest.mark.parametrize("names", [{}, {"__name__": None}])
+def test_a_warning_needs_no_module_that_it_can_point_at(names):
+    p, grad, m, v = ones(3), np.ones(3), np.zeros(3, np.float32), np.zeros(3, np.float32)
+    exec("update(p, grad, m, v, 1)", {"update": fastadam.adam_update, "p": p, "grad": grad, "m": m, "v": v} | names)
+    assert (p < 1).all()
+
+
+def test_a_warning_needs_no_python_code_that_called():
+    code = """
+import atexit, numpy as np, fastadam
+p, m, v = np.ones(2, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)
+atexit.register(lambda: print(p))
+atexit.register(fastadam.adam_update, p, np.ones(2), m, v, 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[0.999 0.999]\n", done.stderr
+    assert "PerformanceWarning: grad is copied" in done.stderr
 
 
 def test_gradient_too_large_for_the_type_becomes_infinite():

@@ -214,6 +214,9 @@ def test_arrays_that_the_optimizer_does_not_step_are_refused_beside_it(tmp_path)
     opt = fastadam.SGD({"w": model["w"]}, lr=1.0)
     fastadam.save(path, params=model, optimizer=opt)  # more than the optimizer has is fine, in a list, too
     fastadam.save(tmp_path / "list.npz", params=[model["frozen"], model["w"]], optimizer=fastadam.SGD([model["w"]]))
+    rows = fastadam.SGD({"w": model["w"][1:]})  # a part of an array
+    fastadam.save(tmp_path / "rows.npz", params=model, optimizer=rows)
+    fastadam.load(tmp_path / "rows.npz", params=model, optimizer=rows)
     remade = {"w": np.zeros(3), "frozen": np.zeros(2)}
     for call in fastadam.load, fastadam.save:
         with pytest.raises(ValueError, match=r"^parameter 'w' is another array than .* opt.rebind\('w', array\)"):

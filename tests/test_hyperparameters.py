@@ -248,7 +248,9 @@ def test_hyper_parameters_are_not_attributes():
     opt.threads = 2
 
 
-@pytest.mark.parametrize("params", [{"params": [ones()], "lr": 0.1}, {"lr": 0.1}])
+@pytest.mark.parametrize(
+    "params", [{"params": [ones()], "lr": 0.1}, {"lr": 0.1}, {"params": ones(), "lr": ones()[0:1]}]
+)
 def test_group_outside_a_list_is_explained(params):
     with pytest.raises(ValueError, match="a group must be in a list"):
         fastadam.Adam(params)
@@ -269,12 +271,28 @@ def test_what_is_no_group_among_groups_is_named():
         fastadam.Adam([ones(), {"params": ones()}])
 
 
+def test_a_list_that_contains_itself_is_no_array_of_a_model():
+    loop = []
+    loop.append(loop)
+    with pytest.raises(ValueError, match="a group must be in a list"):
+        fastadam.Adam({"lr": loop})
+
+
+@pytest.mark.parametrize("value", [1, None, np.array("raise"), np.array(["raise", "skip"])])
+def test_a_mode_is_one_of_three_words(value):
+    with pytest.raises(TypeError, match=r"^nonfinite must be one of 'propagate', 'raise', 'skip', got "):
+        fastadam.Adam(ones(), nonfinite=value)
+
+
 def test_betas_are_read_as_steps_read_them():
     opt = fastadam.Adam([{"params": ones()}, {"params": ones()}])
     for betas in [0.9, 0.999], np.array([0.9, 0.999]):
         opt.param_groups[1]["betas"] = betas
         opt.step([ones(), ones()])
         assert opt.betas == (0.9, 0.999)
+    opt.param_groups[1]["betas"] = 5
+    with pytest.raises(TypeError, match=r"^betas must be a pair of numbers, \(beta1, beta2\), got 5$"):
+        opt.betas  # noqa: B018
     del opt.param_groups[1]["lr"]
     with pytest.raises(ValueError, match=r"param_groups\[1\] has lost its lr; set"):
         opt.lr  # noqa: B018

@@ -356,7 +356,7 @@ def plan_load(
             if saved["class"] != kind:
                 raise ValueError(f"{file!r} has the state of {saved['class']}, not of {kind}")
             keys = [str(key) for key in optimizer.state]
-            counts = [group["count"] for group in saved["groups"]]
+            counts = [as_counter(group["count"], "a count") for group in saved["groups"]]
             expected = [len(group["params"]) for group in optimizer.param_groups]
             if sorted(saved["keys"]) != sorted(keys):
                 raise ValueError(f"{file!r} has the parameters {saved['keys']}, the optimizer {keys}")

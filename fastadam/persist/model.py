@@ -1,5 +1,6 @@
 """From a model and its optimizer to arrays and a text, and back."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -139,12 +140,17 @@ def check_are_stepped(leaves: list[tuple[Any, Any]], optimizer: Optimizer | None
     """Raise if the optimizer steps an array that params has not, though its key: training would not change params."""
     if optimizer is None:
         return
-    places = {byte_bounds(array)[0] for _, array in leaves}
+    begins, ends = zip(*sorted(byte_bounds(array) for _, array in leaves), strict=True)
+    last = [*accumulate(ends, max)]
     arrays = [array for group in optimizer.param_groups for array in group["params"]]
     stepped = dict(zip(optimizer.state, arrays, strict=True))
     for key, _ in leaves:
         other = stepped.get(key)
-        if other is not None and other.size and byte_bounds(other)[0] not in places:
+        if other is None or other.size == 0:
+            continue
+        begin, end = byte_bounds(other)
+        before = bisect_left(begins, end)  # so many arrays of params begin before its end
+        if before == 0 or last[before - 1] <= begin:
             raise ValueError(
                 f"parameter {key!r} is another array than the one that the optimizer steps; opt.rebind({key!r}, array) "
                 "gives it yours. To use both as they are, call once with params and once with optimizer"

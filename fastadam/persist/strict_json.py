@@ -4,8 +4,6 @@ import json
 import math
 from typing import Any
 
-import numpy as np
-
 METADATA_SIZE, METADATA_DEPTH = 1 << 20, 100  # bytes as JSON, and levels: within what every parser takes
 
 
@@ -59,8 +57,8 @@ def check_json(value: Any, place: tuple[Any, ...], level: int, left: list[int]) 
     elif isinstance(value, int) and value.bit_length() > 14_000:  # Python reads no more than 4300 digits
         raise ValueError(f"{named(place)} is an int of more than 4000 digits; use hex(...)")
     elif value is not None and not isinstance(value, str | float | int):
-        arrays = isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__")
-        way_out = "" if not arrays else "; use .tolist()" if np.ndim(value) else "; use .item()"
+        is_array = hasattr(type(value), "__array__")
+        way_out = "" if not is_array else "; use .tolist()" if getattr(value, "ndim", 0) else "; use .item()"
         raise TypeError(
             f"{named(place)} is a {type(value).__name__}; JSON holds dict, list, str, int, float, bool and None"
             f"{way_out}"
