@@ -21,6 +21,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("bench needs pytest-benchmark: python -m pip install -e '.[bench]'")
+    if not config.getoption("--workloads", default=QUICK):
+        raise pytest.UsageError("--workloads=none leaves nothing to measure; choose some, or all")
     # Its warnings are no errors, as that there is nothing to compare with yet. Now, and when pytest sets filters again:
     warnings.simplefilter("default", import_module("pytest_benchmark.logger").PytestBenchmarkWarning)
     config.addinivalue_line("filterwarnings", "default::pytest_benchmark.logger.PytestBenchmarkWarning")
