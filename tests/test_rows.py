@@ -528,7 +528,7 @@ def test_rows_that_another_thread_changes_are_read_once():
     rows, grads, done = good.copy(), np.ones(given, np.float32), threading.Event()
 
     def change():
-        for values in itertools.cycle([bad, good]):
+        for values in itertools.cycle([bad, good, good, good]):  # good for longer, so that steps begin with them
             np.copyto(rows, values)  # without the GIL
             if done.is_set():
                 return
@@ -537,13 +537,13 @@ def test_rows_that_another_thread_changes_are_read_once():
     thread.start()
     outcomes = collections.Counter()
     try:
-        for _ in range(60):
+        for _ in range(1000):
             try:
                 opt.step_rows(0, rows, grads)
                 outcomes["stepped"] += 1
             except IndexError:
                 outcomes["refused"] += 1
-            if min(outcomes["stepped"], outcomes["refused"]) >= 10:
+            if outcomes["stepped"] >= 25 and outcomes["refused"] >= 10:
                 break
     finally:
         done.set()
