@@ -62,7 +62,8 @@ def show_checkpoint(path):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for group in found["param_groups"]:
         values = ", ".join(f"{printable(name)}={value!r}" for name, value in group.items() if name != "params")
-        print(f"hyper-parameters of {len(group['params'])} arrays: {values}")
+        scheduled = "" if "lr" in group else "lr from a schedule, "
+        print(f"hyper-parameters of {len(group['params'])} arrays: {scheduled}{values}")
     print(f"metadata: {json.dumps(found['metadata'])}")
 
 

@@ -124,7 +124,7 @@ class Structure:
     def __init__(self, trees: Sequence[Tree], order: list[int] | None, grouped: bool) -> None:
         self.trees, self.order, self.began_grouped = trees, order, grouped
         is_grouped = grouped or len(trees) != 1
-        self.whole = Tree(Top, None, trees, "group of the optimizer") if is_grouped else trees[0]
+        self.whole = Tree(Top, None, trees, "container that the optimizer was given") if is_grouped else trees[0]
         # The length of a list of gradients that `flatten` would return as it is; -1 if there is none.
         is_list = self.whole.is_flat and self.whole.names is None and order is None
         self.flat = len(self.whole.children) if is_list else -1

@@ -181,12 +181,12 @@ class Optimizer(Saving):
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters, with fresh state, and hyper-parameters of their own.
 
-        From then on `step` takes a list with one entry per group.
+        From then on `step` takes a list: the container of the constructor, or its groups, then each added group.
 
         Parameters
         ----------
         group : dict
-            "params" and, where they differ from the constructor's, hyper-parameters.
+            "params" and, where they differ from the constructor's, hyper-parameters. `overrides` are not for it.
 
         Raises
         ------

@@ -212,10 +212,14 @@ def match_groups(
         if saved_names is not None:
             check_kind(saved_names, list | tuple, f"{where}['param_names']")
         if saved_names is not None and list(saved_names) != names:
-            raise ValueError(
-                f"{where} has the param_names {saved_names}, the optimizer {names}; to go by position "
-                "instead, delete 'param_names' from it"
-            )
+            named = all(isinstance(name, Hashable) for name in saved_names) and len(saved_names) == count
+            place = dict(zip(saved_names, saved_params, strict=True)) if named else {}
+            if place.keys() != set(names):
+                raise ValueError(
+                    f"{where} has the param_names {saved_names}, the optimizer {names}; to go by position "
+                    "instead, delete 'param_names' from it"
+                )
+            saved_params = [place[name] for name in names]
         foreign = [name for name in saved if name in _core.HYPER_PARAMETERS and name not in ours]
         if foreign:
             raise ValueError(f"{where} is of another optimizer: it has {', '.join(foreign)}; known are {list(ours)}")
@@ -423,8 +427,8 @@ def leave_out(kept: set[str], saved: dict[str, Any], where: str) -> None:
     if "ema" in kept:
         raise ValueError(
             f"{where} has an average of the parameter (ema), and this optimizer keeps none: make it with ema_decay. "
-            "To go on without averages, delete 'ema' from each entry of the state_dict() of such an optimizer, and "
-            "load that"
+            "To go on without averages, load into such an optimizer, delete 'ema' from each entry of its state_dict(), "
+            "and load that here"
         )
     pending = as_counter(saved.get("grad_count", 0), f"{where}['grad_count']")
     if pending:

@@ -65,6 +65,11 @@ def test_inspect_prints_what_is_in_a_checkpoint(capsys, path):
     assert lines[4:] == ['metadata: {"epoch": 3}']
 
 
+def test_inspect_says_that_a_rate_was_a_schedule(capsys, path):
+    fastadam.SGD(np.ones(2), lr=lambda count: 0.5).save(path)
+    assert "hyper-parameters of 1 arrays: lr from a schedule, momentum=0.0, " in printed(capsys, "inspect", str(path))
+
+
 def test_inspect_of_parameters_or_an_optimizer_alone(capsys, path):
     fastadam.save(path, params={"w": np.ones(3)})
     assert printed(capsys, "inspect", str(path)).splitlines() == [

@@ -170,7 +170,7 @@ def test_container_that_holds_itself_is_an_error_not_a_crash():
 def test_gradients_of_groups_are_asked_for_as_one_for_each_group():
     opt = fastadam.SGD({"a": np.ones(2)})
     opt.add_param_group({"params": {"b": np.ones(2)}})
-    with pytest.raises(TypeError, match="must be a sequence, one item for each group of the optimizer, got a dict"):
+    with pytest.raises(TypeError, match="one item for each container that the optimizer was given, got a dict"):
         opt.step({"a": np.ones(2)})
 
 

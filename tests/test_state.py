@@ -146,6 +146,15 @@ def test_state_dict_has_torchs_layout(trained):
     assert group["lr"] == 0.05 and group["decoupled_weight_decay"] and group["amsgrad"]
 
 
+def test_names_in_another_order_load_by_name():
+    one, other = {"a": np.zeros(2), "b": np.zeros(2)}, {"b": np.zeros(2), "a": np.zeros(2)}
+    saved, loaded = fastadam.Adam(one), fastadam.Adam(other)
+    saved.step({"a": np.ones(2), "b": np.full(2, 100.0)})
+    loaded.load_state_dict(saved.state_dict())
+    assert (loaded.state["a"]["exp_avg"] == saved.state["a"]["exp_avg"]).all()
+    assert (loaded.state["b"]["exp_avg"] == 100.0 * loaded.state["a"]["exp_avg"]).all()
+
+
 def test_state_dict_numbers_run_over_groups():
     opt = fastadam.Adam([{"params": [np.ones(1), np.ones(2)]}, {"params": {"x": np.ones(3)}}])
     groups = opt.state_dict()["param_groups"]
@@ -391,7 +400,9 @@ def break_group(change):
         (lambda saved: saved["state"].update({1: None}), TypeError, r"parameter 'b'\) must be a dict, got a NoneType"),
         (lambda saved: saved["state"].update({1: {"step": 5}}), ValueError, r"parameter 'b'\) has the keys \['step'\]"),
         (break_group(lambda g: g["params"].pop()), ValueError, "has 1 parameters"),
-        (break_group(lambda g: g.update(param_names=["b", "W"])), ValueError, "delete 'param_names'"),
+        (break_group(lambda g: g.update(param_names=["b", "V"])), ValueError, "delete 'param_names'"),
+        (break_group(lambda g: g.update(param_names=["W", "W"])), ValueError, "delete 'param_names'"),
+        (break_group(lambda g: g.update(param_names=["W", []])), ValueError, "delete 'param_names'"),
         (break_group(lambda g: g.update(momentum=0.9)), ValueError, "of another optimizer: it has momentum"),
         (break_group(lambda g: g.update(param_names=5)), TypeError, r"\['param_names'\] must be a list, got a int"),
         (break_group(lambda g: g.update(params=[0, [1]])), TypeError, r"\['params'\] must list .*, got a list"),

@@ -152,8 +152,9 @@ def check_are_stepped(leaves: list[tuple[Any, Any]], optimizer: Optimizer | None
         before = bisect_left(begins, end)  # so many arrays of params begin before its end
         if before == 0 or last[before - 1] <= begin:
             raise ValueError(
-                f"parameter {key!r} is another array than the one that the optimizer steps; opt.rebind({key!r}, array) "
-                "gives it yours. To use both as they are, call once with params and once with optimizer"
+                f"parameter {key!r} is another array than the one that the optimizer steps under this key; make the "
+                "optimizer with the arrays of params, or give it each by opt.rebind(key, array). To use both as they "
+                "are, call once with params and once with optimizer"
             )
 
 
