@@ -154,22 +154,21 @@ def options(command, doc, arguments, choices):
 
 
 def run(command, module, arguments):
-    """Print, and save, the tables that the module measures, row by row: `measure(options)` yields (name, rows)."""
+    """Print the tables that the module measures, row by row, and save them: `measure(options)` yields (name, rows)."""
     chosen = options(command, module.__doc__, arguments, getattr(module, "CHOICES", {}))
     print(f"{machine()}\nRatios are medians of rounds (lower to upper quartile); --help says of what.", flush=True)
-    tables, printed, failed = {}, None, False
+    tables, printed = {}, None
     for name, rows in module.measure(chosen):
         for row in rows:
             head = printed != (name, list(row))
             print("\n" * head + "\n".join(lines([row], head)), flush=True)
             printed = name, list(row)
             tables.setdefault(name, []).append(row)
-        failed = any(row["why"].startswith("FAILED") for row in tables.get("absent", ()))
-        if chosen.save and not failed:
-            path = [*sys.path, *map(str, PEERS.glob("*"))]
-            installed = {found.name.lower(): found.version for found in distributions(path=path)}
-            versions = {package: installed[package] for package in PACKAGES if package in installed}
-            about = {"machine": machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
-            write(chosen.save, about, tables)
-    if failed:
+    if any(row["why"].startswith("FAILED") for row in tables.get("absent", ())):
         raise SystemExit("a contender failed")
+    if chosen.save:
+        path = [*sys.path, *map(str, PEERS.glob("*"))]
+        installed = {found.name.lower(): found.version for found in distributions(path=path)}
+        versions = {package: installed[package] for package in PACKAGES if package in installed}
+        about = {"machine": machine(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
+        write(chosen.save, about, tables)

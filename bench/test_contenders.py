@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from . import peers, row_peers, rows
-from .results import run
+from . import peers, results, row_peers, rows
 from .workloads import Table, Workload
 
 PAGE = Path(__file__).parent.parent / "docs" / "compare-yourself.md"
@@ -73,18 +72,26 @@ def test_others_on_rows_are_measured_beside_one_that_fails(monkeypatch, kind, wh
     assert absent.keys() == {"wrong"} and absent["wrong"].startswith(f"FAILED: {why}")
 
 
-def test_a_failure_is_told_after_all_tables(capsys):
+@pytest.mark.parametrize("why", ["FAILED: off", "it has no AdamW"])
+def test_a_failure_is_told_after_all_tables_and_nothing_is_saved(capsys, monkeypatch, tmp_path, why):
     class Module:
         """Of two contenders."""
 
         @staticmethod
         def measure(chosen):
-            yield "absent", [{"contender": "a", "why": "FAILED: off"}]
             yield "steps", [{"contender": "b", "ms": 1}]
+            yield "absent", [{"contender": "a", "why": why}]
+            yield "promises", [{"what": "c", "bar": 1}]
 
-    with pytest.raises(SystemExit, match="a contender failed"):
-        run("some", Module, [])
-    assert capsys.readouterr().out.endswith("| b | 1 |\n")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    if why.startswith("FAILED"):
+        with pytest.raises(SystemExit, match="a contender failed"):
+            results.run("some", Module, ["--save"])
+        assert results.load("some") is None
+    else:
+        results.run("some", Module, ["--save"])
+        assert results.load("some")["tables"].keys() == {"steps", "absent", "promises"}
+    assert capsys.readouterr().out.endswith("| c | 1 |\n")
 
 
 def test_there_are_no_other_rules():

@@ -40,7 +40,7 @@ def has_arrays(x: Any) -> bool:
     """Is it no array itself, and has it arrays as attributes?"""
     try:
         return not hasattr(type(x), "__array__") and any(map(holds_arrays, vars(x).values()))
-    except TypeError:  # it has no attributes of its own
+    except (TypeError, RecursionError):  # it has no attributes of its own, or they contain themselves
         return False
 
 

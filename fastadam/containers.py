@@ -180,15 +180,15 @@ def is_group(item: Any, options: Iterable[str]) -> bool:
 
 def has_option(item: Mapping[Any, Any], name: str) -> bool:
     """Has it an option of this name, and not arrays that a model calls so ("alpha")?"""
-    return name in item and not holds_arrays(item[name])
+    try:
+        return name in item and not holds_arrays(item[name])
+    except RecursionError:  # it contains itself
+        return True
 
 
 def holds_arrays(x: Any) -> bool:
     items = x.values() if isinstance(x, Mapping) else x if isinstance(x, list | tuple) else ()
-    try:
-        return isinstance(x, np.ndarray) or any(map(holds_arrays, items))
-    except RecursionError:  # it contains itself
-        return False
+    return isinstance(x, np.ndarray) or any(map(holds_arrays, items))
 
 
 def split(keys: list[Any], overrides: Mapping[str, Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Sequence[int]]]:

@@ -212,7 +212,7 @@ def match_groups(
         if saved_names is not None:
             check_kind(saved_names, list | tuple, f"{where}['param_names']")
         if saved_names is not None and list(saved_names) != names:
-            named = all(isinstance(name, Hashable) for name in saved_names) and len(saved_names) == count
+            named = len(saved_names) == count and all(name in names for name in saved_names)
             place = dict(zip(saved_names, saved_params, strict=True)) if named else {}
             if place.keys() != set(names):
                 raise ValueError(

@@ -272,10 +272,12 @@ def test_what_is_no_group_among_groups_is_named():
 
 
 def test_a_list_that_contains_itself_is_no_array_of_a_model():
-    loop = []
-    loop.append(loop)
-    with pytest.raises(ValueError, match="a group must be in a list"):
-        fastadam.Adam({"lr": loop})
+    loop, names = [], {}
+    loop += [loop, loop]
+    names |= {"lr": names, "eps": names}
+    for params in {"lr": loop}, names:
+        with pytest.raises(ValueError, match="a group must be in a list"):
+            fastadam.Adam(params)
 
 
 @pytest.mark.parametrize("value", [1, None, np.array("raise"), np.array(["raise", "skip"])])

@@ -402,7 +402,7 @@ def break_group(change):
         (break_group(lambda g: g["params"].pop()), ValueError, "has 1 parameters"),
         (break_group(lambda g: g.update(param_names=["b", "V"])), ValueError, "delete 'param_names'"),
         (break_group(lambda g: g.update(param_names=["W", "W"])), ValueError, "delete 'param_names'"),
-        (break_group(lambda g: g.update(param_names=["W", []])), ValueError, "delete 'param_names'"),
+        (break_group(lambda g: g.update(param_names=["W", ("b", [])])), ValueError, "delete 'param_names'"),
         (break_group(lambda g: g.update(momentum=0.9)), ValueError, "of another optimizer: it has momentum"),
         (break_group(lambda g: g.update(param_names=5)), TypeError, r"\['param_names'\] must be a list, got a int"),
         (break_group(lambda g: g.update(params=[0, [1]])), TypeError, r"\['params'\] must list .*, got a list"),
