@@ -1,13 +1,22 @@
 """Promise 4: refuse, never corrupt. What arrays may be, and proof that a refusal changes nothing."""
 
 import re
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
-from helpers import BAD_LAYOUTS, NOT_ARRAYS, WRONG_DTYPES, N, assert_same_bits, ones, snapshot, strided, unchanged
+from helpers import (
+    BAD_LAYOUTS,
+    NOT_ARRAYS,
+    WRONG_DTYPES,
+    N,
+    assert_same_bits,
+    ones,
+    run_python,
+    snapshot,
+    strided,
+    unchanged,
+)
 
 import fastadam
 from fastadam import reference
@@ -352,7 +361,7 @@ p, m, v = np.ones(2, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float3
 atexit.register(lambda: print(p))
 atexit.register(fastadam.adam_update, p, np.ones(2), m, v, 1)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.stdout == "[0.999 0.999]\n", done.stderr
     assert "PerformanceWarning: grad is copied" in done.stderr
 
