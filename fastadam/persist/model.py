@@ -137,7 +137,7 @@ def params_to_load(
 
 
 def check_are_stepped(leaves: list[tuple[Any, Any]], optimizer: Optimizer | None) -> None:
-    """Raise if the optimizer steps an array that params has not, though its key: training would not change params."""
+    """Raise if params has a key of the optimizer, but not the array stepped under it: it would not be trained."""
     if optimizer is None:
         return
     begins, ends = zip(*sorted(byte_bounds(array) for _, array in leaves), strict=True)
